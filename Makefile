@@ -1,0 +1,67 @@
+# What a person types: `make test`, `make lint`. Each sets up what it needs and no more:
+# a virtual environment in .venv, and Debian's packages where a program is missing.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PYTEST_ARGS ?=
+
+# The programs that the tests run as peers, each with the package that Debian has it in.
+PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:nbdkit \
+	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils
+
+# A test file that needs pytest imports it; trial runs all the others.
+TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
+
+.PHONY: help test trial lint format coverage clean
+.DELETE_ON_ERROR:
+
+help:
+	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
+	@echo 'make trial     run those that need nothing of pytest, under trial'
+	@echo 'make lint      ruff, its format, and mypy --strict'
+	@echo 'make format    let ruff mend what it can'
+	@echo 'make coverage  the tests again, and which branches they did not take'
+	@echo 'make clean     remove everything that was made here, .venv too'
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' \
+		|| { echo 'flexmigrate needs Python 3.10 or newer; try make PYTHON=/path/to/python3' >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || .ci/need +python3-venv
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: pyproject.toml | $(BIN)/python
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable .
+	@touch $@
+
+$(VENV)/.developing: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+test: $(VENV)/.developing
+	@.ci/need $(PEERS)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+trial: $(VENV)/.developing
+	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+
+lint: $(VENV)/.developing
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.developing
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+coverage: $(VENV)/.developing
+	@.ci/need $(PEERS)
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PYTEST_ARGS)
+	$(BIN)/coverage combine
+	$(BIN)/coverage report
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info _trial_temp* .coverage* htmlcov \
+		.hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
