@@ -1,0 +1,268 @@
+"""The client's side of the negotiation: ask for the best, and go on with what there is.
+
+The law of this file: two tables have the options that are asked for, in order, one to reach the
+transmission phase and one to list the exports; ``asking`` walks through them. A server that doesn't
+know an option is not at fault. One that won't give what the wish insists on is left (REFUSED), and
+so is one that breaks a rule (VIOLATION). Opening the connection, TLS itself, and the clock that
+ends a slow negotiation belong to the caller.
+
+Specification: proto.md, "Handshake", "Option types"; EXTENDED_HEADERS from the branch
+extension-ext-header.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from flexmigrate.errors import RemoteProtocolError
+from flexmigrate.wire import frames
+from flexmigrate.wire.agreement import (
+    DEFAULT_BLOCK_SIZES,
+    Agreement,
+    Close,
+    CloseKind,
+    Event,
+    ExportInfo,
+    Listed,
+    Ready,
+    Send,
+    StartTLS,
+    TLSMode,
+    block_size_fault,
+)
+from flexmigrate.wire.asking import STARTTLS, Asking, Step, Wish
+from flexmigrate.wire.constants import (
+    MAX_EXPORT_SIZE,
+    MAX_QUERIES,
+    Info,
+    Option,
+    OptionReply,
+    TransmissionFlag,
+)
+
+__all__ = [
+    "Agreement",
+    "ClientHandshake",
+    "Close",
+    "CloseKind",
+    "Event",
+    "ExportInfo",
+    "ListHandshake",
+    "Listed",
+    "Ready",
+    "Send",
+    "StartTLS",
+    "TLSMode",
+    "Wish",
+]
+
+
+class ClientHandshake(Asking):
+    """One connection's negotiation, as a client that wants to use an export."""
+
+    def __init__(self, wish: Wish | None = None) -> None:
+        super().__init__(wish or Wish(), _TRANSMISSION)
+        self._structured = False
+        self._extended = False
+        self._contexts: dict[int, str] = {}
+        self._name = self._wish.name
+        self._description = ""
+        self._size: int | None = None
+        self._flags = TransmissionFlag(0)
+        self._block_sizes = DEFAULT_BLOCK_SIZES
+
+    # Servers without options
+
+    def _oldstyle(self, frame: bytes) -> None:
+        if self._wish.tls is TLSMode.REQUIRE:
+            self._close("TLS is required, and the server is oldstyle: it has none", _REFUSED)
+        elif self._wish.name:
+            self._close("the server is oldstyle: its export has no name", _REFUSED)
+        else:
+            self._enter(*frames.OLDSTYLE_REST.unpack(frame))
+
+    def _plain_newstyle(self) -> None:
+        self._ask_by_name()
+
+    def _ask_by_name(self) -> None:
+        """Ask for the export in the old way; a server that refuses just closes the connection."""
+        layout = frames.EXPORT if self._no_zeroes else frames.EXPORT_PADDED
+        self._send(frames.option(Option.EXPORT_NAME, frames.encode_string(self._wish.name)))
+        self._expect(layout.size, lambda frame: self._enter(*layout.unpack(frame)))
+
+    def _enter(self, size: int, flags: int) -> None:
+        self._take_export(size, flags)
+        self._finish()
+
+    # Chunks, headers, contexts
+
+    def _extended_request(self) -> bytes | None:
+        return b"" if self._wish.structured and self._wish.extended else None
+
+    def _extended_acknowledged(self) -> None:
+        self._structured = self._extended = True
+        self._ask_next()
+
+    def _structured_request(self) -> bytes | None:
+        return b"" if self._wish.structured and not self._extended else None
+
+    def _structured_acknowledged(self) -> None:
+        self._structured = True
+        self._ask_next()
+
+    def _contexts_request(self) -> bytes | None:
+        if not (self._structured and self._wish.contexts):
+            return None
+        return frames.context_request(self._wish.name, self._wish.contexts)
+
+    def _context(self, data: bytes) -> None:
+        number, name = frames.parse_context_entry(data)
+        if number in self._contexts:
+            raise RemoteProtocolError(f"two meta contexts with the id {number}")
+        if len(self._contexts) == MAX_QUERIES:
+            raise RemoteProtocolError(f"more than {MAX_QUERIES} meta contexts")
+        self._contexts[number] = name
+
+    def _contexts_refused(self, error: int, text: str) -> None:
+        # What came before the error doesn't count ("Option types", LIST_META_CONTEXT).
+        self._contexts.clear()
+        self._ask_next()
+
+    # The export
+
+    def _go_request(self) -> bytes:
+        return frames.export_request(self._wish.name, [Info.BLOCK_SIZE])
+
+    def _go_refused(self, error: int, text: str) -> None:
+        # With extended headers agreed on, EXPORT_NAME may not be used.
+        if error == OptionReply.ERR_UNSUP and not self._extended:
+            self._ask_by_name()
+        else:
+            self._give_up(text)
+
+    def _info(self, data: bytes) -> None:
+        if len(data) < frames.U16.size:
+            raise RemoteProtocolError("an INFO reply without a type")
+        (kind,) = frames.U16.unpack_from(data)
+        take = _INFOS.get(kind)
+        if take is not None:
+            take(self, data)
+
+    def _info_export(self, data: bytes) -> None:
+        _, size, flags = frames.parse_fixed(frames.INFO_EXPORT, data)
+        self._take_export(size, flags)
+
+    def _info_name(self, data: bytes) -> None:
+        self._name = frames.decode_string(data[frames.U16.size :])
+
+    def _info_description(self, data: bytes) -> None:
+        self._description = frames.display_text(data[frames.U16.size :])
+
+    def _info_block_size(self, data: bytes) -> None:
+        _, minimum, preferred, maximum = frames.parse_fixed(frames.INFO_BLOCK_SIZE, data)
+        fault = block_size_fault((minimum, preferred, maximum))
+        if fault is not None:
+            raise RemoteProtocolError(fault)
+        self._block_sizes = (minimum, preferred, maximum)
+
+    def _take_export(self, size: int, flags: int) -> None:
+        if size > MAX_EXPORT_SIZE:
+            raise RemoteProtocolError(f"an export of {size} bytes")
+        self._size = size
+        # Flags that are unknown, and in oldstyle the upper half, are to be ignored.
+        self._flags = TransmissionFlag(flags & _KNOWN_FLAGS)
+
+    def _finish(self) -> None:
+        if self._size is None:
+            raise RemoteProtocolError("GO acknowledged without a word about the export")
+        export = ExportInfo(
+            self._name, self._size, self._flags, self._description, self._block_sizes, ()
+        )
+        self._ready(
+            Agreement(
+                export,
+                structured=self._structured,
+                extended=self._extended,
+                contexts=tuple(self._contexts.items()),
+                tls=self._tls_is_up,
+            )
+        )
+
+
+class ListHandshake(Asking):
+    """One connection's negotiation, as a client that asks which exports there are, and leaves.
+
+    Of the wish only *tls* counts.
+    """
+
+    def __init__(self, wish: Wish | None = None) -> None:
+        super().__init__(wish or Wish(), _LISTING)
+        self._exports: list[tuple[str, str]] = []
+
+    def _oldstyle(self, frame: bytes) -> None:
+        self._close("the server is oldstyle: it has one export, without a name", _REFUSED)
+
+    def _plain_newstyle(self) -> None:
+        self._close("the server is too old to list its exports", _REFUSED)
+
+    def _list_request(self) -> bytes:
+        return b""
+
+    def _entry(self, data: bytes) -> None:
+        self._exports.append(frames.parse_export_entry(data))
+
+    def _listed(self) -> None:
+        self._send(frames.option(Option.ABORT))
+        self._events.append(Listed(tuple(self._exports)))
+        self._close("the exports are listed", CloseKind.ENDED)
+
+    def _list_refused(self, error: int, text: str) -> None:
+        self._give_up(text)
+
+
+_REFUSED = CloseKind.REFUSED
+_KNOWN_FLAGS = sum(flag.value for flag in TransmissionFlag)
+
+# The details of an export that are understood; others are to be ignored.
+_INFOS: dict[int, Callable[[ClientHandshake, bytes], None]] = {
+    Info.EXPORT: ClientHandshake._info_export,
+    Info.NAME: ClientHandshake._info_name,
+    Info.DESCRIPTION: ClientHandshake._info_description,
+    Info.BLOCK_SIZE: ClientHandshake._info_block_size,
+}
+
+_TRANSMISSION = {
+    Option.STARTTLS: STARTTLS,
+    Option.EXTENDED_HEADERS: Step(
+        ClientHandshake._extended_request,
+        ClientHandshake._extended_acknowledged,
+        ClientHandshake._ask_next,
+    ),
+    Option.STRUCTURED_REPLY: Step(
+        ClientHandshake._structured_request,
+        ClientHandshake._structured_acknowledged,
+        ClientHandshake._ask_next,
+    ),
+    Option.SET_META_CONTEXT: Step(
+        ClientHandshake._contexts_request,
+        ClientHandshake._ask_next,
+        ClientHandshake._contexts_refused,
+        {OptionReply.META_CONTEXT: ClientHandshake._context},
+    ),
+    Option.GO: Step(
+        ClientHandshake._go_request,
+        ClientHandshake._finish,
+        ClientHandshake._go_refused,
+        {OptionReply.INFO: ClientHandshake._info},
+    ),
+}
+
+_LISTING = {
+    Option.STARTTLS: STARTTLS,
+    Option.LIST: Step(
+        ListHandshake._list_request,
+        ListHandshake._listed,
+        ListHandshake._list_refused,
+        {OptionReply.SERVER: ListHandshake._entry},
+    ),
+}

@@ -1,0 +1,154 @@
+"""The engine of a negotiation, the same for both roles: bytes in, events out.
+
+The law of this file: it decides when a frame is whole, who takes it, and which call is allowed in
+which phase. It knows no option and no role. What it holds is bounded: one frame that is not whole
+yet, which its taker has bounded, beside the bytes of the call under way.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import Enum
+from typing import TypeAlias
+
+from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
+from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
+
+Bytes: TypeAlias = "bytes | bytearray | memoryview"
+
+
+class Phase(Enum):
+    """The life of a negotiation; the values complete the sentence "this can't be done ..."."""
+
+    NEW = "before the greeting"
+    HAGGLING = "while haggling"
+    STARTING_TLS = "while TLS is being started"
+    READY = "after both sides agreed"
+    CLOSED = "after the end"
+
+
+class Negotiation:
+    """What both roles are made of: they are told of whole frames, and answer with events."""
+
+    def __init__(self) -> None:
+        self._phase = Phase.NEW
+        self._buffer = bytearray()
+        self._skipping = 0
+        self._frame_length = 0
+        self._take: Callable[[bytes], None] = self._nobody
+        self._events: list[Event] = []
+
+    @property
+    def phase(self) -> Phase:
+        """Where the negotiation stands."""
+        return self._phase
+
+    @property
+    def leftover(self) -> bytes:
+        """The bytes that came behind the end of the negotiation; LocalProtocolError before it."""
+        if self._phase is not Phase.READY:
+            raise LocalProtocolError(f"nothing can be left over {self._phase.value}")
+        return bytes(self._buffer)
+
+    def receive(self, data: Bytes) -> list[Event]:
+        """Take bytes from the peer, cut anywhere, and return what follows from them.
+
+        After a ``Close`` bytes are ignored. LocalProtocolError before ``greeting()``, and after a
+        ``Ready``: from then on the bytes belong to the transmission phase.
+        """
+        react = _RECEIVED.get(self._phase)
+        if react is None:
+            raise LocalProtocolError(f"bytes can't be received {self._phase.value}")
+        react(self, data)
+        return self._take_events()
+
+    def tls_started(self) -> list[Event]:
+        """Go on over TLS, which a ``StartTLS`` asked for; all bytes from now on came through it."""
+        if self._phase is not Phase.STARTING_TLS:
+            raise LocalProtocolError(f"TLS can't have been started {self._phase.value}")
+        self._phase = Phase.HAGGLING
+        self._encrypted()
+        return self._take_events()
+
+    # For the roles
+
+    def _encrypted(self) -> None:
+        """Go on after TLS was started."""
+        raise LocalProtocolError("this side never starts TLS")
+
+    def _begin(self, length: int, take: Callable[[bytes], None]) -> None:
+        """Be ready for the peer's first frame."""
+        self._phase = Phase.HAGGLING
+        self._expect(length, take)
+
+    def _expect(self, length: int, take: Callable[[bytes], None]) -> None:
+        """Give the next *length* bytes to *take*, as one frame."""
+        self._frame_length, self._take = length, take
+
+    def _skip(self, length: int) -> None:
+        """Throw the next *length* bytes away, as they come, before the frame that is expected."""
+        self._skipping = length
+
+    def _send(self, data: bytes) -> None:
+        self._events.append(Send(data))
+
+    def _start_tls(self) -> None:
+        self._phase = Phase.STARTING_TLS
+        self._events.append(StartTLS())
+
+    def _ready(self, agreement: Agreement) -> None:
+        self._phase = Phase.READY
+        self._events.append(Ready(agreement))
+
+    def _close(self, reason: str, kind: CloseKind) -> None:
+        self._phase = Phase.CLOSED
+        self._buffer.clear()
+        self._events.append(Close(reason, kind))
+
+    def _take_events(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    # What receive() does in each phase
+
+    def _take_frames(self, data: Bytes) -> None:
+        self._buffer += data
+        try:
+            while self._phase is Phase.HAGGLING and self._take_frame():
+                pass
+        except RemoteProtocolError as error:
+            self._close(str(error), CloseKind.VIOLATION)
+        if self._phase is Phase.STARTING_TLS:
+            self._plaintext(self._buffer)
+
+    def _plaintext(self, data: Bytes) -> None:
+        # Whoever sits on the line could have put these bytes there; taken for something that came
+        # through TLS, they would be trusted (proto.md, "Protocol downgrade attacks").
+        if data:
+            self._close("bytes that aren't encrypted came after STARTTLS", CloseKind.VIOLATION)
+
+    def _ignore(self, data: Bytes) -> None:
+        pass
+
+    def _take_frame(self) -> bool:
+        if self._skipping:
+            skipped = min(self._skipping, len(self._buffer))
+            del self._buffer[:skipped]
+            self._skipping -= skipped
+        if self._skipping or len(self._buffer) < self._frame_length:
+            return False
+        frame = bytes(self._buffer[: self._frame_length])
+        del self._buffer[: self._frame_length]
+        self._take(frame)
+        return True
+
+    def _nobody(self, frame: bytes) -> None:
+        raise LocalProtocolError("a frame that nobody expects")
+
+
+# A phase that isn't listed is one in which bytes can't be received.
+_RECEIVED: dict[Phase, Callable[[Negotiation, Bytes], None]] = {
+    Phase.HAGGLING: Negotiation._take_frames,
+    Phase.STARTING_TLS: Negotiation._plaintext,
+    Phase.CLOSED: Negotiation._ignore,
+}

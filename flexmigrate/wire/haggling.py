@@ -1,0 +1,153 @@
+"""From bytes to options, on the server's side: who may ask for what, and how it is refused.
+
+The law of this file: every option is counted, bounded, checked against the state of TLS, and looked
+up in a table; only then is its data taken into memory, taken apart and acted on. What an option
+does is not known here (see ``handshake``).
+
+Specification: proto.md, "Newstyle negotiation", "TLS support", "Option reply types".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from flexmigrate.errors import RemoteProtocolError
+from flexmigrate.wire import frames
+from flexmigrate.wire.agreement import CloseKind, TLSMode
+from flexmigrate.wire.constants import (
+    MAX_ANSWERS,
+    MAX_DRAINED_OPTION,
+    MAX_OPTION_LENGTH,
+    MAX_OPTIONS,
+    OPTION_MAGIC,
+    ClientFlag,
+    HandshakeFlag,
+    Option,
+    OptionReply,
+    name_of,
+)
+from flexmigrate.wire.engine import Negotiation
+
+T = TypeVar("T")
+
+ACK = (OptionReply.ACK, b"")
+
+_OUR_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
+# A plain number: "all but these" of a flag type would leave out the bits that have no name.
+_KNOWN_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
+_ALLOWED_IN_PLAINTEXT = {Option.STARTTLS, Option.ABORT}
+
+
+@dataclass(frozen=True)
+class Rule(Generic[T]):
+    """How an option is treated.
+
+    :ivar parse: takes its data apart; RemoteProtocolError becomes the answer ERR_INVALID.
+    :ivar act: is given the negotiation and what *parse* returned, and answers.
+    """
+
+    parse: Callable[[bytes], T]
+    act: Callable[[Any, T], None]
+
+
+class Haggling(Negotiation):
+    """The exchange of options as a server sees it; what they do is in the table *rules*."""
+
+    def __init__(self, rules: Mapping[int, Rule[Any]], tls: TLSMode) -> None:
+        super().__init__()
+        self._rules = rules
+        self._tls = tls
+        self._tls_is_up = False
+        self._no_zeroes = False
+        self._shutting_down = False
+        self._option = 0
+        self._options_seen = 0
+        self._bytes_answered = 0
+
+    def shut_down(self) -> None:
+        """From now on agree to nothing: the server is about to end (ERR_SHUTDOWN)."""
+        self._shutting_down = True
+
+    def _greet(self) -> None:
+        self._send(frames.newstyle_greeting(_OUR_FLAGS))
+        self._begin(frames.CLIENT_FLAGS.size, self._client_flags)
+
+    def _announced(self, option: int) -> None:
+        """Learn that *option* comes; it may yet be refused."""
+
+    def _client_flags(self, frame: bytes) -> None:
+        (value,) = frames.CLIENT_FLAGS.unpack(frame)
+        if value & ~_KNOWN_CLIENT_FLAGS:
+            raise RemoteProtocolError(f"client flags {name_of(ClientFlag, value)}")
+        self._no_zeroes = bool(value & ClientFlag.NO_ZEROES)
+        if not value & ClientFlag.FIXED_NEWSTYLE:
+            # Such a client must not be offered TLS ("Server-side requirements").
+            if self._tls is TLSMode.REQUIRE:
+                return self._close("TLS is required of a client without it", CloseKind.REFUSED)
+            self._tls = TLSMode.OFF
+        return self._expect_option()
+
+    def _expect_option(self) -> None:
+        self._expect(frames.OPTION.size, self._option_header)
+
+    def _option_header(self, frame: bytes) -> None:
+        magic, self._option, length = frames.OPTION.unpack(frame)
+        self._check_header(magic, length)
+        self._announced(self._option)
+        refusal = self._refusal(length)
+        if refusal is None:
+            return self._expect(length, self._option_data)
+        self._expect_option()
+        self._skip(length)
+        return self._refuse(*refusal)
+
+    def _check_header(self, magic: int, length: int) -> None:
+        if magic != OPTION_MAGIC:
+            raise RemoteProtocolError(f"option magic {magic:#018x}")
+        if length > MAX_DRAINED_OPTION:
+            name = name_of(Option, self._option)
+            raise RemoteProtocolError(f"{name} announces {length} bytes")
+        self._options_seen += 1
+        if self._options_seen > MAX_OPTIONS:
+            raise RemoteProtocolError(f"more than {MAX_OPTIONS} options")
+
+    def _refusal(self, length: int) -> tuple[OptionReply, str] | None:
+        """Return how the option is refused whatever its data, or None."""
+        if self._shutting_down and self._option != Option.ABORT:
+            return OptionReply.ERR_SHUTDOWN, "the server is shutting down"
+        if self._tls_is_missing() and self._option not in _ALLOWED_IN_PLAINTEXT:
+            return OptionReply.ERR_TLS_REQD, "TLS is required"
+        if self._option not in self._rules:
+            return OptionReply.ERR_UNSUP, "the option is not supported"
+        if length > MAX_OPTION_LENGTH:
+            return OptionReply.ERR_TOO_BIG, f"more than {MAX_OPTION_LENGTH} bytes of data"
+        return None
+
+    def _tls_is_missing(self) -> bool:
+        return self._tls is TLSMode.REQUIRE and not self._tls_is_up
+
+    def _option_data(self, data: bytes) -> None:
+        self._expect_option()
+        rule = self._rules[self._option]
+        try:
+            parsed = rule.parse(data)
+        except RemoteProtocolError as error:
+            return self._refuse(OptionReply.ERR_INVALID, str(error))
+        return rule.act(self, parsed)
+
+    def _answer(self, *replies: tuple[int, bytes]) -> None:
+        """Send all the replies to the option under way, type and data each."""
+        data = b"".join(frames.option_reply(self._option, kind, part) for kind, part in replies)
+        self._bytes_answered += len(data)
+        if self._bytes_answered > MAX_ANSWERS:
+            raise RemoteProtocolError(f"a client that wants more than {MAX_ANSWERS} bytes told")
+        self._send(data)
+
+    def _refuse(self, error: OptionReply, text: str) -> None:
+        # EXPORT_NAME has no reply, so there is no other way to refuse it.
+        if self._option == Option.EXPORT_NAME:
+            self._close(f"EXPORT_NAME refused: {text}", CloseKind.REFUSED)
+        else:
+            self._answer((error, text.encode()))
