@@ -1,0 +1,1 @@
+"""The bytes of an image: reads, writes, holes, flushes, and what changed; nothing of NBD."""

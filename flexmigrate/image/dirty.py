@@ -1,0 +1,125 @@
+"""Which blocks of an image were changed since they were last sent. No I/O, no clock, no threads.
+
+One byte a block, because ``find`` and ``count`` of a bytearray run at the speed of memory, where
+bits would be a loop in Python. Rewriting a block costs nothing more, and the size never changes,
+however much is written: marking can't fail, and never makes a writer wait.
+
+The order that loses nothing is the callers' duty: a block is marked *after* it was changed and
+*before* that is answered; its mark is taken *before* it is read for sending. A change then meets a
+mark that is still to be taken, or sets one for the next pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+# The block of nearly every filesystem, and so the least that guests write.
+MIN_BLOCK = 4096
+
+# Bytes a map may take. 4 KiB blocks up to 128 GiB; an image of 1 TiB has blocks of 32 KiB.
+MAX_MAP = 32 * 1024 * 1024
+
+_CLEAN, _DIRTY = 0, 1
+
+
+class DirtyMap:
+    """The marks for an image of *size* bytes; at first, none.
+
+    :param block_size: bytes, a power of two; None for the smallest that keeps the map within
+        ``MAX_MAP``, and at least ``MIN_BLOCK``.
+    :ivar count: how many blocks are marked, exactly.
+    """
+
+    __slots__ = ("_marks", "_shift", "block_size", "count", "size")
+
+    def __init__(self, size: int, block_size: int | None = None) -> None:
+        if block_size is None:
+            block_size = MIN_BLOCK
+            while size > block_size * MAX_MAP:
+                block_size *= 2
+        if block_size < 1 or block_size & (block_size - 1):
+            raise ValueError(f"a block size must be a power of two, not {block_size}")
+        self.size = size
+        self.block_size = block_size
+        self.count = 0
+        self._shift = block_size.bit_length() - 1
+        self._marks = bytearray(-(-size // block_size))
+
+    @property
+    def bytes(self) -> int:
+        """How many bytes the marked blocks have, up to the end of the image."""
+        if self._marks and self._marks[-1]:
+            beyond = (len(self._marks) << self._shift) - self.size
+            return (self.count << self._shift) - beyond
+        return self.count << self._shift
+
+    def mark(self, offset: int, length: int) -> None:
+        """Mark all blocks that a range of at least one byte touches.
+
+        :raises IndexError: the range goes beyond the image's last block; nothing was marked.
+        """
+        shift = self._shift
+        first = offset >> shift
+        last = (offset + length - 1) >> shift
+        if first == last:
+            if not self._marks[first]:
+                self._marks[first] = _DIRTY
+                self.count += 1
+        else:
+            self._mark_blocks(first, last + 1)
+
+    def _mark_blocks(self, first: int, end: int) -> None:
+        marks = self._marks
+        if end > len(marks):
+            raise IndexError(f"block {end - 1} of {len(marks)} can't be marked")
+        clean = marks.count(_CLEAN, first, end)
+        if clean:
+            marks[first:end] = b"\x01" * (end - first)
+            self.count += clean
+
+    def failed(self, offset: int, length: int, error: BaseException) -> None:
+        """A write failed, and may have changed a part of its range: that is a change like any."""
+        self.mark(offset, length)
+
+    def refused(self, text: str) -> None:
+        """A change was refused before it began: nothing is dirty for it."""
+
+    def take(self, max_bytes: int, start: int = 0) -> tuple[int, int] | None:
+        """Take the marks from the next run of marked blocks, and return its (offset, length).
+
+        :param max_bytes: the length isn't more than this, but for one block, which is the least.
+        :param start: bytes; the search begins with the block that this is in, and doesn't go round.
+        :return: None when no block is marked from there to the end.
+        """
+        marks, shift = self._marks, self._shift
+        first = marks.find(_DIRTY, start >> shift)
+        if first < 0:
+            return None
+        limit = min(first + max(max_bytes >> shift, 1), len(marks))
+        end = self._run_end(first, limit)
+        marks[first:end] = bytes(end - first)
+        self.count -= end - first
+        return self._range(first, end)
+
+    def runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:
+        """Tell the (offset, length) of each run of marked blocks in a range, clipped to it.
+
+        The marks stay. Marks made or taken while this is iterated over may be seen, or not.
+        """
+        marks, shift = self._marks, self._shift
+        stop = offset + length
+        limit = min(-(-stop >> shift), len(marks))
+        first = marks.find(_DIRTY, offset >> shift, limit)
+        while first >= 0:
+            end = self._run_end(first, limit)
+            begin = max(first << shift, offset)
+            yield begin, min(end << shift, stop, self.size) - begin
+            first = marks.find(_DIRTY, end, limit)
+
+    def _run_end(self, first: int, limit: int) -> int:
+        end = self._marks.find(_CLEAN, first, limit)
+        return limit if end < 0 else end
+
+    def _range(self, first: int, end: int) -> tuple[int, int]:
+        offset = first << self._shift
+        return offset, min(end << self._shift, self.size) - offset

@@ -1,0 +1,265 @@
+"""The image: the only owner of its descriptor, and every way to its bytes.
+
+Everything here is synchronous and takes offsets that somebody has checked. Three questions tell
+which call may be made from the reactor: ``try_read_into`` never waits for the disk,
+``may_block_write`` says whether a write would, ``is_resident`` whether a ``sendfile`` would. All
+else belongs into a thread (``background.py``). Errors are ``OSError`` with the kernel's number; who
+asked for it is told that.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+# By name: a request pays for each attribute that is looked up.
+from os import RWF_NOWAIT, preadv, pwrite
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image import holes, linux
+from flexmigrate.image.exact import Readable, read_exact, write_exact
+from flexmigrate.image.extents import Extent, has_holes, merge, walk
+from flexmigrate.image.opening import Opened, identity_of, open_image
+from flexmigrate.image.residency import Residency
+from flexmigrate.image.zeroes import ZEROES, zero_runs
+
+# What an export's size is rounded down to (the kernel's NBD client counts in sectors).
+SECTOR = 512
+
+# How much is read at once only to have it in memory: long enough for a disk to be read at full
+# speed, short enough to stay in the processor's cache, since nobody looks at it.
+SCRATCH = 256 * 1024
+
+_WITHIN_PAGE = linux.PAGE - 1
+
+
+class Image:
+    """An open and locked image; made by :meth:`open`, ended by :meth:`close`.
+
+    :ivar path: as it was given; for people.
+    :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
+    :ivar size: bytes that can be served: the file's size, rounded down to 512.
+    :ivar file_size: bytes in the file or on the device when it was opened.
+    :ivar identity: (device, inode).
+    :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
+    """
+
+    __slots__ = (
+        "_granule",
+        "_may_have_holes",
+        "_name",
+        "_read_flags",
+        "_residency",
+        "fd",
+        "file_size",
+        "identity",
+        "in_memory",
+        "is_block_device",
+        "path",
+        "read_only",
+        "size",
+    )
+
+    def __init__(self, path: str, opened: Opened, *, read_only: bool) -> None:
+        self.path = path
+        # A daemon changes its directory, and links change: what is unlinked one day is this file.
+        self._name = os.path.realpath(path)
+        self.read_only = read_only
+        self.fd = opened.fd
+        self.file_size = opened.file_size
+        self.size = opened.file_size // SECTOR * SECTOR
+        self.identity = opened.identity
+        self.is_block_device = opened.is_block_device
+        self._granule = opened.granule
+        # A file on tmpfs has no disk to wait for (but for swap), and refuses RWF_NOWAIT.
+        self.in_memory = linux.is_tmpfs(opened.fd) and not opened.is_block_device
+        self._read_flags = 0 if self.in_memory else RWF_NOWAIT
+        # Of a file that it couldn't write, mincore(2) tells a process that all is resident: as good
+        # as not knowing, and a size of 0 says that.
+        self._residency = Residency(opened.fd, self.size if opened.writable else 0)
+        self._may_have_holes = has_holes(opened.fd, self.size)
+
+    @classmethod
+    def open(cls, path: str, *, read_only: bool = False) -> Image:
+        """Open the image at *path* and lock it: for itself alone, or among readers if *read_only*.
+
+        :raises ImageError: it can't be opened, is no file or block device, or is in use by another
+            server. The text names the path and the cause.
+        """
+        return cls(path, open_image(path, read_only=read_only), read_only=read_only)
+
+    @property
+    def trimmed_bytes(self) -> int:
+        """How many bytes at the end of the file aren't served, because they fill no sector."""
+        return self.file_size - self.size
+
+    # Reading
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        """Fill *view* from *offset* if that can be done without waiting; else return False.
+
+        After False the view holds anything, and ``read_into`` in a thread gives the bytes or the
+        error. False it is wherever the kernel doesn't say (preadv2(2), ``RWF_NOWAIT``).
+        """
+        try:
+            return preadv(self.fd, (view,), offset, self._read_flags) == len(view)
+        except OSError:
+            return False
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill *view* from *offset*; may wait for the disk.
+
+        :raises OSError: ``EIO`` also when the file was truncated under us.
+        """
+        read_exact(self.fd, view, offset)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Return *length* bytes from *offset*; may wait for the disk. Raises as ``read_into``."""
+        data = os.pread(self.fd, length, offset)
+        if len(data) == length:
+            return data
+        rest = bytearray(length - len(data))
+        read_exact(self.fd, memoryview(rest), offset + len(data))
+        return data + rest
+
+    @property
+    def may_have_holes(self) -> bool:
+        """Whether parts may be holes; False is certain, but for holes that others make."""
+        return self._may_have_holes
+
+    def is_hole(self, view: Readable, offset: int) -> bool:
+        """Tell whether *view*, which was read at *offset*, is zeroes because it lies in a hole.
+
+        Costs a comparison where it isn't zeroes, and a system call where it is.
+        """
+        if not self._may_have_holes or not ZEROES.startswith(view):
+            return False
+        length = len(memoryview(view))
+        return next(self.extents(offset, length)) == Extent(offset, length, False)
+
+    def is_resident(self, offset: int, length: int) -> bool:
+        """Tell whether all of a range is in memory now, so that sending it will not wait.
+
+        False if that can't be known.
+        """
+        return self.in_memory or self._residency.covers(offset, length)
+
+    def make_resident(self, offset: int, length: int) -> None:
+        """Bring a range into memory by reading it; waits for the disk. Raises as ``read_into``."""
+        scratch = memoryview(bytearray(min(length, SCRATCH)))
+        end = offset + length
+        while offset < end:
+            piece = scratch[: end - offset]
+            read_exact(self.fd, piece, offset)
+            offset += len(piece)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.
+
+        A device, and a filesystem that doesn't say, is all data.
+
+        :raises OSError: ``EIO`` (in the midst of it) when the file was truncated under us.
+        """
+        return merge(walk(self.fd, offset, offset + length))
+
+    # Writing
+
+    def may_block_write(self, offset: int, length: int) -> bool:
+        """Tell whether writing a range may first have to read the pages at its edges from the disk.
+
+        A whole page is never read before it is overwritten; a part of one is, unless it is in
+        memory.
+        """
+        end = offset + length
+        if not (offset | end) & _WITHIN_PAGE or self.in_memory:
+            return False
+        if offset & _WITHIN_PAGE and not self._is_byte_ready(offset):
+            return True
+        return end & _WITHIN_PAGE != 0 and not self._is_byte_ready(end - 1)
+
+    def _is_byte_ready(self, offset: int) -> bool:
+        return self.try_read_into(memoryview(bytearray(1)), offset)
+
+    def write(self, view: Readable, offset: int) -> None:
+        """Write all of *view* at *offset*; zeroes that would go into a hole leave it a hole.
+
+        Looking for zeroes is left out while the image has no holes.
+
+        :raises OSError: as pwrite(2): ``ENOSPC``, ``EIO`` … Some of it may have been written by
+            then.
+        """
+        if self._may_have_holes and (runs := zero_runs(view, offset)):
+            holes.write_around(self.fd, view, offset, runs)
+        elif pwrite(self.fd, view, offset) != len(view):
+            # Once more from the start: it is the same bytes, and rare.
+            write_exact(self.fd, view, offset)
+
+    def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
+        """Make a range read as zeroes, to the byte, without writing them if that can be avoided.
+
+        :param may_punch: the storage may be given back (a hole); else it stays, or is allocated.
+        :raises OSError: ``ENOTSUP`` if *fast_only* and only writing would do; else as fallocate(2)
+            and pwrite(2). Some of it may have been done by then.
+        """
+        self._may_have_holes = self._may_have_holes or not self.is_block_device
+        holes.zero(
+            self.fd,
+            offset,
+            length,
+            granule=self._granule,
+            may_punch=may_punch,
+            fast_only=fast_only,
+        )
+
+    def trim(self, offset: int, length: int) -> None:
+        """Give back the storage of a range, where that is supported: it is advice.
+
+        What the range holds afterwards is undefined. (A file then has zeroes there.)
+
+        :raises OSError: as fallocate(2), but not because it isn't supported.
+        """
+        self._may_have_holes = self._may_have_holes or not self.is_block_device
+        holes.trim(self.fd, offset, length, granule=self._granule)
+
+    def flush(self) -> None:
+        """Wait until all that was written, zeroed or trimmed is on stable storage (fdatasync(2)).
+
+        :raises OSError: ``EIO``, ``ENOSPC`` … The kernel tells an error of writing back once: what
+            it was about is lost, and a later flush that succeeds doesn't mean otherwise.
+        """
+        os.fdatasync(self.fd)
+
+    # The end
+
+    def unlink(self) -> None:
+        """Remove the file's name, durably. The image stays open, and keeps its bytes until closed.
+
+        Links in the path were followed when it was opened: it is the image that goes. That it has
+        no name any more is not an error. A hard link elsewhere is left alone, and keeps the bytes.
+
+        :raises ImageError: the name leads to another file by now, the image was moved, or is a
+            device: nothing was done.
+        :raises OSError: as unlink(2); or as fsync(2), and then the name is gone, but may come back
+            if the machine crashes.
+        """
+        if self.is_block_device:
+            raise ImageError(f"the image {self.path} is a block device and can't be unlinked")
+        try:
+            if identity_of(self._name) != self.identity:
+                raise ImageError(f"{self._name} is not the image any more: not unlinked")
+            os.unlink(self._name)
+        except FileNotFoundError:
+            if os.fstat(self.fd).st_nlink:
+                raise ImageError(f"the image {self._name} was moved: not unlinked") from None
+        folder = os.open(os.path.dirname(self._name), os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def close(self) -> None:
+        """Close and unlock the image; nothing may be under way in a thread. Twice is allowed."""
+        if self.fd >= 0:
+            self._residency.close()
+            fd, self.fd = self.fd, -1
+            os.close(fd)

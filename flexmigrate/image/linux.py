@@ -1,0 +1,112 @@
+"""The calls of the kernel that Python's ``os`` does not have, with their numbers.
+
+What is here knows argument types and error numbers, and nothing of images. All of it is Linux's.
+The calls release the interpreter's lock while they run, as those of ``os`` do, and raise
+``OSError``.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+import struct
+
+# From linux/falloc.h, as fallocate(2) has them.
+FALLOC_FL_KEEP_SIZE = 0x01
+FALLOC_FL_PUNCH_HOLE = 0x02
+FALLOC_FL_ZERO_RANGE = 0x10
+
+# From linux/fs.h: the ioctls 104 and 119 of its group 0x12.
+BLKSSZGET = 0x1268
+BLKDISCARD = 0x1277
+
+# From linux/magic.h, as statfs(2) has it.
+TMPFS_MAGIC = 0x01021994
+
+PAGE = mmap.PAGESIZE
+
+_libc = ctypes.CDLL(None, use_errno=True)
+# glibc's plain fallocate has 32-bit offsets on 32-bit machines; musl has only one, with 64 bits.
+_fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
+_fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_fstatfs = _libc.fstatfs
+_fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_mmap = _libc.mmap
+_mmap.argtypes = (
+    ctypes.c_void_p,
+    ctypes.c_size_t,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_int,
+    ctypes.c_long,
+)
+_mmap.restype = ctypes.c_void_p
+_munmap = _libc.munmap
+_munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+_mincore = _libc.mincore
+_mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+
+_MAP_FAILED = ctypes.c_void_p(-1).value
+
+
+def _last_error() -> OSError:
+    number = ctypes.get_errno()
+    return OSError(number, os.strerror(number))
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Change the storage of a range, in bytes, as *mode* says (fallocate(2)).
+
+    A signal doesn't end it early, as it doesn't end the calls of ``os``.
+    """
+    while _fallocate(fd, mode, offset, length) != 0:
+        error = _last_error()
+        if error.errno != errno.EINTR:
+            raise error
+
+
+def is_tmpfs(fd: int) -> bool:
+    """Tell whether *fd* is a file in memory; False also where that can't be told."""
+    # struct statfs has at most 120 bytes, and on every machine but s390 begins with a long that is
+    # the type; on s390 this answers False, which costs speed and nothing else.
+    answer = (ctypes.c_long * 64)()
+    return _fstatfs(fd, ctypes.byref(answer)) == 0 and answer[0] == TMPFS_MAGIC
+
+
+def discard(fd: int, offset: int, length: int) -> None:
+    """Tell a block device that it may forget a range; it need not read as zeroes afterwards."""
+    fcntl.ioctl(fd, BLKDISCARD, struct.pack("=QQ", offset, length))
+
+
+def logical_block_size(fd: int) -> int:
+    """Return the alignment, in bytes, that a block device demands of fallocate(2) and discards."""
+    answer = fcntl.ioctl(fd, BLKSSZGET, bytes(4))
+    return int(struct.unpack("=I", answer)[0])
+
+
+def map_file(fd: int, length: int) -> int:
+    """Map the first *length* bytes for reading, and return the address of the mapping."""
+    address = _mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+    if address is None or address == _MAP_FAILED:
+        raise _last_error()
+    return int(address)
+
+
+def unmap(address: int, length: int) -> None:
+    """Undo :func:`map_file`."""
+    if _munmap(address, length) != 0:
+        raise _last_error()
+
+
+def pages_in_core(address: int, length: int) -> bytes:
+    """Return one byte a page of a mapping, 1 where the page is in memory (mincore(2)).
+
+    :param address: a page's first byte.
+    """
+    vector = ctypes.create_string_buffer(-(-length // PAGE))
+    if _mincore(address, length, vector) != 0:
+        raise _last_error()
+    return vector.raw

@@ -1,0 +1,243 @@
+import queue
+from collections import deque
+from collections.abc import Callable
+from typing import Any, cast
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.interfaces import IReactorFromThreads
+from twisted.python.threadpool import ThreadPool
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.image.background import Background
+from flexmigrate.image.file import Image
+
+FULL = OSError(28, "No space left on device")
+
+
+class FakeReactor:
+    """Says at once, in the thread that asked, what is to be said in the reactor's."""
+
+    def callFromThread(self, call: Callable[..., Any], *args: Any) -> None:  # noqa: N802
+        call(*args)
+
+
+class FakePool:
+    """Does its work one piece at a time, when the test says so."""
+
+    def __init__(self) -> None:
+        self.waiting: deque[tuple[Any, ...]] = deque()
+
+    def callInThreadWithCallback(self, answer: Any, call: Any, *args: Any, **kwargs: Any) -> None:  # noqa: N802
+        self.waiting.append((answer, call, args, kwargs))
+
+    def work(self) -> None:
+        answer, call, args, kwargs = self.waiting.popleft()
+        try:
+            result = call(*args, **kwargs)
+        except OSError as error:
+            answer(False, error)
+        else:
+            answer(True, result)
+
+
+class FakeImage:
+    """Records its calls; a flush ends as the test has said."""
+
+    def __init__(self) -> None:
+        self.calls: list[Any] = []
+        self.flush_errors: deque[OSError | None] = deque()
+
+    def flush(self) -> None:
+        self.calls.append("flush")
+        error = self.flush_errors.popleft() if self.flush_errors else None
+        if error is not None:
+            raise error
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        def record(*args: Any, **kwargs: Any) -> str:
+            self.calls.append((name, *args, *kwargs.items()))
+            return f"{name} done"
+
+        return record
+
+
+class WithAFakePool(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.image, self.pool = FakeImage(), FakePool()
+        self.background = Background(
+            cast(Image, self.image),
+            cast(IReactorFromThreads, FakeReactor()),
+            cast(ThreadPool, self.pool),
+        )
+
+    def work_all(self) -> None:
+        while self.pool.waiting:
+            self.pool.work()
+
+
+class Calls(WithAFakePool):
+    def test_each_goes_to_the_image_as_it_is_in_a_thread(self) -> None:
+        background = self.background
+        answers: list[Deferred[Any]] = [
+            background.read(0, 512),
+            background.write(b"data", 512),
+            background.zero(0, 4096, may_punch=True, fast_only=True),
+            background.trim(4096, 4096),
+            background.make_resident(0, 8192),
+        ]
+        self.assertEqual((self.image.calls, background.pending), ([], 5))
+        self.work_all()
+        names = ("read", "write", "zero", "trim", "make_resident")
+        self.assertEqual(
+            [self.successResultOf(answer) for answer in answers], [f"{name} done" for name in names]
+        )
+        self.assertEqual(
+            self.image.calls,
+            [
+                ("read", 0, 512),
+                ("write", b"data", 512),
+                ("zero", 0, 4096, ("may_punch", True), ("fast_only", True)),
+                ("trim", 4096, 4096),
+                ("make_resident", 0, 8192),
+            ],
+        )
+        self.assertEqual(background.pending, 0)
+
+    def test_an_error_is_the_one_that_was_raised(self) -> None:
+        def fail() -> None:
+            raise FULL
+
+        answer = self.background.run(fail)
+        self.pool.work()
+        self.assertIs(self.failureResultOf(answer, OSError).value, FULL)
+        self.assertEqual(self.background.pending, 0)
+
+    def test_a_cancelled_call_is_pending_until_its_thread_has_ended(self) -> None:
+        answer = self.background.read(0, 512)
+        idle = self.background.drained()
+        answer.cancel()
+        self.failureResultOf(answer, CancelledError)
+        self.assertEqual(self.background.pending, 1)
+        self.assertNoResult(idle)
+        self.pool.work()
+        self.successResultOf(idle)
+
+
+class GroupCommit(WithAFakePool):
+    def test_one_flush_is_one_sync(self) -> None:
+        answer = self.background.flush()
+        self.assertNoResult(answer)
+        self.work_all()
+        self.successResultOf(answer)
+        self.assertEqual(self.image.calls, ["flush"])
+
+    def test_those_who_come_during_a_sync_share_the_next_and_not_that_one(self) -> None:
+        first = self.background.flush()
+        others = [self.background.flush() for _ in range(5)]
+        self.assertEqual(len(self.pool.waiting), 1)
+        self.pool.work()
+        self.successResultOf(first)
+        for other in others:
+            self.assertNoResult(other)
+        self.pool.work()
+        for other in others:
+            self.successResultOf(other)
+        self.assertEqual(self.image.calls, ["flush", "flush"])
+        self.assertEqual((self.background.pending, len(self.pool.waiting)), (0, 0))
+
+    def test_an_error_is_given_to_all_who_waited_and_to_nobody_else(self) -> None:
+        self.image.flush_errors.extend([None, FULL, None])
+        first = self.background.flush()
+        second, third = self.background.flush(), self.background.flush()
+        self.pool.work()
+        fourth = self.background.flush()
+        self.pool.work()
+        self.successResultOf(first)
+        for answer in (second, third):
+            self.assertIs(self.failureResultOf(answer, OSError).value, FULL)
+        self.assertNoResult(fourth)
+        self.pool.work()
+        self.successResultOf(fourth)
+
+    def test_a_flush_asked_for_by_an_answer_waits_for_a_sync_of_its_own(self) -> None:
+        again: list[Deferred[None]] = []
+        self.background.flush().addCallback(lambda _: again.append(self.background.flush()))
+        self.pool.work()
+        self.assertNoResult(again[0])
+        self.pool.work()
+        self.successResultOf(again[0])
+
+    def test_a_cancelled_flush_takes_no_other_with_it(self) -> None:
+        first, second = self.background.flush(), self.background.flush()
+        first.cancel()
+        self.failureResultOf(first, CancelledError)
+        self.work_all()
+        self.successResultOf(second)
+        self.assertEqual(self.background.pending, 0)
+
+
+class Drained(WithAFakePool):
+    def test_at_once_when_nothing_is_pending(self) -> None:
+        self.successResultOf(self.background.drained())
+
+    def test_only_when_the_last_of_all_kinds_is_done(self) -> None:
+        self.background.read(0, 512)
+        self.background.flush()
+        self.background.flush()
+        waiters = [self.background.drained(), self.background.drained()]
+        while self.pool.waiting:
+            for idle in waiters:
+                self.assertNoResult(idle)
+            self.pool.work()
+        for idle in waiters:
+            self.successResultOf(idle)
+
+    def test_after_the_callbacks_of_the_last_call_where_its_blocks_are_marked(self) -> None:
+        order: list[str] = []
+        answer = self.background.write(b"data", 0)
+        answer.addCallback(lambda _: order.append("marked"))
+        self.background.drained().addCallback(lambda _: order.append("drained"))
+        self.pool.work()
+        self.assertEqual(order, ["marked", "drained"])
+
+    def test_not_before_what_a_callback_began(self) -> None:
+        self.background.write(b"data", 0).addCallback(lambda _: self.background.flush())
+        idle = self.background.drained()
+        self.pool.work()
+        self.assertNoResult(idle)
+        self.pool.work()
+        self.successResultOf(idle)
+
+    def test_who_is_told_may_begin_anew_and_the_next_then_waits(self) -> None:
+        self.background.read(0, 512)
+        begun: list[Deferred[bytes]] = []
+        first = self.background.drained()
+        first.addCallback(lambda _: begun.append(self.background.read(0, 512)))
+        second = self.background.drained()
+        self.pool.work()
+        self.assertNoResult(second)
+        self.pool.work()
+        self.successResultOf(begun[0])
+        self.successResultOf(second)
+
+
+class WithThreads(SynchronousTestCase):
+    def test_work_is_done_in_a_thread_and_answered_through_the_reactor(self) -> None:
+        pool = ThreadPool(0, 2)
+        pool.start()
+        self.addCleanup(pool.stop)
+        calls: queue.Queue[tuple[Any, ...]] = queue.Queue()
+
+        class Reactor:
+            def callFromThread(self, *call: Any) -> None:  # noqa: N802
+                calls.put(call)
+
+        image = FakeImage()
+        background = Background(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
+        answers: list[Deferred[Any]] = [background.read(0, 512), background.flush()]
+        for _ in answers:
+            call, *args = calls.get(timeout=10)
+            call(*args)
+        for answer in answers:
+            self.successResultOf(answer)
+        self.assertEqual(sorted(map(str, image.calls)), ["('read', 0, 512)", "flush"])

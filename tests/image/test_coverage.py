@@ -1,0 +1,96 @@
+import random
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.image import coverage
+from flexmigrate.image.coverage import Coverage
+
+SIZE = 64
+RANGES = st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)).map(
+    lambda pair: (pair[0], min(pair[1], SIZE - pair[0]))
+)
+
+
+def covering(size: int, *ranges: tuple[int, int]) -> Coverage:
+    made = Coverage(size)
+    for offset, length in ranges:
+        made.mark(offset, length)
+    return made
+
+
+class Completeness(SynchronousTestCase):
+    def test_nothing_is_not_complete_even_of_an_empty_image(self) -> None:
+        self.assertFalse(Coverage(8192).complete)
+        self.assertFalse(Coverage(0).complete)
+
+    def test_every_byte_once_in_any_order_is_complete(self) -> None:
+        pieces = [(offset, 512) for offset in range(0, 65536, 512)]
+        random.Random(1).shuffle(pieces)
+        attempt = covering(65536, *pieces[:-1])
+        self.assertFalse(attempt.complete)
+        attempt.mark(*pieces[-1])
+        self.assertTrue(attempt.complete)
+        self.assertEqual((attempt.covered, attempt.writes), (65536, 128))
+
+    def test_one_missing_byte_anywhere_is_not_complete(self) -> None:
+        for missing in (0, 1, 4095, 8191):
+            attempt = covering(8192, (missing + 1, 8191 - missing), *[(0, missing)][: missing > 0])
+            self.assertEqual((attempt.covered, attempt.complete), (8191, False))
+
+    def test_the_same_bytes_twice_are_not_the_bytes_between(self) -> None:
+        self.assertFalse(covering(8192, (0, 4096), (0, 4096)).complete)
+
+    def test_a_failure_spoils_the_attempt_for_good_and_the_first_one_is_told(self) -> None:
+        attempt = covering(8192, (0, 8192))
+        attempt.failed(512, 1024, OSError(28, "No space left on device"))
+        attempt.failed(0, 1, OSError(5, "Input/output error"))
+        attempt.mark(0, 8192)
+        self.assertFalse(attempt.complete)
+        self.assertEqual(attempt.spoiled, "1024 bytes at 512: [Errno 28] No space left on device")
+
+
+class AgainstASetOfBytes(SynchronousTestCase):
+    @given(st.lists(RANGES, max_size=30))
+    def test_any_sequence_covers_what_a_set_covers(self, ranges: list[tuple[int, int]]) -> None:
+        attempt, model = Coverage(SIZE), set[int]()
+        for offset, length in ranges:
+            attempt.mark(offset, length)
+            model.update(range(offset, offset + length))
+            self.assertEqual(attempt.covered, len(model))
+            self.assertEqual(attempt.complete, len(model) == SIZE)
+        self.assertEqual(attempt.writes, len(ranges))
+
+    @given(st.lists(RANGES, max_size=30))
+    def test_what_is_forgotten_is_never_claimed(self, ranges: list[tuple[int, int]]) -> None:
+        self.patch(coverage, "MAX_FRAGMENTS", 4)
+        self.patch(coverage, "_KEPT", 3)
+        attempt, model = Coverage(SIZE), set[int]()
+        for offset, length in ranges:
+            attempt.mark(offset, length)
+            model.update(range(offset, offset + length))
+            self.assertLessEqual(attempt.covered, len(model))
+            self.assertLessEqual(len(attempt._starts), 4)
+
+
+class Fragments(SynchronousTestCase):
+    def test_neighbours_are_kept_as_one(self) -> None:
+        upwards = [(offset, 512) for offset in range(0, 65536, 512)]
+        for pieces in (upwards, upwards[::-1], upwards[::2] + upwards[1::2]):
+            self.assertEqual(len(covering(65536, *pieces)._starts), 1)
+
+    def test_the_smallest_are_forgotten_when_there_are_too_many(self) -> None:
+        self.patch(coverage, "MAX_FRAGMENTS", 4)
+        self.patch(coverage, "_KEPT", 3)
+        attempt = covering(1000, (0, 10), (100, 1), (200, 30), (300, 2), (400, 20))
+        self.assertEqual(attempt.covered, 60)
+        attempt.mark(0, 1000)
+        self.assertTrue(attempt.complete)
+
+    def test_memory_is_bounded_under_scattered_writes(self) -> None:
+        attempt = Coverage(1 << 40)
+        for index in range(coverage.MAX_FRAGMENTS + 10):
+            attempt.mark(index * 8192, 512)
+        self.assertLessEqual(len(attempt._starts), coverage.MAX_FRAGMENTS)
+        self.assertEqual(attempt.covered, len(attempt._starts) * 512)

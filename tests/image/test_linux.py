@@ -1,0 +1,60 @@
+import ctypes
+import errno
+import tempfile
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.image import linux
+
+
+class Fallocate(SynchronousTestCase):
+    def test_a_signal_does_not_end_it_early(self) -> None:
+        errors = [errno.EINTR, errno.EINTR, 0]
+
+        def interrupted(*_: int) -> int:
+            ctypes.set_errno(errors[0])
+            return -1 if errors.pop(0) else 0
+
+        self.patch(linux, "_fallocate", interrupted)
+        linux.fallocate(0, 0, 0, 1)
+        self.assertEqual(errors, [])
+
+    def test_any_other_error_is_raised_with_its_number(self) -> None:
+        error = self.assertRaises(OSError, linux.fallocate, -1, 0, 0, 1)
+        self.assertEqual(error.errno, errno.EBADF)
+
+    def test_offsets_have_64_bits(self) -> None:
+        with tempfile.TemporaryFile(dir="/var/tmp") as file:
+            file.truncate(1 << 40)
+            linux.fallocate(file.fileno(), linux.FALLOC_FL_KEEP_SIZE, (1 << 40) - 4096, 4096)
+            self.assertRaises(OSError, linux.fallocate, file.fileno(), 0, -1, 1)
+
+
+class Tmpfs(SynchronousTestCase):
+    def test_it_is_told_from_what_is_not(self) -> None:
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            self.assertTrue(linux.is_tmpfs(file.fileno()))
+        with open("/proc/self/stat") as proc:
+            self.assertFalse(linux.is_tmpfs(proc.fileno()))
+        self.assertFalse(linux.is_tmpfs(-1))
+
+
+class Mapping(SynchronousTestCase):
+    def test_pages_that_were_written_are_in_core(self) -> None:
+        with tempfile.TemporaryFile(dir="/dev/shm") as file:
+            file.truncate(3 * linux.PAGE)
+            file.seek(linux.PAGE)
+            file.write(b"x")
+            file.flush()
+            address = linux.map_file(file.fileno(), 3 * linux.PAGE)
+            self.assertEqual(linux.pages_in_core(address, 3 * linux.PAGE)[1], 1)
+            self.assertEqual(len(linux.pages_in_core(address, linux.PAGE + 1)), 2)
+            linux.unmap(address, 3 * linux.PAGE)
+
+    def test_errors_have_their_number(self) -> None:
+        for call, args, number in (
+            (linux.map_file, (-1, linux.PAGE), errno.EBADF),
+            (linux.pages_in_core, (1, linux.PAGE), errno.EINVAL),
+            (linux.unmap, (1, linux.PAGE), errno.EINVAL),
+        ):
+            self.assertEqual(self.assertRaises(OSError, call, *args).errno, number)
