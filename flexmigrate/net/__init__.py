@@ -1,0 +1,1 @@
+"""The network: addresses, who may connect, and transports that move bytes without copying them."""

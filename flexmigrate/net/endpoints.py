@@ -1,0 +1,57 @@
+"""From an address, as an operator gives it, to a Twisted endpoint on stream transports."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.endpoints import (
+    TCP4ClientEndpoint,
+    TCP4ServerEndpoint,
+    TCP6ClientEndpoint,
+    TCP6ServerEndpoint,
+    UNIXClientEndpoint,
+    UNIXServerEndpoint,
+)
+from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
+
+from flexmigrate.net.address import Address
+from flexmigrate.net.stream import streaming
+from flexmigrate.net.unix_socket import remove_stale_socket
+
+BACKLOG = 128
+"""Connections that may wait to be accepted: as many virtual machines as one host starts at once."""
+
+
+def server_endpoint(reactor: Any, address: Address) -> IStreamServerEndpoint:
+    """Return where to listen. The file of a UNIX socket that nobody listens on is removed.
+
+    :raises FlexmigrateError: where the path of a UNIX socket is taken.
+    """
+    endpoint: Any
+    if address.is_unix:
+        remove_stale_socket(address.path)
+        endpoint = UNIXServerEndpoint(streaming(reactor), address.path, backlog=BACKLOG)
+    else:
+        kind = TCP6ServerEndpoint if ":" in address.host else TCP4ServerEndpoint
+        endpoint = kind(streaming(reactor), address.port, BACKLOG, address.host)
+    result: IStreamServerEndpoint = endpoint
+    return result
+
+
+def client_endpoint(
+    reactor: Any, address: Address, *, bind: str | None = None, timeout: float = 30.0
+) -> IStreamClientEndpoint:
+    """Return where to connect to.
+
+    :param bind: local IP address to connect from.
+    :param timeout: seconds until the connection has to stand.
+    """
+    endpoint: Any
+    if address.is_unix:
+        endpoint = UNIXClientEndpoint(streaming(reactor), address.path, timeout=timeout)
+    else:
+        kind = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
+        local = (bind, 0) if bind else None
+        endpoint = kind(streaming(reactor), address.host, address.port, timeout, local)
+    result: IStreamClientEndpoint = endpoint
+    return result

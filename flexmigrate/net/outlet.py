@@ -1,0 +1,107 @@
+"""Sending over a transport of any kind: the stream transport itself, or Twisted's ``write`` (TLS,
+tests, other apps).
+
+A protocol asks :func:`outlet_for` once a transport stands, registers as its producer there, and
+sends through what it gets without knowing which it is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+from twisted.internet.interfaces import IPushProducer
+from twisted.logger import Logger
+from zope.interface import implementer
+
+from flexmigrate.net.stream import FileSource, IOutlet
+
+log = Logger()
+
+# A file is read and written in pieces of this size, so that a long read holds no more than one of
+# them beside what the transport itself holds. Sixteen TLS records.
+PIECE = 256 * 1024
+
+
+@implementer(IOutlet, IPushProducer)
+class PlainOutlet:
+    """Sends by ``transport.write``, which copies; files are read piece by piece as the transport
+    drains.
+
+    It is the transport's producer and passes the word on to the protocol's.
+    """
+
+    def __init__(self, transport: Any, producer: Any) -> None:
+        self._transport = transport
+        self._producer = producer
+        self._waiting: deque[bytes | tuple[FileSource, int, int]] = deque()
+        self._paused = False
+        self._gone = False
+        transport.registerProducer(self, True)
+
+    @property
+    def congested(self) -> bool:
+        return self._paused or bool(self._waiting)
+
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> None:
+        if self.congested:
+            self._waiting.append(bytes(data))
+        else:
+            self._transport.write(bytes(data))
+
+    def send_file(self, source: FileSource, offset: int, length: int) -> None:
+        self._waiting.append((source, offset, length))
+        if not self._paused:
+            self._pump()
+            if self._waiting and not self._paused:
+                self.pauseProducing()
+
+    def pauseProducing(self) -> None:
+        """The transport holds enough: nothing more is sent until it says so."""
+        if not self._paused:
+            self._paused = True
+            self._producer.pauseProducing()
+
+    def resumeProducing(self) -> None:
+        """The transport drained: send what waits, and when all is sent let the protocol go on."""
+        self._paused = False
+        self._pump()
+        if not self.congested:
+            self._producer.resumeProducing()
+
+    def stopProducing(self) -> None:
+        """The connection is gone."""
+        self._gone = True
+        self._waiting.clear()
+
+    def _pump(self) -> None:
+        while self._waiting and not self._paused and not self._gone:
+            piece = self._waiting.popleft()
+            if isinstance(piece, bytes):
+                self._transport.write(piece)
+                continue
+            source, offset, length = piece
+            data = bytearray(min(length, PIECE))
+            if length > len(data):
+                self._waiting.appendleft((source, offset + len(data), length - len(data)))
+            try:
+                source.read_into(memoryview(data), offset)
+            except OSError as error:
+                # The header has promised these bytes: only ending the connection can take that
+                # back.
+                log.error("sending the image failed: {error}", error=error)
+                self.stopProducing()
+                self._transport.abortConnection()
+                return
+            self._transport.write(bytes(data))
+
+
+def outlet_for(transport: Any, producer: Any) -> Any:
+    """Return an IOutlet for *transport*; *producer* (IPushProducer) is paused while it is
+    congested.
+    """
+    stream: Any = transport
+    if IOutlet.providedBy(transport) and not stream.TLS:
+        stream.registerProducer(producer, True)
+        return stream
+    return PlainOutlet(transport, producer)

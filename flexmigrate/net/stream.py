@@ -1,0 +1,364 @@
+"""The stream transport: Twisted's own sockets with a receive buffer that is reused and sends that
+don't copy.
+
+``streaming(reactor)`` is the one place where the choice is made. It returns a reactor whose
+``listenTCP``, ``connectTCP``, ``listenUNIX``, ``connectUNIX`` and ``adoptStreamPort`` make stream
+transports, so that
+*every* Twisted endpoint built on it (``serverFromString``, ``HostnameEndpoint``, …) does. A
+  protocol that provides
+:class:`IBufferedProtocol` is then fed through its own buffer instead of ``dataReceived``; any
+    other protocol, and any connection after ``startTLS``, is served just as Twisted does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections import deque
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+from twisted.internet import main, tcp, unix
+from twisted.internet.interfaces import IReactorFDSet
+from twisted.logger import Logger
+from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
+
+log = Logger()
+
+# At most so much of one file is sent in one go, so that a client with a fast link and long reads
+# lets the others have their turn.
+SENDFILE_TURN = 4 * 1024 * 1024
+
+
+class FileSource(Protocol):
+    """What :meth:`IOutlet.send_file` sends from: an open file that is read at offsets."""
+
+    @property
+    def fd(self) -> int:
+        """The descriptor."""
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        """Fill *view* from *offset* (bytes), blocking; raise OSError where it can't be filled."""
+
+
+class IBufferedProtocol(Interface):
+    """A protocol that provides its own receive buffer, as ``asyncio.BufferedProtocol`` does."""
+
+    def get_buffer() -> memoryview:
+        """Return where to put what is received next; never empty, valid until `buffer_updated`."""
+
+    def buffer_updated(size: int) -> None:  # noqa: N805
+        """*size* bytes (at least 1) now stand at the beginning of that buffer."""
+
+
+class IOutlet(Interface):
+    """Where a protocol sends to: in order, without copies where the transport can do without."""
+
+    congested = Attribute("bool: something waits until the peer reads; the producer is paused.")
+
+    def send(data: Any, more: bool = False) -> None:  # noqa: N805
+        """Send a bytes-like object; it may be reused as soon as this returns.
+
+        :param more: other data follows at once, so a small packet needn't leave yet (MSG_MORE,
+            send(2)).
+        """
+
+    def send_file(
+        source: FileSource,  # noqa: N805
+        offset: int,
+        length: int,
+    ) -> None:
+        """Send *length* bytes of *source* from *offset*. A file that is shorter ends the
+        connection.
+        """
+
+
+class _FilePart:
+    """What remains to be sent of a stretch of a file."""
+
+    __slots__ = ("length", "offset", "source")
+
+    def __init__(self, source: FileSource, offset: int, length: int) -> None:
+        self.source = source
+        self.offset = offset
+        self.length = length
+
+
+if TYPE_CHECKING:
+    _Connection = tcp.Connection
+else:
+    _Connection = object
+
+
+@implementer(IOutlet)
+class _StreamMixin(_Connection):
+    """Mixed into the four classes of Twisted's connections, TCP and UNIX, server and client.
+
+    What the socket does not take at once stands in ``_waiting``, and the registered producer is
+    paused until that is empty: this is stricter than Twisted's own 64 KiB, and bounds what a
+    client that doesn't read can make us hold.
+    """
+
+    protocol: Any
+    producer: Any
+    _lost = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        self._waiting: deque[memoryview | _FilePart] = deque()
+        super().__init__(*args, **kwargs)
+
+    # Receiving
+
+    def doRead(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
+        """Receive once, into the protocol's buffer: what the reactor calls when there is
+        something.
+        """
+        if self.TLS or not IBufferedProtocol.providedBy(self.protocol):
+            return super().doRead()
+        try:
+            size = self.socket.recv_into(self.protocol.get_buffer())
+        except BlockingIOError:
+            return None
+        except OSError:
+            return main.CONNECTION_LOST
+        if not size:
+            return main.CONNECTION_DONE
+        self.protocol.buffer_updated(size)
+        return None
+
+    # Sending
+
+    @property
+    def congested(self) -> bool:
+        return bool(self._waiting)
+
+    def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> None:
+        if not self.connected or self._lost:
+            return
+        sent = 0
+        if not self._waiting:
+            try:
+                sent = self.socket.send(data, socket.MSG_MORE if more else 0)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lose()
+                return
+            if sent == len(data):
+                return
+        self._wait_for(memoryview(bytes(memoryview(data)[sent:])))
+
+    def send_file(self, source: FileSource, offset: int, length: int) -> None:
+        if not self.connected or self._lost:
+            return
+        part = _FilePart(source, offset, length)
+        if not self._waiting and self._send_part(part):
+            return
+        if not self._lost:
+            self._wait_for(part)
+
+    def write(self, data: bytes) -> None:
+        """As ITransport has it."""
+        if self.TLS:
+            super().write(data)  # type: ignore[no-untyped-call]  # Twisted's
+        elif data:
+            self.send(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        """As ITransport has it."""
+        self.write(b"".join(iovec))
+
+    def startTLS(self, *args: Any, **kwargs: Any) -> Any:
+        """As ITLSTransport has it; what still waits goes out first, in the clear, by Twisted's
+        buffer.
+        """
+        waiting = [bytes(piece) for piece in self._waiting if not isinstance(piece, _FilePart)]
+        self._waiting.clear()
+        super().writeSequence(waiting)  # type: ignore[no-untyped-call]  # Twisted's
+        return super().startTLS(*args, **kwargs)  # type: ignore[no-untyped-call]  # Twisted's
+
+    def doWrite(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
+        """Send what waits: what the reactor calls when the socket takes more."""
+        if self.TLS:
+            return super().doWrite()  # type: ignore[no-any-return, no-untyped-call]  # Twisted's
+        if self._lost or not self._send_waiting():
+            return main.CONNECTION_LOST if self._lost else None
+        self.stopWriting()  # type: ignore[no-untyped-call]  # Twisted's
+        if self.disconnecting:
+            closing: BaseException | None = self._postLoseConnection()  # type: ignore[no-untyped-call]  # Twisted's
+            return closing
+        if self._writeDisconnecting:
+            self._writeDisconnected = True
+            self._closeWriteConnection()
+        elif self.producer is not None and self.producerPaused:
+            self.producerPaused = False
+            self.producer.resumeProducing()
+        return None
+
+    def _send_waiting(self) -> bool:
+        """Return whether all that waited was sent."""
+        while self._waiting:
+            piece = self._waiting[0]
+            if isinstance(piece, _FilePart):
+                if not self._send_part(piece):
+                    return False
+            else:
+                try:
+                    sent = self.socket.send(piece)
+                except BlockingIOError:
+                    return False
+                except OSError:
+                    self._lose()
+                    return False
+                if sent < len(piece):
+                    self._waiting[0] = piece[sent:]
+                    return False
+            self._waiting.popleft()
+        return True
+
+    def _send_part(self, part: _FilePart) -> bool:
+        """Send from a file until it's done (True), the socket is full, or others should have a
+        turn.
+        """
+        turn = SENDFILE_TURN
+        while part.length and turn > 0:
+            try:
+                sent = os.sendfile(
+                    self.socket.fileno(), part.source.fd, part.offset, min(part.length, turn)
+                )
+            except BlockingIOError:
+                return False
+            except OSError as error:
+                # The header has promised these bytes: only ending the connection can take that
+                # back.
+                log.info("sending a file failed: {error}", error=error)
+                self._lose()
+                return False
+            if not sent:
+                log.error("the image ended at {offset}, before its size", offset=part.offset)
+                self._lose()
+                return False
+            part.offset += sent
+            part.length -= sent
+            turn -= sent
+        return not part.length
+
+    def _wait_for(self, piece: memoryview | _FilePart) -> None:
+        self._waiting.append(piece)
+        self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
+        if self.producer is not None and not self.producerPaused:
+            self.producerPaused = True
+            self.producer.pauseProducing()
+
+    def _lose(self) -> None:
+        """End the connection from the reactor's next turn: whoever is sending must not be
+        re-entered.
+        """
+        self._lost = True
+        self._waiting.clear()
+        self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
+
+    def connectionLost(self, reason: Any) -> None:
+        """As Twisted's Connection has it; references to images are dropped."""
+        self._waiting.clear()
+        super().connectionLost(reason)
+
+
+class _StreamServer(_StreamMixin, tcp.Server):
+    """A connection that a TCP port accepted."""
+
+
+class _StreamClient(_StreamMixin, tcp.Client):
+    """A connection that we made over TCP."""
+
+
+class _StreamUNIXServer(_StreamMixin, unix.Server):
+    """A connection that a UNIX socket accepted."""
+
+
+class _StreamUNIXClient(_StreamMixin, unix.Client):
+    """A connection that we made to a UNIX socket."""
+
+
+class _StreamPort(tcp.Port):
+    transport = _StreamServer
+
+
+class _StreamUNIXPort(unix.Port):
+    transport = _StreamUNIXServer
+
+
+class _StreamConnector(tcp.Connector):
+    def _makeTransport(self) -> tcp.Client:
+        return _StreamClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class _StreamUNIXConnector(unix.Connector):
+    def _makeTransport(self) -> unix.Client:  # type: ignore[override]  # as in Twisted itself
+        return _StreamUNIXClient(self.address, self, self.reactor, self.checkPID)
+
+
+class _StreamReactor:
+    """Another reactor's face, but for the five methods that make sockets; see :func:`streaming`."""
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> tcp.Port:
+        listening = _StreamPort(port, factory, backlog, interface, self._reactor)
+        listening.startListening()
+        return listening
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> tcp.Port:
+        kind: Any = _StreamUNIXPort if addressFamily == socket.AF_UNIX else _StreamPort
+        listening: tcp.Port = kind._fromListeningDescriptor(
+            self._reactor, fileDescriptor, addressFamily, factory
+        )
+        listening.startListening()
+        return listening
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: Any = None,
+    ) -> tcp.Connector:
+        connector = _StreamConnector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector.connect()
+        return connector
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> unix.Port:
+        listening = _StreamUNIXPort(
+            os.fsencode(address), factory, backlog, mode, self._reactor, wantPID
+        )
+        listening.startListening()  # type: ignore[no-untyped-call]  # Twisted's
+        return listening
+
+    def connectUNIX(
+        self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
+    ) -> unix.Connector:
+        connector = _StreamUNIXConnector(address, factory, timeout, self._reactor, checkPID)  # type: ignore[no-untyped-call]  # Twisted's
+        connector.connect()
+        return connector
+
+
+def streaming(reactor: Any) -> Any:
+    """Return *reactor*, or where it works on file descriptors one that makes stream transports of
+    them.
+    """
+    return _StreamReactor(reactor) if IReactorFDSet.providedBy(reactor) else reactor

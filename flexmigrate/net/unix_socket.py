@@ -1,0 +1,108 @@
+"""A UNIX socket that only its owner can use, and whose file never outlives or hides a server.
+
+It knows nothing of what is said over it. Twisted's own UNIX port would do but for three things: its
+file is open for a moment to whom the umask lets in, the file of a server that was killed is in the
+way for ever (its lock file helps until another process has the same number, which in a container is
+soon), and it can't be closed cleanly once its file has gone.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.error import CannotListenError
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.python.failure import Failure
+
+from flexmigrate.errors import FlexmigrateError
+
+# Whoever can write to the socket can have the image sent away and deleted.
+SOCKET_MODE = 0o600
+# Twisted's own for its ports. A caller that doesn't block is refused beyond it.
+BACKLOG = 50
+
+
+class SocketPathError(FlexmigrateError):
+    """A UNIX socket can't be opened; the text names its path and the cause."""
+
+
+def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
+    """Listen on the UNIX socket *path*, mode 0600, for *factory*.
+
+    The file of a server that has died is replaced. The file goes away with the port.
+
+    :param reactor: one that watches file descriptors (``IReactorFDSet``).
+    :raises SocketPathError: if a server listens there, the path is taken by something else, or
+        the socket can't be made.
+    """
+    try:
+        remove_stale_socket(path)
+        port = _PrivatePort(os.fsencode(path), factory, BACKLOG, SOCKET_MODE, reactor)
+        port.startListening()
+    except CannotListenError as failed:
+        raise SocketPathError(f"{path}: {failed.socketError.strerror}") from failed
+    except OSError as failed:
+        raise SocketPathError(f"{path}: {failed.strerror}") from failed
+    return port
+
+
+def remove_stale_socket(path: str) -> None:
+    """Unlink the socket *path* if nobody listens on it."""
+    try:
+        mode = os.lstat(path).st_mode
+    except FileNotFoundError:
+        return
+    if not stat.S_ISSOCK(mode):
+        raise SocketPathError(f"{path} exists, and is not a socket")
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+        # A server with a full backlog is alive, and must not hold us up.
+        probe.setblocking(False)
+        outcome = probe.connect_ex(path)
+    if outcome != errno.ECONNREFUSED:
+        raise SocketPathError(f"{path} is in use by another server")
+    os.unlink(path)
+
+
+class _PrivatePort(unix.Port):
+    """A UNIX port whose file is never open to others, and which removes no file but its own."""
+
+    _created: socket.socket
+    _identity: tuple[int, int]
+
+    def startListening(self) -> None:
+        try:
+            super().startListening()  # type: ignore[no-untyped-call]  # Twisted's
+        except CannotListenError:
+            # It has started the factory and made a socket by then, and leaves both behind.
+            self._created.close()
+            assert self.factory is not None  # It has just been started.
+            self.factory.doStop()
+            raise
+        self._identity = _identity(self._bindPath)
+
+    def createInternetSocket(self) -> socket.socket:
+        self._created = super().createInternetSocket()  # type: ignore[no-untyped-call]  # Twisted's
+        # Linux gives the file the mode of the socket when it is bound. A chmod afterwards would
+        # leave it open for a moment to whom the umask lets in.
+        os.fchmod(self._created.fileno(), self.mode)
+        return self._created
+
+    def connectionLost(self, reason: Failure) -> None:
+        # Unlike unix.Port's own: if the file has gone, or is another server's by now, the port is
+        # closed all the same.
+        with contextlib.suppress(FileNotFoundError):
+            if _identity(self._bindPath) == self._identity:
+                os.unlink(self._bindPath)
+        tcp.Port.connectionLost(self, reason)
+
+
+def _identity(path: bytes) -> tuple[int, int]:
+    found = os.lstat(path)
+    return found.st_dev, found.st_ino
