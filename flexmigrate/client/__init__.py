@@ -1,0 +1,21 @@
+"""A client of NBD servers, for Twisted programs: connect, then read and write by Deferreds.
+
+::
+
+    from flexmigrate.client import connect_uri
+
+    async def first_sector(reactor):
+        server = await connect_uri(reactor, "nbd://example.com/disk")
+        sector = await server.read(0, 512)
+        await server.disconnect()
+        return sector
+
+What a connection can do stands at :class:`~flexmigrate.client.connection.NBDClientProtocol`; what
+can go wrong, in :mod:`flexmigrate.errors`.
+"""
+
+from flexmigrate.client.connect import connect, connect_uri
+from flexmigrate.client.connection import NBDClientProtocol
+from flexmigrate.client.uri import NBDURI, URIError, parse_uri
+
+__all__ = ["NBDURI", "NBDClientProtocol", "URIError", "connect", "connect_uri", "parse_uri"]

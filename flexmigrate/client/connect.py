@@ -1,0 +1,111 @@
+"""From an endpoint, or a URI, to a connection that takes requests, or to the reason why not.
+
+The reasons are distinct, because an operator acts on them differently: `ConnectFailed` (nobody
+there), `Rejected` (somebody there, who hung up before a word: most often an access list),
+`NoHello` (somebody there, who stays silent), `RemoteProtocolError` (no NBD server, or one that
+won't give what was wished for), `LocalProtocolError` (TLS was wished for without certificates).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
+from twisted.internet.error import ConnectError
+from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
+from twisted.internet.protocol import Factory
+
+from flexmigrate.client.connection import NBDClientProtocol
+from flexmigrate.client.uri import NBDURI, parse_uri
+from flexmigrate.errors import ConnectFailed, NoHello
+from flexmigrate.net.stream import streaming
+from flexmigrate.wire.client_handshake import Wish
+
+HELLO_TIMEOUT = 5.0
+"""Seconds from a connection's start to the end of negotiation: a few round trips, even far away."""
+
+
+def connect(
+    endpoint: IStreamClientEndpoint,
+    *,
+    wish: Wish | None = None,
+    clock: IReactorTime,
+    hello_timeout: float = HELLO_TIMEOUT,
+    tls: Any = None,
+    strict: bool = True,
+) -> Deferred[NBDClientProtocol]:
+    """Connect to an NBD server and negotiate.
+
+    :param endpoint: where it is; one made on ``streaming(reactor)`` avoids copies. How long the
+        connection itself may take is the endpoint's affair.
+    :param wish: which export, and what to negotiate; the default export, and all there is, if None.
+    :param hello_timeout: seconds that the server has from then on until negotiation is over.
+    :param tls: see :class:`flexmigrate.client.link.Link`.
+    :param strict: see :class:`NBDClientProtocol`.
+    :return: fires with a connection that takes requests. Cancelling it ends the attempt.
+    """
+    attempt = _connect(
+        endpoint,
+        NBDClientProtocol(wish or Wish(), clock, tls=tls, strict=strict),
+        clock,
+        hello_timeout,
+    )
+    return Deferred.fromCoroutine(attempt)
+
+
+async def _connect(
+    endpoint: IStreamClientEndpoint,
+    protocol: NBDClientProtocol,
+    clock: IReactorTime,
+    hello_timeout: float,
+) -> NBDClientProtocol:
+    factory = Factory.forProtocol(lambda: protocol)
+    factory.noisy = False
+    try:
+        await endpoint.connect(factory)
+    except (ConnectError, OSError) as error:
+        raise ConnectFailed(f"no connection to the server: {error}") from error
+    silence = NoHello(f"the server did not complete its hello within {hello_timeout:g} s")
+    timer = clock.callLater(hello_timeout, protocol.abort, silence)
+    try:
+        await protocol.ready
+    finally:
+        if timer.active():
+            timer.cancel()
+    return protocol
+
+
+def connect_uri(
+    reactor: Any,
+    uri: str | NBDURI,
+    *,
+    wish: Wish | None = None,
+    connect_timeout: float = 30.0,
+    hello_timeout: float = HELLO_TIMEOUT,
+    tls: Any = None,
+) -> Deferred[NBDClientProtocol]:
+    """Connect to the export that an NBD URI names.
+
+    :param uri: ``nbd://HOST[:PORT]/EXPORT``, ``nbd+unix:///EXPORT?socket=PATH``, or the same with
+        ``nbds``, which needs *tls*; text is parsed by `parse_uri`.
+    :param wish: what to negotiate; its name and TLS mode are replaced by the URI's.
+    :param connect_timeout: seconds for the connection itself.
+    :raises URIError: *uri* isn't one of these, or needs TLS and there is no *tls*.
+    """
+    target = parse_uri(uri) if isinstance(uri, str) else uri
+    return connect(
+        _endpoint(streaming(reactor), target, connect_timeout),
+        wish=target.wish(wish or Wish(), with_tls=tls is not None),
+        clock=reactor,
+        hello_timeout=hello_timeout,
+        tls=tls,
+    )
+
+
+def _endpoint(reactor: Any, uri: NBDURI, timeout: float) -> IStreamClientEndpoint:
+    if uri.socket is not None:
+        endpoint_class: Any = UNIXClientEndpoint  # its methods have no types
+        endpoint: IStreamClientEndpoint = endpoint_class(reactor, uri.socket, timeout=timeout)
+        return endpoint
+    return HostnameEndpoint(reactor, uri.host, uri.port, timeout=timeout)

@@ -1,0 +1,360 @@
+"""The commands of NBD, as methods that return Deferreds.
+
+The law of this file: a request is checked wholly before anything is sent, so that a mistake of
+ours never reaches a server; what is larger than the server takes is divided. How requests travel,
+and what becomes of them when the connection ends, is :mod:`flexmigrate.client.link`'s affair.
+
+Specification: proto.md, "Request types" and "Size constraints".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator
+from functools import cached_property
+from struct import Struct
+from typing import Any, overload
+
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.interfaces import IReactorTime
+
+from flexmigrate.client.link import Link
+from flexmigrate.client.splitting import all_of, pieces
+from flexmigrate.errors import LocalProtocolError
+from flexmigrate.net.stream import FileSource
+from flexmigrate.wire.awaited import Awaited
+from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.constants import (
+    MAX_MIN_BLOCK,
+    MAX_REQUEST,
+    Command,
+    CommandFlag,
+    TransmissionFlag,
+)
+from flexmigrate.wire.requests import Terms, refuse
+
+LARGEST_EFFECT = 2**32 - MAX_MIN_BLOCK
+"""Bytes that one request without payload may affect: what the compact header can say, and still a
+multiple of any block size. The same under extended headers: beyond it a server may well refuse."""
+
+_EFFECT_LENGTH = Struct(">Q")
+_CONTEXT_ID = Struct(">I")
+
+Extents = list[tuple[int, int]]
+"""(length in bytes, status flags) of consecutive extents."""
+
+
+class NBDClientProtocol(Link):
+    """A connection to one export: the client library.
+
+    Make one by :func:`flexmigrate.client.connect` or :func:`flexmigrate.client.connect_uri`. Any
+    number of requests may be in flight; a server may carry them out, and answer, in any order, so
+    what must come later is asked later. All offsets and lengths are in bytes. A request fails with
+
+    * `LocalProtocolError`, and was not sent, where it doesn't fit what was negotiated: outside the
+      export, not in whole blocks, not advertised in `flags`, empty;
+    * `RequestFailed`, with its `errno`, where the server answered with an error;
+    * `ConnectionGone`, or what `abort` was given, where the connection has ended or ends;
+    * `RemoteProtocolError` where the server broke the protocol; the connection is ended then.
+
+    Cancelling a request withdraws nothing: the server may still carry it out, and a read may still
+    fill its buffer, until `requests_in_flight` is back at 0 or the connection has ended.
+
+    :ivar strict: False lets requests that don't fit go out, to see what a server makes of them.
+    """
+
+    def __init__(
+        self, wish: Wish, clock: IReactorTime, *, tls: Any = None, strict: bool = True
+    ) -> None:
+        """Prepare a connection; see :class:`Link`."""
+        super().__init__(wish, clock, tls=tls)
+        self.strict = strict
+
+    @overload
+    def read(
+        self, offset: int, length: int, buffer: None = None, *, unfragmented: bool = False
+    ) -> Deferred[bytearray]: ...
+
+    @overload
+    def read(
+        self,
+        offset: int,
+        length: int,
+        buffer: bytearray | memoryview,
+        *,
+        unfragmented: bool = False,
+    ) -> Deferred[memoryview]: ...
+
+    def read(
+        self,
+        offset: int,
+        length: int,
+        buffer: bytearray | memoryview | None = None,
+        *,
+        unfragmented: bool = False,
+    ) -> Deferred[Any]:
+        """Read, into *buffer* if one is given; large reads are received right into it.
+
+        :param buffer: writable and contiguous, of *length* bytes; it can't be resized until the
+            Deferred has fired, and what it holds is unspecified if that fails.
+        :param unfragmented: make the server send each request's data in one piece
+            (NBD_CMD_FLAG_DF); more than 64 KiB may then fail with EOVERFLOW.
+        :return: fires with *buffer* as a memoryview of bytes, or with a new bytearray.
+        """
+        flags = CommandFlag.DF if unfragmented else CommandFlag(0)
+        largest = self._largest_payload
+        refusal = self._judge(Command.READ, flags, offset, length, largest)
+        if refusal is not None:
+            return _refused(refusal)
+        place = bytearray(length) if buffer is None else buffer
+        view = memoryview(place).cast("B")
+        if view.readonly or len(view) != length:
+            return _refused(f"{length} bytes can't be read into a buffer of {len(view)}")
+
+        def send(at: int, size: int) -> Deferred[Awaited]:
+            piece = view[at - offset : at - offset + size]
+            awaited = Awaited(Command.READ, at, size, view=piece, unfragmented=unfragmented)
+            return self._ask(awaited, flags)
+
+        def result(_: None) -> bytearray | memoryview:
+            if buffer is not None:
+                return view
+            view.release()  # so that the caller may resize it
+            return place
+
+        return _divided(offset, length, largest, send).addCallback(result)
+
+    def write(
+        self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False
+    ) -> Deferred[None]:
+        """Write *data*; large data leaves piece by piece, as the server takes it.
+
+        :param data: must stay as it is until the Deferred has fired.
+        :param fua: not answered before it is on stable storage.
+        """
+        view = memoryview(data).cast("B")
+        flags = self._payload_flag() | _fua(fua)
+
+        def send(at: int, size: int) -> Deferred[Awaited]:
+            piece = view[at - offset : at - offset + size]
+            awaited = Awaited(Command.WRITE, at, size)
+            return self._ask(awaited, flags, send_payload=lambda outlet: outlet.send(piece))
+
+        largest = self._largest_payload
+        refusal = self._judge(Command.WRITE, flags, offset, len(view), largest)
+        if refusal is not None:
+            return _refused(refusal)
+        if len(view) <= largest:
+            return send(offset, len(view)).addCallback(_nothing)
+        ranges = pieces(offset, len(view), largest)
+        return Deferred.fromCoroutine(self._send_paced(ranges, send))
+
+    def write_from(
+        self, source: FileSource, offset: int, length: int, *, fua: bool = False
+    ) -> Deferred[None]:
+        """Write what *source* has at the same offset; on a stream transport, by sendfile(2).
+
+        The bytes are read while they are sent: what changes in the source before the Deferred has
+        fired may go out old or new. A source that turns out to be shorter ends the connection.
+        """
+        flags = self._payload_flag() | _fua(fua)
+
+        def send(at: int, size: int) -> Deferred[Awaited]:
+            awaited = Awaited(Command.WRITE, at, size)
+            return self._ask(
+                awaited, flags, send_payload=lambda outlet: outlet.send_file(source, at, size)
+            )
+
+        largest = self._largest_payload
+        refusal = self._judge(Command.WRITE, flags, offset, length, largest)
+        if refusal is not None:
+            return _refused(refusal)
+        return _divided(offset, length, largest, send)
+
+    def zero(
+        self,
+        offset: int,
+        length: int,
+        *,
+        punch: bool = True,
+        fast: bool = False,
+        fua: bool = False,
+    ) -> Deferred[None]:
+        """Make a range read as zeroes (NBD_CMD_WRITE_ZEROES).
+
+        :param punch: the server may make a hole of it; else its space stays allocated.
+        :param fast: fail with ENOTSUP where writing zeroes would be as fast.
+        """
+        flags = _fua(fua)
+        if not punch:
+            flags |= CommandFlag.NO_HOLE
+        if fast:
+            flags |= CommandFlag.FAST_ZERO
+        return self._affect(Command.WRITE_ZEROES, flags, offset, length, LARGEST_EFFECT)
+
+    def trim(self, offset: int, length: int, *, fua: bool = False) -> Deferred[None]:
+        """Say that a range isn't needed any more; what it reads as afterwards is unspecified."""
+        return self._affect(Command.TRIM, _fua(fua), offset, length, LARGEST_EFFECT)
+
+    def cache(self, offset: int, length: int) -> Deferred[None]:
+        """Say that a range will be read soon."""
+        # Some servers hold it to the limit of a payload, for they read as much to carry it out.
+        largest = self._largest_payload
+        return self._affect(Command.CACHE, CommandFlag(0), offset, length, largest)
+
+    def flush(self) -> Deferred[None]:
+        """Have all that was *answered* before this was called put on stable storage."""
+        refusal = self._judge(Command.FLUSH, CommandFlag(0), 0, 0, 0)
+        if refusal is not None:
+            return _refused(refusal)
+        return self._ask(Awaited(Command.FLUSH), 0).addCallback(_nothing)
+
+    def block_status(
+        self,
+        offset: int,
+        length: int,
+        *,
+        req_one: bool = False,
+        contexts: Collection[str] | None = None,
+    ) -> Deferred[dict[str, Extents]]:
+        """Ask for the status of a range, in each negotiated meta context.
+
+        :param req_one: one extent for each context is enough.
+        :param contexts: names of those that are of interest; None: all that were negotiated.
+        :return: fires with the extents by context. They begin at *offset*, cover at least a byte,
+            and may end before or after the range, but not beyond the export.
+        """
+        wanted = {
+            name: number
+            for number, name in self.agreement.contexts
+            if contexts is None or name in contexts
+        }
+        if contexts is not None and len(wanted) != len(set(contexts)):
+            return _refused(f"not all of {', '.join(contexts)} were negotiated")
+        # The length is only a hint here, so what one request can't say is left off.
+        length = min(length, LARGEST_EFFECT)
+        flags = CommandFlag.REQ_ONE if req_one else CommandFlag(0)
+        refusal = self._judge(Command.BLOCK_STATUS, flags, offset, length, LARGEST_EFFECT)
+        if refusal is not None:
+            return _refused(refusal)
+        room = self.size - offset
+        return self._ask_status(offset, length, flags, list(wanted.values())).addCallback(
+            lambda answer: {name: _clip(answer.extents[wanted[name]], room) for name in wanted}
+        )
+
+    def _ask_status(
+        self, offset: int, length: int, flags: CommandFlag, wanted: list[int]
+    ) -> Deferred[Awaited]:
+        """Ask for the contexts *wanted* only, where the server can be told; else for all."""
+        everything = [number for number, _ in self.agreement.contexts]
+        payload = None
+        if len(wanted) < len(everything) and self.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD:
+            everything = wanted
+            payload = _EFFECT_LENGTH.pack(length) + b"".join(map(_CONTEXT_ID.pack, wanted))
+        awaited = Awaited(
+            Command.BLOCK_STATUS,
+            offset,
+            length,
+            contexts=everything,
+            one_extent=bool(flags & CommandFlag.REQ_ONE),
+        )
+        if payload is None:
+            return self._ask(awaited, flags)
+        flags |= CommandFlag.PAYLOAD_LEN
+        return self._ask(awaited, flags, len(payload), lambda outlet: outlet.send(payload))
+
+    # Checking and dividing
+
+    def _judge(
+        self, command: Command, flags: CommandFlag, offset: int, length: int, largest: int
+    ) -> str | None:
+        """Return why a request must not be sent, or None."""
+        if not self.strict:
+            return None
+        export = self.agreement.export
+        if command != Command.FLUSH:
+            block = export.block_sizes[0]
+            what = f"{command.name} of {length} bytes at {offset}"
+            if length <= 0 or offset < 0:
+                return f"{what} is no range"
+            if offset % block or length % block:
+                return f"{what}: the server's blocks are of {block} bytes"
+            if offset + length > export.size:
+                return f"{what} ends after the export's {export.size} bytes"
+        refusal = refuse(command, flags, offset, min(length, largest), self._terms)
+        return None if refusal is None else refusal.text
+
+    async def _send_paced(
+        self,
+        ranges: Iterator[tuple[int, int]],
+        send: Callable[[int, int], Deferred[Awaited]],
+    ) -> None:
+        """Send piece after piece, never holding more than one that the server hasn't taken."""
+        answers = []
+        for at, size in ranges:
+            answers.append(send(at, size))
+            if not self.writable:
+                await self.when_writable().addErrback(_nothing)  # each answer tells of the loss
+        await all_of(answers)
+
+    def _affect(
+        self, command: Command, flags: CommandFlag, offset: int, length: int, largest: int
+    ) -> Deferred[None]:
+        """Check and send a command that has a range and neither data nor an answer."""
+        refusal = self._judge(command, flags, offset, length, largest)
+        if refusal is not None:
+            return _refused(refusal)
+        return _divided(
+            offset, length, largest, lambda at, size: self._ask(Awaited(command, at, size), flags)
+        )
+
+    @cached_property
+    def _largest_payload(self) -> int:
+        minimum, _, maximum = self.agreement.export.block_sizes
+        largest = min(maximum, MAX_REQUEST)
+        return largest - largest % minimum
+
+    @cached_property
+    def _terms(self) -> Terms:
+        return Terms(
+            self.size,
+            self.flags,
+            self.agreement.extended,
+            tuple(number for number, _ in self.agreement.contexts),
+        )
+
+    def _payload_flag(self) -> CommandFlag:
+        return CommandFlag.PAYLOAD_LEN if self.agreement.extended else CommandFlag(0)
+
+
+def _fua(fua: bool) -> CommandFlag:
+    return CommandFlag.FUA if fua else CommandFlag(0)
+
+
+def _divided(
+    offset: int, length: int, largest: int, send: Callable[[int, int], Deferred[Awaited]]
+) -> Deferred[None]:
+    """*send* a range in pieces of at most *largest* bytes, all at once."""
+    if length <= largest:
+        return send(offset, length).addCallback(_nothing)
+    return all_of([send(at, size) for at, size in pieces(offset, length, largest)]).addCallback(
+        _nothing
+    )
+
+
+def _clip(extents: Extents, room: int) -> Extents:
+    """Return *extents* without what lies more than *room* bytes behind their beginning."""
+    clipped = []
+    for length, flags in extents:
+        if room <= 0:
+            break
+        clipped.append((min(length, room), flags))
+        room -= length
+    return clipped
+
+
+def _refused(text: str) -> Deferred[Any]:
+    return fail(LocalProtocolError(text))
+
+
+def _nothing(_: object) -> None:
+    """Turn a result that is of no interest to the caller into None."""

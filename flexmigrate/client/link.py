@@ -1,0 +1,367 @@
+"""One connection to an NBD server: it negotiates, carries requests and replies, and ends, once.
+
+The law of this file: a request that was accepted is answered exactly once: by the server, or by the
+reason for which the connection ended. What may be asked, and how a large request is divided, is
+decided above (:mod:`flexmigrate.client.connection`); what the bytes mean, below, in
+:mod:`flexmigrate.wire`.
+
+It works on any transport of Twisted. On a stream transport (:mod:`flexmigrate.net.stream`) received
+bytes land where they belong; ``dataReceived`` copies them there.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+from twisted.internet.address import IPv4Address, IPv6Address
+from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from flexmigrate.errors import (
+    ConnectionGone,
+    FlexmigrateError,
+    LocalProtocolError,
+    Rejected,
+    RemoteProtocolError,
+)
+from flexmigrate.net.outlet import outlet_for
+from flexmigrate.net.stream import IBufferedProtocol
+from flexmigrate.net.tcp import keep_alive
+from flexmigrate.wire.agreement import Agreement, Close, Event, Ready, Send, StartTLS
+from flexmigrate.wire.awaited import Awaited
+from flexmigrate.wire.client_handshake import ClientHandshake, Wish
+from flexmigrate.wire.constants import Command, ErrorCode, TransmissionFlag
+from flexmigrate.wire.reply_parser import ReplyParser
+from flexmigrate.wire.requests import pack_request
+
+HELLO_BUFFER = 16 * 1024
+"""Bytes received at once in negotiation: a whole haggle with an ordinary server."""
+
+
+@implementer(IBufferedProtocol, IPushProducer)
+class Link(Protocol):
+    """The life of a connection, without the commands.
+
+    :ivar ready: fires with this protocol once requests can be made, or fails with why they can't:
+        `Rejected` (the server closed before it said a byte), `RemoteProtocolError`, or whatever
+        `abort` was given. Cancelling it ends the connection.
+    :ivar agreement: what was negotiated; from `ready` on.
+    :ivar failure: why the connection ended; None while it stands, and after a `disconnect` that
+        the server answered as it should.
+    :ivar last_progress: when a byte last came in, or what waited to be sent had left, or a request
+        was made while none was in flight; by *clock*, in seconds. Of use for telling a slow server
+        from a dead one while `requests_in_flight` is above 0.
+    :ivar writable: whether what was sent has left this process. A caller who goes on regardless
+        makes this process hold what the server doesn't take.
+    """
+
+    agreement: Agreement
+    failure: FlexmigrateError | None = None
+    writable = True
+    _outlet: Any  # IOutlet, from `ready` on
+
+    def __init__(self, wish: Wish, clock: IReactorTime, *, tls: Any = None) -> None:
+        """Prepare a connection that will negotiate by *wish*.
+
+        :param clock: tells the time; nothing is scheduled on it.
+        :param tls: what ``ITLSTransport.startTLS`` takes at a client, e.g. a context factory;
+            needed where *wish* asks for TLS.
+        """
+        self.ready: Deferred[Any] = Deferred(self._cancelled)
+        self.last_progress = clock.seconds()
+        self._clock = clock
+        self._tls = tls
+        self._handshake = ClientHandshake(wish)
+        self._parser: ReplyParser | None = None
+        self._hello = memoryview(bytearray(HELLO_BUFFER))
+        self._heard = False
+        self._calls: dict[int, Deferred[Awaited]] = {}
+        self._cookies = itertools.count(1)
+        self._closed = False
+        self._refusal: str | None = "is not negotiated yet"
+        self._goodbye_said = False
+        self._goodbye_left = False
+        self._goodbyes: list[Deferred[None]] = []
+        self._close_waiters: list[Deferred[None]] = []
+        self._write_waiters: list[Deferred[None]] = []
+
+    @property
+    def size(self) -> int:
+        """Of the export, in bytes."""
+        return self.agreement.export.size
+
+    @property
+    def flags(self) -> TransmissionFlag:
+        """What the server says that the export can do."""
+        return self.agreement.export.flags
+
+    @property
+    def requests_in_flight(self) -> int:
+        """How many requests, after division, have been sent and not answered."""
+        return len(self._calls)
+
+    # The end
+
+    def disconnect(self) -> Deferred[None]:
+        """Take leave: no further request is accepted, and after the last reply DISC is sent.
+
+        DISC is sent even if one of these last requests fails: who cares for them waits for them
+        first (or calls `abort` in their errbacks, which run before DISC is sent).
+
+        :return: fires once the server has closed the connection without an error, after DISC has
+            left this process with nothing unanswered; fails with `failure` if the connection ends
+            in any other way. (DISC has no answer: a server that dies at that very moment looks the
+            same as one that obeys.) How long that takes is the server's affair: cancelling it ends
+            the connection.
+        """
+        if self.failure is not None:
+            return fail(self.failure)
+        if self._closed:
+            return succeed(None)
+        goodbye: Deferred[None] = Deferred(self._cancelled)
+        self._goodbyes.append(goodbye)
+        if self._parser is None:
+            self.abort(ConnectionGone("the connection was given up before it was negotiated"))
+        else:
+            self._refusal = "is being closed"
+            self._say_goodbye()
+        return goodbye
+
+    def abort(self, reason: FlexmigrateError) -> None:
+        """End the connection at once, without DISC; every request in flight fails with *reason*.
+
+        Harmless where the connection has ended already.
+        """
+        if self._closed:
+            return
+        self._end(reason)
+        if self.transport is not None:
+            _abort(self.transport)
+
+    def when_closed(self) -> Deferred[None]:
+        """Return what fires when the connection is over, however it ended; `failure` tells why."""
+        if self._closed:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._close_waiters.append(waiter)
+        return waiter
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._closed:
+            return
+        clean = isinstance(reason.value, ConnectionDone)
+        if clean and self._goodbye_left:
+            self._end(None)
+        else:
+            self._end(self._loss(clean, reason))
+
+    def _loss(self, clean: bool, reason: Failure) -> FlexmigrateError:
+        """Return what a connection's loss means where we didn't take leave."""
+        how = "the server closed the connection"
+        if not clean:
+            how = f"the connection was lost: {reason.getErrorMessage()}"
+        if self._parser is not None:
+            return ConnectionGone(how)
+        if not self._heard:
+            return Rejected(f"the server said no hello: {how}")
+        return RemoteProtocolError(f"negotiation was cut short: {how}")
+
+    def _end(self, failure: FlexmigrateError | None) -> None:
+        """Fix the outcome, then tell everybody who waits for anything; at most once."""
+        self._closed = True
+        self.failure = failure
+        self._refusal = "has ended" if failure is None else f"has ended: {failure}"
+        self.writable = False
+        if self._parser is not None:
+            self._parser.abandon()
+        waiters: list[Deferred[Any]] = [*self._calls.values(), *self._write_waiters]
+        self._calls = {}
+        self._write_waiters = []
+        goodbyes, self._goodbyes = self._goodbyes, []
+        closers, self._close_waiters = self._close_waiters, []
+        reason = failure or ConnectionGone("the connection was closed")
+        for waiter in waiters:
+            waiter.errback(reason)
+        for goodbye in goodbyes:
+            goodbye.callback(None) if failure is None else goodbye.errback(failure)
+        if not self.ready.called:
+            self.ready.errback(reason)
+        for closer in closers:
+            closer.callback(None)
+
+    def _cancelled(self, _: Deferred[Any]) -> None:
+        self.abort(ConnectionGone("the connection was given up by its user"))
+
+    # Received bytes
+
+    def connectionMade(self) -> None:
+        # A UNIX socket's transport claims to be ITCPTransport too; its address tells the truth.
+        is_tcp = isinstance(self._transport.getHost(), (IPv4Address, IPv6Address))
+        if is_tcp and ITCPTransport.providedBy(self.transport):
+            keep_alive(self._transport)
+
+    def get_buffer(self) -> memoryview:
+        """Return where to put what is received next."""
+        return self._hello if self._parser is None else self._parser.get_buffer()
+
+    def buffer_updated(self, size: int) -> None:
+        """Go on with *size* bytes that stand at the beginning of the last `get_buffer`."""
+        if self._closed:
+            return
+        self.last_progress = self._clock.seconds()
+        if self._parser is not None:
+            self._take_replies(self._parser, size)
+        else:
+            self._heard = True
+            self._obey(self._handshake.receive(bytes(self._hello[:size])))
+
+    def dataReceived(self, data: bytes) -> None:
+        rest = memoryview(data)
+        while rest and not self._closed:
+            buffer = self.get_buffer()
+            size = min(len(buffer), len(rest))
+            buffer[:size] = rest[:size]
+            rest = rest[size:]
+            self.buffer_updated(size)
+
+    # Negotiation
+
+    def _obey(self, events: list[Event]) -> None:
+        for event in events:
+            if isinstance(event, Send):
+                self._transport.write(event.data)
+            elif isinstance(event, StartTLS):
+                self._start_tls()
+            elif isinstance(event, Ready):
+                self._begin(event.agreement)
+            elif isinstance(event, Close):
+                self.abort(RemoteProtocolError(event.reason))
+
+    def _start_tls(self) -> None:
+        if self._tls is None:
+            self.abort(LocalProtocolError("TLS was wished for, and no certificates were given"))
+            return
+        self._transport.startTLS(self._tls)
+        self._obey(self._handshake.tls_started())
+
+    def _begin(self, agreement: Agreement) -> None:
+        self.agreement = agreement
+        self._parser = ReplyParser(structured=agreement.structured, extended=agreement.extended)
+        if self._handshake.leftover:
+            self.abort(RemoteProtocolError("the server answered before it was asked anything"))
+            return
+        self._outlet = outlet_for(self.transport, self)
+        self._refusal = None
+        self.ready.callback(self)
+
+    # Requests and replies
+
+    def _ask(
+        self,
+        awaited: Awaited,
+        flags: int,
+        payload_length: int | None = None,
+        send_payload: Callable[[Any], None] | None = None,
+    ) -> Deferred[Awaited]:
+        """Send one request; return what fires with *awaited*, answered, or fails.
+
+        :param payload_length: what the header's length says, where that isn't the effect's.
+        :param send_payload: called with the outlet to send what follows the header.
+        """
+        parser = self._parser
+        if self._refusal is not None or parser is None:
+            return fail(ConnectionGone(f"the connection {self._refusal}"))
+        if not self._calls:
+            self.last_progress = self._clock.seconds()
+        cookie = next(self._cookies)
+        length = awaited.length if payload_length is None else payload_length
+        header = pack_request(
+            self.agreement.extended, flags, awaited.command, cookie, awaited.offset, length
+        )
+        parser.expect(cookie, awaited)
+        answer: Deferred[Awaited] = Deferred()
+        self._calls[cookie] = answer
+        self._outlet.send(header, more=send_payload is not None)
+        if send_payload is not None:
+            send_payload(self._outlet)
+        return answer
+
+    def _take_replies(self, parser: ReplyParser, size: int) -> None:
+        violation: RemoteProtocolError | None = None
+        try:
+            parser.buffer_updated(size)
+        except RemoteProtocolError as error:
+            violation = error
+        for cookie, awaited in parser.take():
+            self._answer(cookie, awaited)
+        if violation is not None:
+            self.abort(violation)
+        elif self._goodbyes:
+            self._say_goodbye()
+
+    def _answer(self, cookie: int, awaited: Awaited) -> None:
+        answer = self._calls.pop(cookie, None)
+        if answer is None:  # the callback of an earlier one in this batch has called abort()
+            return
+        if awaited.failure is None:
+            answer.callback(awaited)
+            return
+        if awaited.failure.errno == ErrorCode.ESHUTDOWN and self._refusal is None:
+            # proto.md, "Terminating the transmission phase": no more requests now, but DISC. That
+            # one is left to whoever uses us: to a migration's destination it means far more.
+            self._refusal = "takes no more requests: the server is shutting down"
+        answer.errback(awaited.failure)
+
+    def _say_goodbye(self) -> None:
+        if self._goodbye_said or self._calls or self._closed:
+            return
+        self._goodbye_said = True
+        self._outlet.send(pack_request(self.agreement.extended, 0, Command.DISC, 0, 0, 0))
+        self._goodbye_left = self.writable
+
+    # Back-pressure
+
+    def when_writable(self) -> Deferred[None]:
+        """Return what fires once all that was sent has left this process, at once if it has.
+
+        It fails if the connection ends first.
+        """
+        if self._closed:
+            return fail(self.failure or ConnectionGone("the connection was closed"))
+        if self.writable:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._write_waiters.append(waiter)
+        return waiter
+
+    def pauseProducing(self) -> None:
+        self.writable = False
+
+    def resumeProducing(self) -> None:
+        if self._closed:
+            return
+        self.last_progress = self._clock.seconds()
+        self.writable = True
+        self._goodbye_left = self._goodbye_said
+        waiters, self._write_waiters = self._write_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def stopProducing(self) -> None:
+        self.writable = False
+
+    @property
+    def _transport(self) -> Any:
+        """The transport, whose interfaces (ITCPTransport, ITLSTransport) depend on the endpoint."""
+        return self.transport
+
+
+def _abort(transport: Any) -> None:
+    """End a connection now; transports that can't, such as a child process's pipes, soon."""
+    getattr(transport, "abortConnection", transport.loseConnection)()

@@ -1,0 +1,166 @@
+"""NBD URIs: the reading of them, and nothing else; Twisted isn't imported.
+
+Specification: the NBD project's doc/uri.md; RFC 3986. Where that leaves the choice to the client:
+``nbd://`` without a host means this host; a host in a URI of a UNIX socket, a port without a host,
+and a query parameter that we don't know are errors, for each may be a mistake that would lead to
+another disk than the one that was meant.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
+
+from flexmigrate.errors import UsageError
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.constants import DEFAULT_PORT, MAX_STRING
+
+MAX_PARAMETERS = 16
+"""Query parameters in a URI; we know four, and others are errors."""
+
+
+class URIError(UsageError, ValueError):
+    """The text is no NBD URI that we can use; the message quotes it and says why."""
+
+
+# Scheme: whether TLS is required, and whether it goes over a UNIX socket.
+_SCHEMES = {
+    "nbd": (False, False),
+    "nbds": (True, False),
+    "nbd+unix": (False, True),
+    "nbds+unix": (True, True),
+}
+
+
+@dataclass(frozen=True)
+class NBDURI:
+    """What an NBD URI says.
+
+    :ivar host: a name or address, without brackets; empty with `socket`.
+    :ivar port: TCP; 0 with `socket`.
+    :ivar socket: the path of a UNIX socket, or an abstract name, which begins with NUL; or None.
+    :ivar export: its name; empty for the server's default.
+    :ivar tls: True: TLS, or no connection; False: TLS if both sides have it.
+    :ivar username: for the kinds of TLS that need one; empty if not given.
+    :ivar tls_type: ``anon``, ``x509``, ``psk`` or None.
+    :ivar tls_hostname: the name that the server's certificate must have, if not `host`.
+    :ivar tls_verify_peer: whether the certificate is verified.
+    """
+
+    host: str = ""
+    port: int = 0
+    socket: str | None = None
+    export: str = ""
+    tls: bool = False
+    username: str = ""
+    tls_type: str | None = None
+    tls_hostname: str | None = None
+    tls_verify_peer: bool = True
+
+    def wish(self, wish: Wish, *, with_tls: bool) -> Wish:
+        """Return *wish* for this export, with the TLS mode that the URI calls for.
+
+        :param with_tls: whether there is what TLS needs; without it, `tls` raises URIError.
+        """
+        if self.tls and not with_tls:
+            raise URIError("this URI requires TLS, and no certificates were given")
+        mode = TLSMode.REQUIRE if self.tls else TLSMode.ON if with_tls else TLSMode.OFF
+        return replace(wish, name=self.export, tls=mode)
+
+
+def parse_uri(text: str) -> NBDURI:
+    """Return what the URI *text* says; raise URIError where it isn't an NBD URI that we know."""
+    try:
+        return _parse(text)
+    except ValueError as error:
+        raise URIError(f"{text!r}: {error}") from None
+
+
+def _parse(text: str) -> NBDURI:
+    if not text.isascii() or not text.isprintable() or " " in text:
+        # RFC 3986 wants these percent-encoded; urlsplit would silently drop some of them.
+        raise ValueError("spaces and characters outside ASCII must be percent-encoded")
+    parts = urlsplit(text)
+    if parts.scheme not in _SCHEMES:
+        raise ValueError(f"the scheme must be one of {', '.join(_SCHEMES)}")
+    if parts.fragment:
+        raise ValueError("an NBD URI has no fragment; encode # as %23")
+    tls, over_unix = _SCHEMES[parts.scheme]
+    parameters = _parameters(parts.query)
+    socket = parameters.pop("socket", None)
+    if over_unix:
+        place = _unix_place(parts, socket)
+    elif socket is not None:
+        raise ValueError(f"a socket goes with nbd+unix, not with {parts.scheme}")
+    else:
+        place = _tcp_place(parts)
+    return replace(
+        place,
+        export=_export(parts.path),
+        tls=tls,
+        username=_decoded(parts.username or ""),
+        **_tls_parameters(parameters),
+    )
+
+
+def _unix_place(parts: SplitResult, socket: str | None) -> NBDURI:
+    if not socket:
+        raise ValueError("which socket? (socket=PATH is missing)")
+    if parts.hostname or parts.port is not None:
+        raise ValueError("a UNIX socket is on no host and no port")
+    if "\0" in socket[1:]:
+        raise ValueError("the path of a socket has no NUL")
+    return NBDURI(socket=socket)
+
+
+def _tcp_place(parts: SplitResult) -> NBDURI:
+    host = _decoded(parts.hostname or "")
+    if not host and parts.port is not None:
+        raise ValueError("a port without a host")
+    port = DEFAULT_PORT if parts.port is None else parts.port
+    if not port:
+        raise ValueError("nobody can be connected to at port 0")
+    return NBDURI(host=host or "localhost", port=port)
+
+
+def _export(path: str) -> str:
+    name = _decoded(path[1:])
+    if "\0" in name:
+        raise ValueError("the name of an export has no NUL")
+    if len(name.encode()) > MAX_STRING:
+        raise ValueError(f"the name of an export is at most {MAX_STRING} bytes long")
+    return name
+
+
+def _parameters(query: str) -> dict[str, str]:
+    # A + in a URI's query stands for itself; parse_qsl would take it for a form's space.
+    pairs = parse_qsl(
+        query.replace("+", "%2B"),
+        keep_blank_values=True,
+        errors="strict",
+        max_num_fields=MAX_PARAMETERS,
+    )
+    parameters = dict(pairs)
+    if len(parameters) != len(pairs):
+        raise ValueError("a parameter is given twice")
+    return parameters
+
+
+def _tls_parameters(parameters: dict[str, str]) -> dict[str, Any]:
+    known: dict[str, Any] = {}
+    for name, value in parameters.items():
+        if name == "tls-type" and value in ("anon", "x509", "psk"):
+            known["tls_type"] = value
+        elif name == "tls-hostname" and value:
+            known["tls_hostname"] = value
+        elif name == "tls-verify-peer" and value in ("0", "1"):
+            known["tls_verify_peer"] = value == "1"
+        else:
+            raise ValueError(f"the parameter {name}={value} is not known")
+    return known
+
+
+def _decoded(text: str) -> str:
+    return unquote(text, errors="strict")
