@@ -1,0 +1,421 @@
+"""The commands that may wait for the disk, or that come seldom: carried out off the reactor's
+thread, then answered.
+
+Each begins at ``begin``; its answer goes out by itself, in whatever order they end. A change is
+marked with the export's observer after it is done, or failed in part, and before it is answered.
+Requests were judged before they come here.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.errors import to_nbd
+from flexmigrate.image.extents import Extent
+from flexmigrate.server import contexts
+from flexmigrate.server.export import DIRTY_CONTEXT, Export
+from flexmigrate.server.holds import Holds
+from flexmigrate.wire.constants import (
+    BASE_ALLOCATION,
+    Command,
+    CommandFlag,
+    ErrorCode,
+    name_of,
+)
+from flexmigrate.wire.replies import ReplyStyle
+from flexmigrate.wire.requests import Refusal, Terms, refuse
+
+log = Logger()
+
+# Reads up to this size are copied into a batch of replies and leave with it in one send; longer
+# ones leave by sendfile, which costs two more system calls but copies nothing.
+SMALL_READ = 64 * 1024
+
+# Requests of one connection that may be with the thread pool at once. A client may have more
+# under way; the rest waits in its socket.
+MAX_UNDER_WAY = 64
+
+# A structured read tells at most so many extents as such and the rest as data, so that a reply's
+# head room is bounded however the file is fragmented.
+MAX_READ_EXTENTS = 64
+
+_FUA = int(CommandFlag.FUA)
+
+
+class Requests(Protocol):
+    """The transmission whose commands these are."""
+
+    def hold(self, reason: int) -> None:
+        """Take no further request."""
+
+    def release(self, reason: int) -> None:
+        """Go on."""
+
+    def changed(self, length: int) -> None:
+        """A change of so many bytes is done."""
+
+    def idle(self) -> None:
+        """Nothing is under way any more."""
+
+
+class FailingWrite(Protocol):
+    """A write that arrives in pieces."""
+
+    def fail(self, error: OSError) -> None:
+        """One of them could not be written."""
+
+
+class Commands:
+    """What one connection asked of its export and isn't answered yet.
+
+    :ivar under_way: requests that are with the thread pool.
+    """
+
+    def __init__(
+        self,
+        export: Export,
+        style: ReplyStyle,
+        terms: Terms,
+        context_names: dict[int, str],
+        outlet: Any,
+        requests: Requests,
+    ) -> None:
+        self._export = export
+        self._image = export.image
+        self._background = export.background
+        self._style = style
+        self._terms = terms
+        self._contexts = context_names
+        self._outlet = outlet
+        self._requests = requests
+        self._gone = False
+        self._changing = 0
+        self.under_way = 0
+
+    def begin(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
+        """Begin a request that was judged acceptable and has no payload."""
+        if not length and command != Command.FLUSH:
+            self._reply_empty(command, cookie, offset)
+        else:
+            self._BEGIN[command](self, flags, cookie, offset, length)
+
+    def gone(self) -> None:
+        """The connection is lost: nothing more is sent; what is under way ends by itself."""
+        self._gone = True
+        self._export.orphaned(self._changing)
+
+    # Payloads that arrive in pieces
+
+    def write_piece(self, offset: int, piece: memoryview, write: FailingWrite) -> None:
+        """Write a piece of a long write, on this thread unless that might wait for the disk."""
+        length = len(piece)
+        if self._image.may_block_write(offset, length):
+            self._requests.hold(Holds.PIECE)
+            done = self._begun(self._background.write(bytes(piece), offset))
+            done.addCallbacks(
+                lambda _: self._changed(offset, length),
+                lambda failure: self._piece_failed(offset, length, failure, write),
+            )
+            self._track_change(done)
+            done.addCallback(lambda _: self._requests.release(Holds.PIECE))
+            self._ended(done)
+            return
+        try:
+            self._image.write(piece, offset)
+        except OSError as error:
+            self._failed_change(offset, length, error)
+            write.fail(error)
+        else:
+            self._changed(offset, length)
+
+    def _piece_failed(
+        self, offset: int, length: int, failure: Failure, write: FailingWrite
+    ) -> None:
+        error = failure.value
+        if not isinstance(error, OSError):
+            failure.raiseException()
+        self._failed_change(offset, length, error)
+        write.fail(error)
+
+    def written(self, cookie: int, offset: int, durable: bool) -> None:
+        """All pieces of a write are done and marked: answer it, after a flush where FUA asked for
+        one.
+        """
+        if not durable:
+            self._send(self._style.ok(cookie, offset))
+            return
+        self._later(cookie, offset, 0, self._background.flush(), self._reply_ok)
+
+    # Reads
+
+    def _read(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        whole = bool(flags & CommandFlag.DF) or not self._style.fragments
+        if self._image.is_resident(offset, length):
+            self._send_read(cookie, offset, length, self._pieces(offset, length, whole))
+            return
+        self._later(
+            cookie,
+            offset,
+            length,
+            self._background.run(self._bring_in, offset, length, whole),
+            lambda cookie, offset, pieces: self._send_read(cookie, offset, length, pieces),
+        )
+
+    def _bring_in(self, offset: int, length: int, whole: bool) -> list[Extent]:
+        """On a thread: have the range in the page cache, and know its extents."""
+        self._image.make_resident(offset, length)
+        return self._pieces(offset, length, whole)
+
+    def _pieces(self, offset: int, length: int, whole: bool) -> list[Extent]:
+        if whole or not self._image.may_have_holes:
+            return [Extent(offset, length, True)]
+        pieces: list[Extent] = []
+        for extent in self._image.extents(offset, length):
+            if len(pieces) == MAX_READ_EXTENTS:
+                at = pieces[-1].offset + pieces[-1].length
+                pieces.append(Extent(at, offset + length - at, True))
+                break
+            pieces.append(extent)
+        return pieces
+
+    def _send_read(self, cookie: int, offset: int, length: int, pieces: list[Extent]) -> None:
+        style, outlet = self._style, self._outlet
+        if self._gone:
+            return
+        for piece in pieces:
+            if piece.data:
+                opening = style.read_opening(cookie, offset, piece.offset, piece.length)
+                outlet.send(opening, more=True)
+                outlet.send_file(self._image, piece.offset, piece.length)
+            else:
+                outlet.send(style.hole(cookie, offset, piece.offset, piece.length), more=True)
+        closing = style.read_closing(cookie, offset)
+        if closing:
+            outlet.send(closing)
+
+    def read_cold(self, cookie: int, offset: int, length: int) -> None:
+        self._later(cookie, offset, length, self._background.read(offset, length), self._reply_data)
+
+    def _reply_data(self, cookie: int, offset: int, data: bytes) -> None:
+        prefix = self._style.data_prefix
+        reply = bytearray(prefix + len(data))
+        self._style.pack_read(reply, 0, cookie, offset, len(data))
+        reply[prefix:] = data
+        self._send(reply)
+
+    def reply_hole(self, cookie: int, offset: int, length: int) -> None:
+        style = self._style
+        self._send(style.hole(cookie, offset, offset, length) + style.read_closing(cookie, offset))
+
+    def _reply_empty(self, command: int, cookie: int, offset: int) -> None:
+        """Answer a request of no bytes, which the specification leaves open: it succeeds."""
+        if command == Command.READ:
+            self._send(self._style.read_closing(cookie, offset) or self._style.ok(cookie, offset))
+        else:
+            self._send(self._style.ok(cookie, offset))
+
+    # Changes that may wait for the disk
+
+    def write_later(self, cookie: int, offset: int, data: bytes) -> None:
+        self._change(cookie, offset, len(data), self._background.write(data, offset), 0)
+
+    def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        self._change(cookie, offset, length, self._background.trim(offset, length), flags)
+
+    def _write_zeroes(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        zeroed = self._background.zero(
+            offset,
+            length,
+            may_punch=not flags & CommandFlag.NO_HOLE,
+            fast_only=bool(flags & CommandFlag.FAST_ZERO),
+        )
+        self._change(cookie, offset, length, zeroed, flags)
+
+    def _change(
+        self, cookie: int, offset: int, length: int, done: Deferred[None], flags: int
+    ) -> None:
+        """Mark a change once it is done, make it durable where FUA asks for it, then answer."""
+
+        def mark(_: None) -> None:
+            self._changed(offset, length)
+
+        def spoil(failure: Failure) -> Failure:
+            self._failed_change(offset, length, failure.value)
+            return failure
+
+        done.addCallbacks(mark, spoil)
+        self._track_change(done)
+        if flags & _FUA:
+            done.addCallback(lambda _: self._background.flush())
+        self._later(cookie, offset, length, done, self._reply_ok)
+
+    def _track_change(self, done: Deferred[Any]) -> None:
+        """Know how many changes are under way, and tell the export of those that outlive us."""
+        self._changing += 1
+
+        def ended(result: Any) -> Any:
+            self._changing -= 1
+            if self._gone:
+                self._export.orphan_ended()
+            return result
+
+        done.addBoth(ended)
+
+    def _changed(self, offset: int, length: int) -> None:
+        if self._export.observer is not None:
+            self._export.observer.mark(offset, length)
+        self._requests.changed(length)
+
+    def _failed_change(self, offset: int, length: int, error: BaseException | None) -> None:
+        # ENOTSUP is a fast zero that wouldn't be fast: nothing happened.
+        unsupported = getattr(error, "errno", None) == errno.ENOTSUP
+        if self._export.observer is not None and error is not None and not unsupported:
+            self._export.observer.failed(offset, length, error)
+
+    # The other commands
+
+    def _flush(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        self._later(cookie, offset, length, self._background.flush(), self._reply_ok)
+
+    def _cache(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        advised = self._background.run(
+            os.posix_fadvise, self._image.fd, offset, length, os.POSIX_FADV_WILLNEED
+        )
+        self._later(cookie, offset, length, advised, self._reply_ok)
+
+    def filtered_status(self, cookie: int, flags: int, offset: int, payload: bytes) -> None:
+        """Answer a BLOCK_STATUS that named its effect length and the meta contexts it wants."""
+        ids = [int.from_bytes(payload[at : at + 4], "big") for at in range(8, len(payload), 4)]
+        length = int.from_bytes(payload[:8], "big")
+        known = len(set(ids)) == len(ids) and set(ids) <= set(self._contexts)
+        if len(payload) < 12 or len(payload) % 4 or not known:
+            text = "the payload isn't a list of different negotiated contexts"
+            self.refuse(cookie, offset, Refusal(ErrorCode.EINVAL, text))
+            return
+        refusal = refuse(
+            Command.BLOCK_STATUS, flags & ~int(CommandFlag.PAYLOAD_LEN), offset, length, self._terms
+        )
+        if refusal is not None:
+            self.refuse(cookie, offset, refusal)
+            return
+        self._answer_status(cookie, flags, offset, length, ids)
+
+    def _block_status(self, flags: int, cookie: int, offset: int, length: int) -> None:
+        self._answer_status(cookie, flags, offset, length, list(self._contexts))
+
+    def _answer_status(
+        self, cookie: int, flags: int, offset: int, length: int, ids: list[int]
+    ) -> None:
+        limit = 1 if flags & CommandFlag.REQ_ONE else contexts.MAX_DESCRIPTORS
+
+        def answer(cookie: int, offset: int, allocated: contexts.Descriptors) -> None:
+            replies = []
+            for context in ids:
+                described = allocated
+                if self._contexts[context] == DIRTY_CONTEXT:
+                    described = self._describe_dirty(offset, length, limit)
+                last = context == ids[-1]
+                replies.append(self._style.status(cookie, offset, context, described, last))
+            self._send(b"".join(replies))
+
+        if BASE_ALLOCATION in {self._contexts[context] for context in ids}:
+            walked = self._background.run(contexts.allocation, self._image, offset, length, limit)
+            self._later(cookie, offset, length, walked, answer)
+        else:
+            answer(cookie, offset, [])
+
+    def _describe_dirty(self, offset: int, length: int, limit: int) -> contexts.Descriptors:
+        runs = self._export.dirty_runs
+        return contexts.dirty(runs(offset, length) if runs else iter(()), offset, length, limit)
+
+    _BEGIN: dict[int, Callable[[Commands, int, int, int, int], None]] = {
+        Command.READ: _read,
+        Command.FLUSH: _flush,
+        Command.TRIM: _trim,
+        Command.CACHE: _cache,
+        Command.WRITE_ZEROES: _write_zeroes,
+        Command.BLOCK_STATUS: _block_status,
+    }
+
+    # Requests that are with the thread pool
+
+    def _later(
+        self,
+        cookie: int,
+        offset: int,
+        length: int,
+        result: Deferred[Any],
+        answer: Callable[[int, int, Any], None],
+    ) -> None:
+        """Answer once *result* is there; the others go on meanwhile."""
+        self._begun(result)
+        result.addCallbacks(
+            lambda value: answer(cookie, offset, value),
+            lambda failure: self._failed_later(cookie, offset, length, failure),
+        )
+        self._ended(result)
+
+    def _begun(self, result: Deferred[Any]) -> Deferred[Any]:
+        self._export.begun()
+        self.under_way += 1
+        if self.under_way == MAX_UNDER_WAY:
+            self._requests.hold(Holds.UNDER_WAY)
+        return result
+
+    def _ended(self, result: Deferred[Any]) -> None:
+        """Count it as ended however it ends, last of all: whoever waits for it sees its mark."""
+
+        def ended(value: Any) -> Any:
+            self.under_way -= 1
+            self._export.ended()
+            if self.under_way == MAX_UNDER_WAY - 1:
+                self._requests.release(Holds.UNDER_WAY)
+            if not self.under_way:
+                self._requests.idle()
+            return value
+
+        result.addBoth(ended)
+        result.addErrback(lambda failure: log.failure("a request failed", failure))
+
+    # Replies
+
+    def _send(self, data: bytes | bytearray) -> None:
+        if not self._gone:
+            self._outlet.send(data)
+
+    def _reply_ok(self, cookie: int, offset: int, _: object) -> None:
+        self._send(self._style.ok(cookie, offset))
+
+    def refuse(self, cookie: int, offset: int, refusal: Refusal) -> None:
+        """Tell the client that a request isn't carried out, and why."""
+        log.info("request refused: {text}", text=refusal.text)
+        self._send(self._style.error(cookie, offset, refusal.code, refusal.text))
+
+    def _failed_later(self, cookie: int, offset: int, length: int, failure: Failure) -> None:
+        error = failure.value
+        if isinstance(error, OSError):
+            self.failed(cookie, offset, length, error)
+        else:
+            log.failure("a request met a bug", failure)
+            self.failed(cookie, offset, length, OSError(errno.EIO, "internal error"))
+
+    def failed(self, cookie: int, offset: int, length: int, error: OSError) -> None:
+        """Tell the client that a request failed, narrowed to what it may know; log the real
+        error.
+        """
+        code = to_nbd(error)
+        log.error(
+            "request of {length} bytes at {offset} failed: {error}; the client is told {code}",
+            length=length,
+            offset=offset,
+            error=error,
+            code=name_of(ErrorCode, code),
+        )
+        self._send(self._style.error(cookie, offset, code, os.strerror(code)))

@@ -1,0 +1,327 @@
+"""One client: a Twisted protocol that negotiates, then lets requests through to its export.
+
+It owns what belongs to the transport: where received bytes go, when receiving stops and goes on,
+and when the connection ends. It works on any transport: a stream transport fills its buffer
+(``get_buffer``), any other calls ``dataReceived``, which fills the same buffer by copying. From
+there on there is one way.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.interfaces import IPushProducer
+from twisted.internet.protocol import Protocol, connectionDone
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from flexmigrate.net.outlet import outlet_for
+from flexmigrate.net.stream import IBufferedProtocol
+from flexmigrate.net.tcp import keep_alive
+from flexmigrate.server.export import Export
+from flexmigrate.server.holds import Holds
+from flexmigrate.server.transmission import Transmission
+from flexmigrate.wire.agreement import Agreement, Close, Ready, Send, StartTLS
+from flexmigrate.wire.handshake import ServerHandshake
+
+if TYPE_CHECKING:
+    from flexmigrate.server.factory import NBDServerFactory
+
+# The longest that writers are made to wait in one go, in seconds: a migration that ends, or is
+# broken off, lets them go at once, but the timer of a connection is not worth chasing.
+LONGEST_THROTTLE = 1.0
+
+# How long a connection that we close may take to read what was sent to it before, in seconds.
+LINGER_SECONDS = 5.0
+
+
+@implementer(IBufferedProtocol, IPushProducer)
+class NBDServerProtocol(Protocol):
+    """A client's connection.
+
+    :ivar number: tells connections of one server apart, in logs.
+    :ivar export: the export that it reached, or None while it negotiates.
+    :ivar age: ticks of the factory's clock for which its current request has been incomplete.
+    """
+
+    factory: NBDServerFactory
+    transport: Any  # what it provides beyond ITransport depends on the endpoint
+
+    def __init__(self, factory: NBDServerFactory, number: int, handshake: ServerHandshake) -> None:
+        self.factory = factory
+        self.number = number
+        self.log = Logger(namespace="flexmigrate.server")
+        self.export: Export | None = None
+        self.age = 0
+        self._handshake = handshake
+        self._transmission: Transmission | None = None
+        self._left = b""  # received, but not a whole request yet, or held back
+        self._serving = False
+        self._paused = False
+        self._served_before = 0
+        self._connected = False
+        self._negotiation_timeout: Any = None
+        self._linger: Any = None
+
+    def __str__(self) -> str:
+        return f"client {self.number}"
+
+    # The beginning
+
+    def connectionMade(self) -> None:
+        """Greet the client, and give it a limited time to choose an export."""
+        self._connected = True
+        keep_alive(self.transport)
+        self.factory.connected(self)
+        self._negotiation_timeout = self.factory.reactor.callLater(
+            self.factory.limits.negotiation_seconds, self._negotiation_timed_out
+        )
+        self._react(self._handshake.greeting())
+
+    def _negotiation_timed_out(self) -> None:
+        self._negotiation_timeout = None
+        self.end("it did not choose an export in time")
+
+    def _react(self, events: list[Any]) -> None:
+        for event in events:
+            if isinstance(event, Send):
+                self.transport.write(event.data)
+            elif isinstance(event, Ready):
+                self._transmit(event.agreement)
+            elif isinstance(event, StartTLS):
+                self.factory.start_tls(self.transport)
+                self._react(self._handshake.tls_started())
+            elif isinstance(event, Close):
+                self.end(event.reason)
+
+    def _transmit(self, agreement: Agreement) -> None:
+        """Negotiation is over: the first requests may have come behind it."""
+        if self._negotiation_timeout is not None:
+            self._negotiation_timeout.cancel()
+            self._negotiation_timeout = None
+        self.export = self.factory.exports.export(agreement.export.name)
+        self._transmission = Transmission(
+            self.export,
+            agreement,
+            outlet_for(self.transport, self),
+            self.factory.scratch,
+            self,
+        )
+        self._left = self._handshake.leftover
+        self.log.info(
+            "{client} uses the export {export!r}", client=self, export=agreement.export.name
+        )
+        self.export.join(self)
+        self.factory.transmitting(self)
+        if self._left:
+            self._serve_left()
+
+    # Receiving
+
+    def get_buffer(self) -> memoryview:
+        """Where the stream transport receives: behind what is left of the last time."""
+        left = len(self._left)
+        scratch = self.factory.scratch
+        scratch.received[:left] = self._left
+        return scratch.received_view[left:]
+
+    def buffer_updated(self, size: int) -> None:
+        """*size* bytes were received behind what was left."""
+        if self._transmission is None:
+            self._react(self._handshake.receive(self.factory.scratch.received_view[:size]))
+        else:
+            self._serve(len(self._left) + size)
+
+    def dataReceived(self, data: bytes) -> None:
+        """Any other transport's way: copy into the same buffer, as often as it takes."""
+        if self._transmission is None:
+            self._react(self._handshake.receive(data))
+            return
+        rest = memoryview(data)
+        while rest and not self._transmission.holds:
+            buffer = self.get_buffer()
+            size = min(len(buffer), len(rest))
+            buffer[:size] = rest[:size]
+            rest = rest[size:]
+            self.buffer_updated(size)
+        if rest:
+            # Such a transport may hand over more than was asked for; it is paused now.
+            self._left += bytes(rest)
+
+    def _serve(self, end: int) -> None:
+        """Let the transmission have the buffer's first *end* bytes, and keep what it leaves."""
+        transmission = self._transmission
+        assert transmission is not None
+        self._serving = True
+        try:
+            at = transmission.serve(0, end)
+        finally:
+            self._serving = False
+        self._left = bytes(self.factory.scratch.received_view[at:end]) if at < end else b""
+        if bool(transmission.holds) != self._paused and self._connected:
+            self._apply_holds(transmission.holds)
+
+    def _serve_left(self) -> None:
+        """Go on with what was held back, buffer by buffer: a plain transport may leave more."""
+        transmission = self._transmission
+        assert transmission is not None
+        while True:
+            scratch = self.factory.scratch
+            size = min(len(self._left), len(scratch.received))
+            scratch.received[:size] = self._left[:size]
+            rest = self._left[size:]
+            self._serve(size)
+            progress = len(self._left) < size
+            self._left += rest
+            if not rest or transmission.holds or not progress:
+                return
+
+    # Holding: the transmission says when, the transport does it
+
+    def pause(self) -> None:
+        """See ``transmission.Host``; while requests are served, ``_serve`` sees to it itself."""
+        if not self._serving:
+            self._apply_holds(1)
+
+    def resume(self) -> None:
+        """See ``transmission.Host``."""
+        if not self._serving and self._connected:
+            self._serve_left()
+            transmission = self._transmission
+            if transmission is not None and not transmission.holds:
+                self._apply_holds(0)
+
+    def _apply_holds(self, holds: int) -> None:
+        if self._connected and bool(holds) != self._paused:
+            self._paused = bool(holds)
+            if holds:
+                self.transport.pauseProducing()
+            else:
+                self.transport.resumeProducing()
+
+    def pauseProducing(self) -> None:
+        """The transport can't send: the client doesn't read its replies, so it isn't read from
+        either.
+        """
+        if self._transmission is not None:
+            self._transmission.hold(Holds.OUTPUT)
+
+    def resumeProducing(self) -> None:
+        """The transport can send again."""
+        if self._transmission is not None:
+            self._transmission.release(Holds.OUTPUT)
+
+    def stopProducing(self) -> None:
+        """The transport is gone; ``connectionLost`` follows."""
+
+    def park(self) -> None:
+        """See ``export.Gated``."""
+        if self._transmission is not None:
+            self._transmission.hold(Holds.PARKED)
+
+    def unpark(self) -> None:
+        """See ``export.Gated``."""
+        if self._transmission is not None:
+            self._transmission.release(Holds.PARKED)
+
+    def wait_for_orphans(self) -> None:
+        """See ``export.Gated``."""
+        if self._transmission is not None:
+            self._transmission.hold(Holds.ORPHANS)
+
+    def orphans_gone(self) -> None:
+        """See ``export.Gated``."""
+        if self._transmission is not None:
+            self._transmission.release(Holds.ORPHANS)
+
+    @property
+    def requests_taken(self) -> int:
+        """How many requests this client has made."""
+        return self._transmission.served if self._transmission is not None else 0
+
+    def changed(self, length: int) -> None:
+        """The client changed *length* bytes: where a migration limits that, it pays by waiting."""
+        assert self.export is not None
+        delay = self.export.charge(length, self.factory.reactor.seconds())
+        transmission = self._transmission
+        if delay and transmission is not None and not transmission.holds & Holds.THROTTLED:
+            transmission.hold(Holds.THROTTLED)
+            self.factory.reactor.callLater(
+                min(delay, LONGEST_THROTTLE), transmission.release, Holds.THROTTLED
+            )
+
+    def tick(self) -> int:
+        """Return for how many ticks its current request has been incomplete through the client's
+        doing.
+        """
+        transmission = self._transmission
+        if transmission is None:
+            return 0
+        incomplete = bool(self._left) or transmission.in_payload or bool(transmission.holds)
+        ours = transmission.holds & ~(Holds.OUTPUT | Holds.UNDER_WAY | Holds.PIECE)
+        if not incomplete or ours or transmission.served != self._served_before:
+            self._served_before = transmission.served
+            self.age = 0
+        else:
+            self.age += 1
+        return self.age
+
+    # The end
+
+    def disconnect_requested(self) -> None:
+        """The client said DISC, and all it asked for is done: the session decides what that
+        means.
+        """
+        settled: Deferred[bool] = self.factory.session.disconnecting(self)
+        settled.addCallback(self._disconnect)
+        settled.addErrback(self._settling_failed)
+
+    def _disconnect(self, accepted: bool) -> None:
+        if accepted:
+            self.log.info("{client} disconnected", client=self)
+            self.transport.loseConnection()
+        else:
+            # A reset, where a peer that waits for the outcome would read a plain close as consent.
+            self.transport.abortConnection()
+
+    def _settling_failed(self, failure: Failure) -> None:
+        self.log.failure("{client} said DISC, and settling it failed", failure, client=self)
+        self.transport.abortConnection()
+
+    def broken(self, reason: str) -> None:
+        """See ``transmission.Host``."""
+        self.end(reason)
+
+    def end(self, reason: str) -> None:
+        """Close the connection, once what was sent has left, for a *reason* that the log tells."""
+        self.log.info("closing {client}: {reason}", client=self, reason=reason)
+        if self._transmission is not None:
+            self._transmission.hold(Holds.ENDING)
+        self.transport.loseConnection()
+        if self._connected and self._linger is None:
+            self._linger = self.factory.reactor.callLater(
+                LINGER_SECONDS, self.abort, "it doesn't read its replies"
+            )
+
+    def abort(self, reason: str) -> None:
+        """Close the connection at once."""
+        self.log.info("closing {client} at once: {reason}", client=self, reason=reason)
+        self.transport.abortConnection()
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Nothing of this client's remains but what is under way at the disk."""
+        self._connected = False
+        self._left = b""
+        for timer in (self._negotiation_timeout, self._linger):
+            if timer is not None and timer.active():
+                timer.cancel()
+        if self._transmission is not None:
+            self._transmission.gone()
+        if self.export is not None:
+            self.export.leave(self)
+        if not reason.check(ConnectionDone):
+            self.log.info("{client} was lost: {error}", client=self, error=reason.value)
+        self.factory.lost(self)

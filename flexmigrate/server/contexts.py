@@ -1,0 +1,54 @@
+"""What BLOCK_STATUS answers: the extents of a range as a meta context describes them.
+
+Walking the file's extents may wait for the disk, so this is called on a thread, except for the
+dirty map, which belongs to the reactor's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+
+from flexmigrate.image.file import Image
+from flexmigrate.wire.constants import AllocationFlag
+
+# Descriptors in one answer. The specification's limit is 2**20; this many are 64 KiB (128 KiB
+# extended) in one reply, and a client asks again from where it ended.
+MAX_DESCRIPTORS = 8192
+
+DIRTY = 1
+"""The flag of ``flexmigrate:dirty``: a running migration still has to send these bytes."""
+
+Descriptors = list[tuple[int, int]]
+
+_HOLE = int(AllocationFlag.HOLE | AllocationFlag.ZERO)
+
+
+def allocation(image: Image, offset: int, length: int, limit: int) -> Descriptors:
+    """Return (length in bytes, ``base:allocation`` flags) from *offset* on, at most *limit* of
+    them.
+
+    :raises OSError: where the extents can't be read.
+    """
+    extents = islice(image.extents(offset, length), limit)
+    return [(extent.length, 0 if extent.data else _HOLE) for extent in extents]
+
+
+def dirty(runs: Iterator[tuple[int, int]], offset: int, length: int, limit: int) -> Descriptors:
+    """Return (length in bytes, DIRTY or 0) from *offset* on, at most *limit* of them.
+
+    :param runs: the dirty (offset, length) runs within the range, ascending.
+    """
+    return list(islice(_dirty_and_clean(runs, offset, offset + length), limit))
+
+
+def _dirty_and_clean(
+    runs: Iterator[tuple[int, int]], at: int, end: int
+) -> Iterator[tuple[int, int]]:
+    for run_offset, run_length in runs:
+        if run_offset > at:
+            yield run_offset - at, 0
+        yield run_length, DIRTY
+        at = run_offset + run_length
+    if at < end:
+        yield end - at, 0

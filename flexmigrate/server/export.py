@@ -1,0 +1,236 @@
+"""An export: an image offered under a name, and the two ways in which a migration takes part in it.
+
+A migration *watches* what clients change, and at the end *parks* them. Neither is known to the
+image below or to the wire; the connections above ask here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Protocol
+
+from twisted.internet.defer import Deferred, succeed
+
+from flexmigrate.image.background import Background
+from flexmigrate.image.file import Image
+from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
+from flexmigrate.wire.handshake import ExportInfo
+
+DIRTY_CONTEXT = "flexmigrate:dirty"
+
+# Less than this, in seconds, is let pass and paid with the next write: timers aren't finer.
+SHORTEST_WAIT = 0.001
+
+_FLAGS = (
+    TransmissionFlag.HAS_FLAGS
+    | TransmissionFlag.SEND_FLUSH
+    | TransmissionFlag.SEND_FUA
+    | TransmissionFlag.SEND_CACHE
+    | TransmissionFlag.CAN_MULTI_CONN
+)
+_WRITABLE_FLAGS = (
+    TransmissionFlag.SEND_TRIM
+    | TransmissionFlag.SEND_WRITE_ZEROES
+    | TransmissionFlag.SEND_FAST_ZERO
+)
+
+
+class ChangeObserver(Protocol):
+    """Who wants to know of each change to an export; called on the reactor's thread, often."""
+
+    def mark(self, offset: int, length: int) -> None:
+        """*length* bytes from *offset* were changed; the client isn't told before this returns."""
+
+    def failed(self, offset: int, length: int, error: BaseException) -> None:
+        """A change failed and may have happened in part."""
+
+    def refused(self, text: str) -> None:
+        """A change was refused before it began; *text* says why."""
+
+
+class Gated(Protocol):
+    """A connection, as an export sees it."""
+
+    def park(self) -> None:
+        """Take no further request."""
+
+    def unpark(self) -> None:
+        """Go on with the requests that waited."""
+
+    def wait_for_orphans(self) -> None:
+        """Take no request yet."""
+
+    def orphans_gone(self) -> None:
+        """Go on."""
+
+
+class Export:
+    """One image under one name.
+
+    :ivar name: what clients ask for; the empty name is the default export.
+    :ivar observer: who is told of changes, or None. One at most: a migration.
+    :ivar write_limit: bytes a second that all clients together may change, or None for no limit.
+    :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        image: Image,
+        background: Background,
+        *,
+        read_only: bool = False,
+        description: str = "",
+    ) -> None:
+        self.name = name
+        self.image = image
+        self.background = background
+        self.read_only = read_only or image.read_only
+        self.description = description
+        self.size = image.size
+        self.observer: ChangeObserver | None = None
+        self.write_limit: float | None = None
+        self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None
+        self.parked = False
+        self._paid_until = 0.0
+        self._connections: set[Gated] = set()
+        self._under_way = 0
+        self._orphans = 0
+        self._behind_orphans: list[Gated] = []
+        self._idle_waiters: list[Deferred[None]] = []
+
+    @property
+    def info(self) -> ExportInfo:
+        """What negotiation tells a client about this export."""
+        flags = _FLAGS
+        if self.read_only:
+            flags |= TransmissionFlag.READ_ONLY
+        else:
+            flags |= _WRITABLE_FLAGS
+        return ExportInfo(
+            name=self.name,
+            size=self.size,
+            flags=flags,
+            description=self.description,
+            contexts=(BASE_ALLOCATION, DIRTY_CONTEXT),
+        )
+
+    # Connections
+
+    def join(self, connection: Gated) -> None:
+        """*connection* begins to send requests; it waits where the export is parked.
+
+        It also waits for changes that lost connections left under way: its client may be one that
+        comes back and asks for the same again, and an old change must not be done after a newer
+        one was answered.
+        """
+        self._connections.add(connection)
+        if self.parked:
+            connection.park()
+        if self._orphans:
+            self._behind_orphans.append(connection)
+            connection.wait_for_orphans()
+
+    def leave(self, connection: Gated) -> None:
+        """*connection* is gone."""
+        self._connections.discard(connection)
+
+    # Requests that are carried out off the reactor's thread
+
+    def begun(self) -> None:
+        """A request was handed to a thread."""
+        self._under_way += 1
+
+    def ended(self) -> None:
+        """It is done, and its change, if any, was marked."""
+        self._under_way -= 1
+        if not self._under_way:
+            waiters, self._idle_waiters = self._idle_waiters, []
+            for waiter in waiters:
+                waiter.callback(None)
+
+    def orphaned(self, changes: int) -> None:
+        """A connection is gone, and so many changes that it asked for are under way."""
+        self._orphans += changes
+
+    def orphan_ended(self) -> None:
+        """One of these is done."""
+        self._orphans -= 1
+        if not self._orphans:
+            waiting, self._behind_orphans = self._behind_orphans, []
+            for connection in waiting:
+                connection.orphans_gone()
+
+    def idle(self) -> Deferred[None]:
+        """Fire when no request is with a thread, which may be now."""
+        if not self._under_way:
+            return succeed(None)
+        waiter: Deferred[None] = Deferred()
+        self._idle_waiters.append(waiter)
+        return waiter
+
+    # Slowing writers down
+
+    def charge(self, length: int, now: float) -> float:
+        """Count *length* changed bytes against the write limit; return how long to wait, in
+        seconds.
+
+        :param now: the clock, in seconds.
+        """
+        if self.write_limit is None:
+            return 0.0
+        self._paid_until = max(self._paid_until, now) + length / self.write_limit
+        delay = self._paid_until - now
+        return delay if delay > SHORTEST_WAIT else 0.0
+
+    # Parking
+
+    def park(self) -> Deferred[None]:
+        """Stop taking requests without closing anything; fire when none is under way any more.
+
+        A request that was received in part stays so: it wasn't answered, and what was written of
+        it is marked.
+        """
+        self.parked = True
+        for connection in list(self._connections):
+            connection.park()
+        return self.idle()
+
+    def unpark(self) -> None:
+        """Let the requests in that waited. Does nothing where the export isn't parked."""
+        if self.parked:
+            self.parked = False
+            for connection in list(self._connections):
+                connection.unpark()
+
+
+class ExportDirectory:
+    """The exports of one server, found by name; what negotiation asks
+    (``wire.handshake.Directory``).
+
+    :param listable: whether LIST tells the names.
+    """
+
+    def __init__(self, exports: Iterable[Export], *, listable: bool = True) -> None:
+        self._exports = {export.name: export for export in exports}
+        self._listable = listable
+
+    def __iter__(self) -> Iterator[Export]:
+        return iter(self._exports.values())
+
+    def export(self, name: str) -> Export:
+        """Return the export; raise KeyError where there is none of this name."""
+        return self._exports[name]
+
+    def find(self, name: str) -> ExportInfo | None:
+        """Return what to tell about the export *name*, or None."""
+        export = self._exports.get(name)
+        return export.info if export else None
+
+    def names(self) -> Iterable[tuple[str, str]]:
+        """Return (name, description) of each export."""
+        return [(export.name, export.description) for export in self]
+
+    def listable(self) -> bool:
+        """Return whether the names may be told."""
+        return self._listable

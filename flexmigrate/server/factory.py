@@ -1,0 +1,215 @@
+"""Who may connect, how many, and for how long: the factory of a server's connections.
+
+What a connection *means* is the session policy's: a plain server lets clients come and go, a
+destination takes one sender and decides at its DISC who owns the image.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.address import UNIXAddress
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.protocol import ServerFactory
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from flexmigrate.net.acl import AccessList
+from flexmigrate.server.connection import NBDServerProtocol
+from flexmigrate.server.export import ExportDirectory
+from flexmigrate.server.transmission import Scratch
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
+
+log = Logger()
+
+KILLSWITCH_SECONDS = 120
+"""What flexnbd's killswitch allows a request to take."""
+
+TICK_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server takes from its clients.
+
+    :ivar negotiation_seconds: to choose an export. Real clients need milliseconds; this leaves
+        room for a far and busy one, and a connection that says nothing costs little for so long.
+    :ivar request_seconds: for a request to become complete (the killswitch), or None for no limit.
+    :ivar clients: connections at once. Each costs a descriptor and some KiB; a thousand is more
+        than a host's virtual machines have, and below the usual limit on descriptors.
+    """
+
+    negotiation_seconds: float = 30.0
+    request_seconds: float | None = None
+    clients: int = 1000
+
+
+class Session(Protocol):
+    """What connections mean to the server that they reach."""
+
+    def admits(self, host: str | None) -> str | None:
+        """Return why a connection from *host* (None: a UNIX socket) isn't wanted now, or None if
+        it is.
+        """
+
+    def connected(self, connection: NBDServerProtocol) -> None:
+        """A connection was admitted."""
+
+    def transmitting(self, connection: NBDServerProtocol) -> None:
+        """It reached an export."""
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """It said DISC, all before it is done; fire True to close it, False to reset it."""
+
+    def lost(self, connection: NBDServerProtocol) -> None:
+        """It is gone, for whatever reason."""
+
+
+class OpenSession:
+    """Clients come and go as they like."""
+
+    def admits(self, host: str | None) -> str | None:
+        """Everybody is welcome."""
+        return None
+
+    def connected(self, connection: NBDServerProtocol) -> None:
+        """Nothing depends on it."""
+
+    def transmitting(self, connection: NBDServerProtocol) -> None:
+        """Nothing depends on it."""
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """A client that says DISC is done."""
+        return succeed(True)
+
+    def lost(self, connection: NBDServerProtocol) -> None:
+        """Nothing depends on it."""
+
+
+class NBDServerFactory(ServerFactory):
+    """Makes a connection of each client that may have one.
+
+    :ivar exports: what is offered.
+    :ivar acl: who may connect; see ``set_acl``.
+    :ivar clients: the connections that stand.
+    """
+
+    noisy = False
+
+    def __init__(
+        self,
+        reactor: Any,
+        exports: ExportDirectory,
+        acl: AccessList,
+        *,
+        session: Session | None = None,
+        style: HandshakeStyle = HandshakeStyle.FIXED_NEWSTYLE,
+        default_export: str = "",
+        limits: Limits | None = None,
+    ) -> None:
+        self.reactor = reactor
+        self.exports = exports
+        self.acl = acl
+        self.session: Session = session or OpenSession()
+        self.limits = limits or Limits()
+        self.scratch = Scratch()
+        self.clients: set[NBDServerProtocol] = set()
+        self._style = style
+        self._default_export = default_export
+        self._numbers = itertools.count(1)
+        self._hosts: dict[NBDServerProtocol, str | None] = {}
+        self._all_gone: list[Deferred[None]] = []
+        self._killswitch = LoopingCall(self._tick)
+        self._killswitch.clock = reactor
+
+    def doStart(self) -> None:
+        """Called by Twisted with the first port that listens."""
+        super().doStart()  # type: ignore[no-untyped-call]  # Twisted's
+        if self.numPorts == 1 and self.limits.request_seconds is not None:
+            self._killswitch.start(TICK_SECONDS, now=False)
+
+    def doStop(self) -> None:
+        """Called by Twisted with the last port that stops; connections go on."""
+        super().doStop()  # type: ignore[no-untyped-call]  # Twisted's
+        if not self.numPorts and not self.clients and self._killswitch.running:
+            self._killswitch.stop()
+
+    def buildProtocol(self, addr: Any) -> Any:
+        """Return a connection, or None (it is closed before a byte is sent) with the reason in
+        the log.
+        """
+        host = None if isinstance(addr, UNIXAddress) else getattr(addr, "host", None)
+        refusal = self._refusal(host) or self.session.admits(host)
+        if refusal is not None:
+            log.warn("refused a connection from {host}: {refusal}", host=host, refusal=refusal)
+            return None
+        handshake = ServerHandshake(
+            self.exports,
+            style=self._style,
+            tls=TLSMode.OFF,
+            default_export=self._default_export,
+        )
+        connection = NBDServerProtocol(self, next(self._numbers), handshake)
+        self._hosts[connection] = host
+        log.info("{client} connected from {host}", client=connection, host=host or "a UNIX socket")
+        return connection
+
+    def _refusal(self, host: str | None) -> str | None:
+        if not self.acl.allows(host):
+            return "the access list doesn't allow it"
+        if len(self.clients) >= self.limits.clients:
+            return f"{self.limits.clients} clients are connected already"
+        return None
+
+    def set_acl(self, acl: AccessList) -> None:
+        """Change who may connect; who may no longer, and is connected, is closed at once."""
+        self.acl = acl
+        for connection in list(self.clients):
+            if not acl.allows(self._hosts[connection]):
+                connection.abort("the access list doesn't allow it any more")
+
+    def start_tls(self, transport: Any) -> None:
+        """Begin TLS on *transport*; only a server that was given certificates offers it."""
+        raise RuntimeError("TLS was agreed on without certificates")
+
+    def close_clients(self, reason: str) -> Deferred[None]:
+        """Close every connection; fire when all are gone. Who doesn't read what is left is cut
+        off.
+        """
+        for connection in list(self.clients):
+            connection.end(reason)
+        if not self.clients:
+            return succeed(None)
+        gone: Deferred[None] = Deferred()
+        self._all_gone.append(gone)
+        return gone
+
+    # What connections tell
+
+    def connected(self, connection: NBDServerProtocol) -> None:
+        """Called by a connection once it stands."""
+        self.clients.add(connection)
+        self.session.connected(connection)
+
+    def transmitting(self, connection: NBDServerProtocol) -> None:
+        """Called by a connection that reached its export."""
+        self.session.transmitting(connection)
+
+    def lost(self, connection: NBDServerProtocol) -> None:
+        """Called by a connection that is gone."""
+        self.clients.discard(connection)
+        self._hosts.pop(connection, None)
+        self.session.lost(connection)
+        if not self.clients:
+            waiters, self._all_gone = self._all_gone, []
+            for waiter in waiters:
+                waiter.callback(None)
+
+    def _tick(self) -> None:
+        limit = self.limits.request_seconds
+        for connection in list(self.clients):
+            if limit is not None and connection.tick() * TICK_SECONDS > limit:
+                connection.abort(f"a request wasn't complete after {limit:.0f} s")

@@ -1,0 +1,15 @@
+"""Why a connection takes no further request for now; its client sees nothing but a pause."""
+
+from __future__ import annotations
+
+
+class Holds:
+    """Reasons, as bits: a connection goes on when none is left."""
+
+    OUTPUT = 1  # the client doesn't read its replies
+    PARKED = 2  # the export is parked
+    UNDER_WAY = 4  # enough of its requests are with the thread pool
+    THROTTLED = 8  # a migration slows writers down
+    PIECE = 16  # a piece of a long write is with the thread pool
+    ENDING = 32  # the client said DISC, or broke the protocol
+    ORPHANS = 64  # changes that a lost connection asked for are still under way

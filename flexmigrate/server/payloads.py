@@ -1,0 +1,99 @@
+"""The payload of a request that did not arrive in one piece with its header.
+
+A connection has at most one of these at a time: what is received goes into it until it is whole,
+so memory does not grow with the size of a request. The transmission asks only ``take``,
+``remaining`` and ``complete``.
+"""
+
+from __future__ import annotations
+
+from flexmigrate.server.commands import Commands
+from flexmigrate.wire.requests import Refusal
+
+
+class Payload:
+    """Bytes that still belong to the request *cookie*.
+
+    :ivar remaining: how many are still to come.
+    """
+
+    def __init__(self, commands: Commands, cookie: int, offset: int, length: int) -> None:
+        self.commands = commands
+        self.cookie = cookie
+        self.offset = offset
+        self.remaining = length
+
+    def take(self, piece: memoryview) -> None:
+        """Deal with the next *piece*, at most ``remaining`` bytes; it must not be kept."""
+        self.remaining -= len(piece)
+
+    def complete(self) -> None:
+        """All was taken: answer the request."""
+        raise TypeError("a payload that nobody waits for")
+
+
+class Drained(Payload):
+    """The payload of a refused request: thrown away, so that the connection lives; then the
+    refusal.
+    """
+
+    def __init__(
+        self, commands: Commands, cookie: int, offset: int, length: int, refusal: Refusal
+    ) -> None:
+        super().__init__(commands, cookie, offset, length)
+        self._refusal = refusal
+
+    def complete(self) -> None:
+        self.commands.refuse(self.cookie, self.offset, self._refusal)
+
+
+class LongWrite(Payload):
+    """A write that is carried out piece by piece while it arrives.
+
+    After the first failure the rest is thrown away, and the failure is the answer.
+    """
+
+    def __init__(
+        self, commands: Commands, cookie: int, offset: int, length: int, durable: bool
+    ) -> None:
+        super().__init__(commands, cookie, offset, length)
+        self._position = offset
+        self._length = length
+        self._durable = durable
+        self._error: OSError | None = None
+
+    def take(self, piece: memoryview) -> None:
+        super().take(piece)
+        if self._error is None:
+            position, self._position = self._position, self._position + len(piece)
+            self.commands.write_piece(position, piece, self)
+
+    def fail(self, error: OSError) -> None:
+        """A piece could not be written."""
+        self._error = self._error or error
+
+    def complete(self) -> None:
+        if self._error is not None:
+            self.commands.failed(self.cookie, self.offset, self._length, self._error)
+        else:
+            self.commands.written(self.cookie, self.offset, self._durable)
+
+
+class StatusFilter(Payload):
+    """The payload of BLOCK_STATUS: an effect length, then the meta contexts wanted. Small, so it
+    is kept.
+    """
+
+    def __init__(
+        self, commands: Commands, cookie: int, offset: int, length: int, flags: int
+    ) -> None:
+        super().__init__(commands, cookie, offset, length)
+        self._flags = flags
+        self._kept = bytearray()
+
+    def take(self, piece: memoryview) -> None:
+        super().take(piece)
+        self._kept += piece
+
+    def complete(self) -> None:
+        self.commands.filtered_status(self.cookie, self._flags, self.offset, bytes(self._kept))

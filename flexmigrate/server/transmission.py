@@ -1,0 +1,301 @@
+"""Requests in, replies out: the transmission phase of one connection, without its transport.
+
+``serve`` is the path of every request. It walks all whole requests that one wake-up brought,
+answers those whose data is in the page cache at once, into one buffer that leaves with one send,
+and hands every other to ``Commands``.
+
+The order of events that must never change, for a write: it is done; it is marked with the
+export's observer; only then may its reply be sent. A reader of this file should be able to see
+that.
+
+Not here: what a request must satisfy (``wire.requests``), how a reply looks (``wire.replies``),
+what may wait for the disk (``server.commands``), sockets (``server.connection``).
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from flexmigrate.server.commands import SMALL_READ, Commands
+from flexmigrate.server.export import Export
+from flexmigrate.server.holds import Holds
+from flexmigrate.server.payloads import Drained, LongWrite, Payload, StatusFilter
+from flexmigrate.wire.agreement import Agreement
+from flexmigrate.wire.constants import (
+    Command,
+    CommandFlag,
+    ErrorCode,
+    TransmissionFlag,
+)
+from flexmigrate.wire.replies import reply_style
+from flexmigrate.wire.requests import (
+    MAX_DRAIN,
+    MAX_STATUS_PAYLOAD,
+    RULES,
+    Refusal,
+    Terms,
+    payload_length,
+    refuse,
+)
+
+_READ = int(Command.READ)
+_WRITE = int(Command.WRITE)
+_FUA = int(CommandFlag.FUA)
+
+
+class Scratch:
+    """The buffers in which connections receive and answer; one connection uses them at a time.
+
+    :param size: of the receive buffer, in bytes. It fits into a core's second-level cache.
+    """
+
+    def __init__(self, size: int = 256 * 1024) -> None:
+        self.received = bytearray(size)
+        self.received_view = memoryview(self.received)
+        self.replies = bytearray(size + SMALL_READ)
+        self.replies_view = memoryview(self.replies)
+
+
+class Host(Protocol):
+    """What a transmission needs of the connection that it belongs to."""
+
+    def pause(self) -> None:
+        """No further request is taken."""
+
+    def resume(self) -> None:
+        """Requests are taken again: offer what was left, and receive."""
+
+    def changed(self, length: int) -> None:
+        """The client changed so many bytes: the throttle's measure."""
+
+    def disconnect_requested(self) -> None:
+        """The client said DISC, and every request before it is answered."""
+
+    def broken(self, reason: str) -> None:
+        """The client broke the protocol so that its stream can't be understood any more."""
+
+
+class Transmission:
+    """One connection's requests on one export.
+
+    :ivar holds: the Holds that are in force; requests are taken only while it is 0.
+    :ivar served: requests taken so far, a measure of progress.
+    """
+
+    def __init__(
+        self, export: Export, agreement: Agreement, outlet: Any, scratch: Scratch, host: Host
+    ) -> None:
+        self._export = export
+        self._outlet = outlet
+        self._scratch = scratch
+        self._host = host
+        self._style = reply_style(agreement.structured, agreement.extended)
+        self._terms = Terms(
+            size=export.size,
+            flags=agreement.export.flags,
+            extended=agreement.extended,
+            context_ids=tuple(number for number, _ in agreement.contexts),
+        )
+        self.commands = Commands(
+            export, self._style, self._terms, dict(agreement.contexts), outlet, self
+        )
+        self._payload: Payload | None = None
+        self._disconnecting = False
+        self.holds = 0
+        self.served = 0
+
+    @property
+    def in_payload(self) -> bool:
+        """Whether a request's payload has arrived in part."""
+        return self._payload is not None
+
+    # The path of a request
+
+    # One function, with its many cases, because each call would cost a request a tenth of its time,
+    # and because the order of events is to be seen in one place.
+    def serve(self, at: int, end: int) -> int:  # noqa: C901
+        """Carry out the requests in ``scratch.received[at:end]``; return where the first
+        incomplete one begins.
+
+        Stops early where something holds the connection; what is left is offered again later.
+        """
+        scratch = self._scratch
+        received, received_view = scratch.received, scratch.received_view
+        replies, replies_view = scratch.replies, scratch.replies_view
+        style, size, image = self._style, self._terms.size, self._export.image
+        commands = self.commands
+        unpack, header, magic = style.request.unpack_from, style.request.size, style.request_magic
+        prefix, pack_read, ok = style.data_prefix, style.pack_read, style.ok
+        plain_write = int(CommandFlag.PAYLOAD_LEN) if style.extended else 0
+        writable = not self._terms.flags & TransmissionFlag.READ_ONLY
+        full = len(replies) - SMALL_READ - 64
+        observer = self._export.observer
+        filled = 0  # bytes of replies that wait to be sent
+        changed = 0  # bytes that clients changed in this batch
+
+        while not self.holds:
+            if self._payload is not None:
+                at = self._fill_payload(self._payload, at, end)
+                if self.in_payload:
+                    break
+                continue
+            body = at + header
+            if body > end:
+                break
+            seen, flags, command, cookie, offset, length = unpack(received, at)
+            if seen != magic:
+                self._bad_magic(seen, cookie)
+                break
+            if filled > full:
+                self._outlet.send(replies_view[:filled])
+                filled = 0
+                continue
+
+            if (
+                command == _READ
+                and not flags
+                and offset + length <= size
+                and 0 < length <= SMALL_READ
+            ):
+                data = filled + prefix
+                piece = replies_view[data : data + length]
+                at = body
+                if not image.try_read_into(piece, offset):
+                    commands.read_cold(cookie, offset, length)
+                elif style.fragments and image.is_hole(piece, offset):
+                    commands.reply_hole(cookie, offset, length)
+                else:
+                    pack_read(replies, filled, cookie, offset, length)
+                    filled = data + length
+
+            elif (
+                command == _WRITE
+                and flags == plain_write
+                and body + length <= end
+                and offset + length <= size
+                and length
+                and writable
+            ):
+                piece = received_view[body : body + length]
+                at = body + length
+                if image.may_block_write(offset, length):
+                    commands.write_later(cookie, offset, bytes(piece))
+                    continue
+                try:
+                    image.write(piece, offset)
+                except OSError as error:
+                    if observer is not None:
+                        observer.failed(offset, length, error)
+                    commands.failed(cookie, offset, length, error)
+                    continue
+                if observer is not None:
+                    observer.mark(offset, length)
+                changed += length
+                reply = ok(cookie, offset)
+                replies[filled : filled + len(reply)] = reply
+                filled += len(reply)
+
+            else:
+                at = body
+                self._serve_other(command, flags, cookie, offset, length)
+                continue
+            self.served += 1
+
+        if filled:
+            self._outlet.send(replies_view[:filled])
+        if changed:
+            self._host.changed(changed)
+        return at
+
+    def _serve_other(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
+        """Judge and begin a request that isn't a small read or a whole write."""
+        if command == Command.DISC:
+            self._disconnect(flags, offset, length)
+            return
+        payload = payload_length(self._terms.extended, flags, command, length)
+        filtered = command == Command.BLOCK_STATUS and payload
+        refusal = refuse(command, flags, offset, 1 if filtered else length, self._terms)
+        if refusal is None and filtered and payload > MAX_STATUS_PAYLOAD:
+            refusal = Refusal(ErrorCode.EINVAL, f"BLOCK_STATUS with {payload} bytes of payload")
+        if refusal is not None:
+            self._refuse(refusal, command, cookie, offset, payload)
+        elif filtered:
+            self._payload = StatusFilter(self.commands, cookie, offset, payload, flags)
+        elif command == Command.WRITE:
+            durable = bool(flags & _FUA)
+            self._payload = LongWrite(self.commands, cookie, offset, payload, durable)
+        else:
+            self.served += 1
+            self.commands.begin(command, flags, cookie, offset, length)
+
+    def _refuse(
+        self, refusal: Refusal, command: int, cookie: int, offset: int, payload: int
+    ) -> None:
+        rule = RULES.get(command)
+        if rule is not None and rule.changes and self._export.observer is not None:
+            self._export.observer.refused(refusal.text)
+        if payload > MAX_DRAIN:
+            self._break(f"{refusal.text}; its payload of {payload} bytes is not worth reading")
+        else:
+            self._payload = Drained(self.commands, cookie, offset, payload, refusal)
+
+    def _fill_payload(self, payload: Payload, at: int, end: int) -> int:
+        size = min(payload.remaining, end - at)
+        if size:
+            payload.take(self._scratch.received_view[at : at + size])
+        if not payload.remaining and not self.holds & Holds.PIECE:
+            self._payload = None
+            self.served += 1
+            payload.complete()
+        return at + size
+
+    # Holding and the end
+
+    def hold(self, reason: int) -> None:
+        """Take no further request for *reason*, one of Holds."""
+        if not self.holds:
+            self._host.pause()
+        self.holds |= reason
+
+    def release(self, reason: int) -> None:
+        """*reason* is gone; if it was the last, go on."""
+        if self.holds & reason:
+            self.holds &= ~reason
+            if not self.holds:
+                self._host.resume()
+
+    def changed(self, length: int) -> None:
+        """The client changed so many bytes by a request that didn't take the fast path."""
+        self._host.changed(length)
+
+    def idle(self) -> None:
+        """No request of this connection is with the thread pool any more."""
+        if self._disconnecting:
+            self._disconnecting = False
+            self._host.disconnect_requested()
+
+    def gone(self) -> None:
+        """The connection is lost: nothing more is sent; what is under way ends by itself."""
+        self._payload = None
+        self._disconnecting = False
+        self.holds |= Holds.ENDING
+        self.commands.gone()
+
+    def _bad_magic(self, seen: int, cookie: int) -> None:
+        text = f"bad magic {seen:#010x} where a request should begin"
+        self.commands.refuse(cookie, 0, Refusal(ErrorCode.EINVAL, text))
+        self._break(text)
+
+    def _break(self, reason: str) -> None:
+        self.hold(Holds.ENDING)
+        self._host.broken(reason)
+
+    def _disconnect(self, flags: int, offset: int, length: int) -> None:
+        if flags or offset or length:
+            # Only a proper DISC means what it says: at a destination it gives away an image.
+            self._break("DISC with flags, offset or length")
+            return
+        self.hold(Holds.ENDING)
+        self._disconnecting = True
+        if not self.commands.under_way:
+            self.idle()
