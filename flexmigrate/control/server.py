@@ -1,0 +1,216 @@
+"""The server behind the operator's socket: who listens, who obeys, and what is answered.
+
+What a command does is the `Operator`'s business; what it looks like is `grammar`'s. Here is only
+the way from one to the other. Every command that has arrived when an answer is ready is answered,
+in order; then the connection is closed, as flexnbd closes it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IListeningPort
+from twisted.internet.protocol import Factory, connectionDone
+from twisted.internet.protocol import Protocol as ConnectionProtocol
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+from zope.interface import implementer
+
+from flexmigrate.control.grammar import (
+    FAILED,
+    OK,
+    CommandReader,
+    MirrorRequest,
+    encode_answer,
+    parse_max_bps,
+    parse_mirror,
+)
+from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.net.unix_socket import listen_private
+from flexmigrate.status import Status, format_status
+
+# Commands that one connection may have waiting behind one that takes its time, like ``mirror``.
+MAX_WAITING = 16
+
+
+class Operator(Protocol):
+    """What the server does when it is told to. Each text returned is the answer.
+
+    A `FlexmigrateError`, raised or in the `Deferred`, is answered with its text and code 1.
+    """
+
+    def status(self) -> Status:
+        """Return what the server tells about itself now."""
+
+    def set_acl(self, entries: list[str]) -> None:
+        """Replace the access list, for connected clients too.
+
+        :raises BadEntry: if an entry is none (`flexmigrate.net.acl`); the old list then stays.
+        """
+
+    def mirror(self, request: MirrorRequest) -> Deferred[str]:
+        """Start a migration; fires once the destination has said hello, or could not."""
+
+    def set_max_bps(self, n: int) -> str:
+        """Limit the running migration to *n* bytes per second; 0 lifts the limit."""
+
+    def break_mirror(self) -> Deferred[str]:
+        """Stop the running migration; fires once the server serves as if there had been none."""
+
+
+async def _status(operator: Operator, arguments: list[str]) -> str:
+    _expect_none("status", arguments)
+    return format_status(operator.status())
+
+
+async def _acl(operator: Operator, arguments: list[str]) -> str:
+    operator.set_acl(arguments)
+    return "updated"
+
+
+async def _mirror(operator: Operator, arguments: list[str]) -> str:
+    return await operator.mirror(parse_mirror(arguments))
+
+
+async def _mirror_max_bps(operator: Operator, arguments: list[str]) -> str:
+    return operator.set_max_bps(parse_max_bps(arguments))
+
+
+async def _break(operator: Operator, arguments: list[str]) -> str:
+    _expect_none("break", arguments)
+    return await operator.break_mirror()
+
+
+COMMANDS: dict[str, Callable[[Operator, list[str]], Awaitable[str]]] = {
+    "status": _status,
+    "acl": _acl,
+    "mirror": _mirror,
+    "mirror_max_bps": _mirror_max_bps,
+    "break": _break,
+}
+
+
+def _expect_none(name: str, arguments: list[str]) -> None:
+    if arguments:
+        raise CommandError(f"{name} takes no arguments")
+
+
+async def obey(operator: Operator, lines: list[str]) -> str:
+    """Have *operator* carry out the command *lines*; return the text of the answer.
+
+    :raises FlexmigrateError: if it can't be; the text is the answer.
+    """
+    if not lines:
+        raise CommandError("missing command")
+    name, *arguments = lines
+    command = COMMANDS.get(name)
+    if command is None:
+        raise CommandError(f"unknown command {name!r}; there are {', '.join(COMMANDS)}")
+    return await command(operator, arguments)
+
+
+@implementer(IHalfCloseableProtocol)
+class ControlProtocol(ConnectionProtocol):
+    """One connection to the operator's socket."""
+
+    _log = Logger()
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+        self._reader = CommandReader()
+        self._waiting: deque[list[str]] = deque()
+        self._answering = False
+        self._ended = False
+
+    def dataReceived(self, data: bytes) -> None:
+        """Take the next bytes of the operator's commands."""
+        self._take(lambda: self._reader.receive(data))
+
+    def readConnectionLost(self) -> None:
+        """Take the end of input, which ends a command, too; its answer can still be sent."""
+        self._take(self._reader.finish)
+        if not self._answering:
+            self._end()
+
+    def writeConnectionLost(self) -> None:
+        """Nobody reads the answers any more; what has been asked for is done all the same."""
+
+    def connectionLost(self, reason: Failure = connectionDone) -> None:
+        """Forget what waits: who has gone away has not seen the answer that it was to follow."""
+        self._ended = True
+        self._waiting.clear()
+
+    def _take(self, read: Callable[[], list[list[str]]]) -> None:
+        if self._ended:
+            return
+        try:
+            self._waiting.extend(read())
+            if len(self._waiting) > MAX_WAITING:
+                raise CommandError(f"more than {MAX_WAITING} commands are waiting")
+        except CommandError as refusal:
+            self._end(encode_answer(FAILED, str(refusal)))
+            return
+        if self._waiting and not self._answering:
+            self._answering = True
+            Deferred.fromCoroutine(self._answer_all()).addErrback(self._failed)
+
+    async def _answer_all(self) -> None:
+        while self._waiting:
+            answer = await self._answer(self._waiting.popleft())
+            if not self._ended:
+                self._write(answer)
+        self._end()
+
+    async def _answer(self, lines: list[str]) -> bytes:
+        try:
+            code, text = OK, await obey(self._operator, lines)
+        except FlexmigrateError as refusal:
+            code, text = FAILED, str(refusal)
+        # Programs ask for the status every second; only what may change something is worth a line.
+        note = self._log.debug if lines == ["status"] else self._log.info
+        note("command {command!r}: {code}: {text}", command=" ".join(lines), code=code, text=text)
+        return encode_answer(code, text)
+
+    def _failed(self, failure: Failure) -> None:
+        self._log.failure("a command of the operator met a bug", failure)
+        self._end(encode_answer(FAILED, "internal error; the server's log has the details"))
+
+    def _write(self, data: bytes) -> None:
+        assert self.transport is not None  # Twisted calls nothing here before it is set.
+        self.transport.write(data)
+
+    def _end(self, last_words: bytes = b"") -> None:
+        if self._ended:
+            return
+        self._ended = True
+        self._waiting.clear()
+        self._write(last_words)
+        assert self.transport is not None
+        self.transport.loseConnection()
+
+
+class ControlFactory(Factory):
+    """Connections to the operator's socket, over any transport.
+
+    :param operator: whom they command.
+    """
+
+    noisy = False
+
+    def __init__(self, operator: Operator) -> None:
+        self._operator = operator
+
+    def buildProtocol(self, addr: IAddress | None) -> ControlProtocol:
+        """Return the protocol of a new connection."""
+        return ControlProtocol(self._operator)
+
+
+def listen_control(reactor: Any, path: str, operator: Operator) -> IListeningPort:
+    """Open the operator's socket at *path* and have *operator* obey it.
+
+    :raises SocketPathError: see `flexmigrate.net.unix_socket.listen_private`.
+    """
+    return listen_private(reactor, path, ControlFactory(operator))

@@ -1,0 +1,212 @@
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.control.grammar import (
+    MAX_BPS,
+    MAX_LINE,
+    MAX_LINES,
+    Action,
+    CommandReader,
+    MirrorRequest,
+    encode_answer,
+    encode_command,
+    parse_answer,
+    parse_max_bps,
+    parse_mirror,
+)
+from flexmigrate.errors import CommandError
+from flexmigrate.net.address import Address
+
+DESTINATION = Address.tcp("10.0.0.2", 10809)
+
+
+def read(*pieces: bytes, end: bool = True) -> list[list[str]]:
+    reader = CommandReader()
+    commands = [command for piece in pieces for command in reader.receive(piece)]
+    return commands + (reader.finish() if end else [])
+
+
+class ReaderTests(SynchronousTestCase):
+    def check(self, wire: bytes, expected: list[list[str]]) -> None:
+        """Whole, byte by byte, and cut in two at every place."""
+        self.assertEqual(read(wire), expected)
+        self.assertEqual(read(*(wire[n : n + 1] for n in range(len(wire)))), expected)
+        for cut in range(len(wire)):
+            self.assertEqual(read(wire[:cut], wire[cut:]), expected, cut)
+
+    def test_an_empty_line_ends_a_command(self) -> None:
+        self.check(b"acl\n10.0.0.1\n::1\n\n", [["acl", "10.0.0.1", "::1"]])
+        self.assertEqual(read(b"status\n", end=False), [])
+        self.assertEqual(read(b"status\n\n", end=False), [["status"]])
+
+    def test_the_end_of_input_ends_a_command(self) -> None:
+        self.check(b"status\n", [["status"]])
+        self.check(b"status", [["status"]])
+        self.check(b"mirror\n10.0.0.2\n108", [["mirror", "10.0.0.2", "108"]])
+
+    def test_several_commands(self) -> None:
+        self.check(b"status\n\nbreak\n\nacl\n", [["status"], ["break"], ["acl"]])
+
+    def test_carriage_returns_are_tolerated(self) -> None:
+        self.check(b"acl\r\n::1\r\n\r\nstatus\r\n\r\n", [["acl", "::1"], ["status"]])
+
+    def test_an_empty_command_is_seen(self) -> None:
+        self.check(b"\nstatus\n\n", [[], ["status"]])
+
+    def test_nothing_is_no_command(self) -> None:
+        self.check(b"", [])
+
+    def test_names_of_files_need_not_be_utf8(self) -> None:
+        self.check(b"x\n/\xff\n\n", [["x", "/\udcff"]])
+        self.assertEqual(encode_command(["x", "/\udcff"]), b"x\n/\xff\n\n")
+
+    def test_a_long_line_is_refused_before_its_end_is_seen(self) -> None:
+        longest = b"x" * MAX_LINE
+        self.assertEqual(read(longest + b"\n"), [[longest.decode()]])
+        for wire in (longest + b"x", longest + b"x\n\n"):
+            with self.assertRaisesRegex(CommandError, f"more than {MAX_LINE} bytes"):
+                CommandReader().receive(wire)
+
+    def test_a_command_of_too_many_lines_is_refused(self) -> None:
+        self.assertEqual(len(read(b"x\n" * MAX_LINES)[0]), MAX_LINES)
+        with self.assertRaisesRegex(CommandError, f"more than {MAX_LINES} lines"):
+            CommandReader().receive(b"x\n" * (MAX_LINES + 1))
+
+    @given(st.binary())
+    def test_garbage_gives_commands_or_the_refusal_and_nothing_else(self, wire: bytes) -> None:
+        for command in read(wire):
+            for line in command:
+                self.assertTrue(line)
+                self.assertNotIn("\n", line)
+
+    @given(
+        st.lists(
+            st.text(
+                st.characters(exclude_characters="\r\n", exclude_categories=["Cs"]), min_size=1
+            ),
+            min_size=1,
+        )
+    )
+    def test_what_is_encoded_is_read_back(self, lines: list[str]) -> None:
+        self.assertEqual(read(encode_command(lines), end=False), [lines])
+
+
+class EncodeCommandTests(SynchronousTestCase):
+    def test_an_argument_cannot_smuggle_a_second_command(self) -> None:
+        for smuggled in ("::1\n\nmirror", "::1\r", ""):
+            with self.subTest(smuggled=smuggled), self.assertRaises(CommandError):
+                encode_command(["acl", smuggled])
+
+    def test_what_the_server_would_refuse_is_not_sent(self) -> None:
+        for lines in ([], ["x"] * (MAX_LINES + 1), ["x" * (MAX_LINE + 1)]):
+            with self.assertRaises(CommandError):
+                encode_command(lines)
+
+
+class MirrorTests(SynchronousTestCase):
+    def test_what_is_left_out(self) -> None:
+        self.assertEqual(parse_mirror(["10.0.0.2", "10809"]), MirrorRequest(DESTINATION))
+
+    def test_each_action(self) -> None:
+        for word, action in (
+            ("exit", Action.EXIT),
+            ("unlink", Action.UNLINK),
+            ("nothing", Action.NOTHING),
+        ):
+            request = parse_mirror(["10.0.0.2", "10809", word])
+            self.assertEqual(request, MirrorRequest(DESTINATION, action))
+
+    def test_everything(self) -> None:
+        self.assertEqual(
+            parse_mirror(["10.0.0.2", "10809", "unlink", "10.0.0.1", "1000"]),
+            MirrorRequest(DESTINATION, Action.UNLINK, bind="10.0.0.1", max_bps=1000),
+        )
+
+    def test_a_unix_socket(self) -> None:
+        self.assertEqual(
+            parse_mirror(["/run/dest", "0", "exit"]), MirrorRequest(Address.unix("/run/dest"))
+        )
+
+    def test_binding_to_any_address_is_not_binding(self) -> None:
+        for wildcard in ("0.0.0.0", "::"):
+            request = parse_mirror(["10.0.0.2", "10809", "exit", wildcard, "5"])
+            self.assertEqual(request, MirrorRequest(DESTINATION, max_bps=5))
+
+    def test_the_lines_are_those_of_flexnbd(self) -> None:
+        self.assertEqual(
+            MirrorRequest(DESTINATION).lines(), ["mirror", "10.0.0.2", "10809", "exit"]
+        )
+        bound = MirrorRequest(DESTINATION, bind="10.0.0.1")
+        self.assertEqual(bound.lines()[4:], ["10.0.0.1"])
+        limited = MirrorRequest(DESTINATION, max_bps=7)
+        self.assertEqual(limited.lines()[4:], ["0.0.0.0", "7"])
+
+    def test_each_mistake_is_quoted(self) -> None:
+        good = ["10.0.0.2", "10809", "exit", "10.0.0.1", "1"]
+        for place, bad in (
+            (0, "localhost"),
+            (1, "0"),
+            (1, "65536"),
+            (2, "proxy"),
+            (3, "eth0"),
+            (4, "fast"),
+            (4, "-1"),
+            (4, str(MAX_BPS + 1)),
+        ):
+            words = [*good[:place], bad, *good[place + 1 :]]
+            with self.subTest(bad=bad), self.assertRaises(CommandError) as caught:
+                parse_mirror(words)
+            self.assertIn(repr(bad), str(caught.exception))
+
+    def test_too_few_or_too_many_arguments(self) -> None:
+        for arguments in ([], ["10.0.0.2"], ["10.0.0.2", "1", "exit", "::", "1", "more"]):
+            with self.assertRaisesRegex(CommandError, "mirror takes ADDR PORT"):
+                parse_mirror(arguments)
+
+    @given(
+        st.builds(
+            MirrorRequest,
+            st.one_of(
+                st.builds(Address.tcp, st.ip_addresses().map(str), st.integers(1, 65535)),
+                st.just(Address.unix("/run/dest")),
+            ),
+            st.sampled_from(Action),
+            st.none() | st.sampled_from(["10.0.0.1", "2001:db8::1"]),
+            st.integers(0, MAX_BPS),
+        )
+    )
+    def test_what_is_asked_for_is_understood(self, request: MirrorRequest) -> None:
+        name, *arguments = request.lines()
+        self.assertEqual(name, "mirror")
+        self.assertEqual(parse_mirror(arguments), request)
+
+
+class MaxBpsTests(SynchronousTestCase):
+    def test_a_number(self) -> None:
+        self.assertEqual(parse_max_bps(["0"]), 0)
+        self.assertEqual(parse_max_bps([str(MAX_BPS)]), MAX_BPS)
+
+    def test_not_one_number(self) -> None:
+        for arguments in ([], ["1", "2"], ["-1"], ["1K"], ["x"]):
+            with self.assertRaises(CommandError):
+                parse_max_bps(arguments)
+
+
+class AnswerTests(SynchronousTestCase):
+    def test_code_and_text(self) -> None:
+        self.assertEqual(encode_answer(0, "Mirror started"), b"0: Mirror started\n")
+        self.assertEqual(parse_answer(b"0: Mirror started\n"), (0, "Mirror started"))
+        self.assertEqual(parse_answer(b"10: unknown command"), (10, "unknown command"))
+        self.assertEqual(parse_answer(b"0: "), (0, ""))
+
+    def test_an_answer_is_one_line_whatever_its_text(self) -> None:
+        encoded = encode_answer(1, "no\n0: pid=1\x1b[2J\u2028 more")
+        self.assertEqual(encoded, b"1: no 0: pid=1 [2J more\n")
+
+    def test_what_is_no_answer(self) -> None:
+        for line in (b"", b"hello", b"x: y", b": y", b"-1: y"):
+            with self.assertRaisesRegex(CommandError, "makes no sense"):
+                parse_answer(line)

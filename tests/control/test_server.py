@@ -1,0 +1,194 @@
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
+from twisted.internet.testing import StringTransport
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.control.grammar import MAX_LINE, Action, MirrorRequest
+from flexmigrate.control.server import MAX_WAITING, ControlFactory, ControlProtocol
+from flexmigrate.errors import CommandError
+from flexmigrate.net.acl import AccessList
+from flexmigrate.net.address import Address
+from flexmigrate.status import Status
+
+STATUS = Status(
+    pid=1, size=512, has_control=True, clients_allowed=True, num_clients=0, is_mirroring=False
+)
+STATUS_LINE = (
+    b"0: pid=1 size=512 has_control=true clients_allowed=true num_clients=0 is_mirroring=false\n"
+)
+
+
+class Recorder:
+    """An operator that notes what it is told; what is asked for later fires when the test does."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[Any, ...]] = []
+        self.mirroring: Deferred[str] = Deferred()
+        self.breaking: Deferred[str] = Deferred()
+
+    def status(self) -> Status:
+        self.calls.append(("status",))
+        return STATUS
+
+    def set_acl(self, entries: list[str]) -> None:
+        AccessList(entries)
+        self.calls.append(("acl", *entries))
+
+    def mirror(self, request: MirrorRequest) -> Deferred[str]:
+        self.calls.append(("mirror", request))
+        return self.mirroring
+
+    def set_max_bps(self, n: int) -> str:
+        if n == 404:
+            raise CommandError("Not mirroring")
+        self.calls.append(("max_bps", n))
+        return "updated"
+
+    def break_mirror(self) -> Deferred[str]:
+        self.calls.append(("break",))
+        return self.breaking
+
+
+class ControlTests(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.operator = Recorder()
+        self.protocol: ControlProtocol = ControlFactory(self.operator).buildProtocol(None)
+        self.transport = StringTransport()
+        self.protocol.makeConnection(self.transport)
+
+    def say(self, data: bytes) -> None:
+        self.protocol.dataReceived(data)
+
+    def assert_answered(self, answer: bytes) -> None:
+        self.assertEqual(self.transport.value(), answer)
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_status(self) -> None:
+        self.say(b"status\n\n")
+        self.assert_answered(STATUS_LINE)
+
+    def test_a_command_ended_by_the_end_of_input(self) -> None:
+        self.say(b"status\n")
+        self.assertEqual(self.transport.value(), b"")
+        self.protocol.readConnectionLost()
+        self.assert_answered(STATUS_LINE)
+
+    def test_acl(self) -> None:
+        self.say(b"acl\n10.0.0.0/8\n::1\n\n")
+        self.assert_answered(b"0: updated\n")
+        self.assertEqual(self.operator.calls, [("acl", "10.0.0.0/8", "::1")])
+
+    def test_an_empty_acl(self) -> None:
+        self.say(b"acl\n\n")
+        self.assert_answered(b"0: updated\n")
+        self.assertEqual(self.operator.calls, [("acl",)])
+
+    def test_a_bad_acl_entry_is_named(self) -> None:
+        self.say(b"acl\nlocalhost\n\n")
+        self.assert_answered(b"1: bad spec: 'localhost' is neither an IP address nor a network\n")
+        self.assertEqual(self.operator.calls, [])
+
+    def test_mirror_is_answered_once_it_is_known_how_it_went(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\nunlink\n\n")
+        request = MirrorRequest(Address.tcp("10.0.0.2", 10809), Action.UNLINK)
+        self.assertEqual(self.operator.calls, [("mirror", request)])
+        self.assertEqual(self.transport.value(), b"")
+        self.operator.mirroring.callback("Mirror started")
+        self.assert_answered(b"0: Mirror started\n")
+
+    def test_mirror_that_fails(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\n\n")
+        self.operator.mirroring.errback(CommandError("Mirror failed to connect"))
+        self.assert_answered(b"1: Mirror failed to connect\n")
+
+    def test_mirror_that_cannot_be_understood_is_not_started(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\nproxy\n\n")
+        self.assert_answered(b"1: action 'proxy' is not 'exit', 'unlink' or 'nothing'\n")
+        self.assertEqual(self.operator.calls, [])
+
+    def test_mirror_max_bps(self) -> None:
+        self.say(b"mirror_max_bps\n1000\n\n")
+        self.assert_answered(b"0: updated\n")
+        self.assertEqual(self.operator.calls, [("max_bps", 1000)])
+
+    def test_a_refusal_that_is_raised(self) -> None:
+        self.say(b"mirror_max_bps\n404\n\n")
+        self.assert_answered(b"1: Not mirroring\n")
+
+    def test_break(self) -> None:
+        self.say(b"break\n\n")
+        self.assertEqual(self.operator.calls, [("break",)])
+        self.operator.breaking.callback("mirror stopped")
+        self.assert_answered(b"0: mirror stopped\n")
+
+    def test_an_unknown_command(self) -> None:
+        self.say(b"fly\n\n")
+        self.assert_answered(
+            b"1: unknown command 'fly'; there are status, acl, mirror, mirror_max_bps, break\n"
+        )
+
+    def test_a_missing_command(self) -> None:
+        self.say(b"\n")
+        self.assert_answered(b"1: missing command\n")
+
+    def test_arguments_where_there_are_none(self) -> None:
+        self.say(b"break\nnow\n\n")
+        self.assert_answered(b"1: break takes no arguments\n")
+        self.assertEqual(self.operator.calls, [])
+
+    def test_several_commands_are_answered_in_order(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\n\nstatus\n\n")
+        self.say(b"fly\n\n")
+        self.assertEqual(len(self.operator.calls), 1)
+        self.operator.mirroring.callback("Mirror started")
+        answers = self.transport.value().splitlines(keepends=True)
+        self.assertEqual(answers[:2], [b"0: Mirror started\n", STATUS_LINE])
+        self.assertTrue(answers[2].startswith(b"1: unknown"))
+        self.assertTrue(self.transport.disconnecting)
+
+    def test_nothing_is_done_after_the_answer(self) -> None:
+        self.say(b"status\n\n")
+        self.say(b"break\n\n")
+        self.assertEqual(self.operator.calls, [("status",)])
+
+    def test_who_leaves_without_a_command_is_not_answered(self) -> None:
+        self.protocol.readConnectionLost()
+        self.assert_answered(b"")
+
+    def test_who_half_closes_still_gets_the_answer(self) -> None:
+        self.say(b"break\n\n")
+        self.protocol.readConnectionLost()
+        self.assertFalse(self.transport.disconnecting)
+        self.operator.breaking.callback("mirror stopped")
+        self.assert_answered(b"0: mirror stopped\n")
+
+    def test_what_was_asked_for_goes_on_if_the_asker_has_gone_and_nothing_follows(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\n\nbreak\n\n")
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.operator.mirroring.callback("Mirror started")
+        self.assertEqual([name for name, *_ in self.operator.calls], ["mirror"])
+        self.assertEqual(self.transport.value(), b"")
+
+    def test_a_line_without_end_costs_the_connection(self) -> None:
+        self.say(b"x" * (MAX_LINE + 1))
+        self.assert_answered(f"1: a line has more than {MAX_LINE} bytes\n".encode())
+
+    def test_commands_do_not_pile_up_behind_one_that_takes_its_time(self) -> None:
+        self.say(b"break\n\n")
+        self.say(b"status\n\n" * MAX_WAITING)
+        self.assertEqual(self.transport.value(), b"")
+        self.say(b"status\n\n")
+        self.assert_answered(f"1: more than {MAX_WAITING} commands are waiting\n".encode())
+        self.operator.breaking.callback("mirror stopped")
+        self.assertEqual(self.operator.calls, [("break",)])
+
+    def test_a_bug_is_logged_and_answered_without_its_details(self) -> None:
+        self.say(b"break\n\n")
+        self.operator.breaking.errback(ZeroDivisionError("a secret"))
+        self.assert_answered(b"1: internal error; the server's log has the details\n")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
