@@ -1,0 +1,260 @@
+"""One connection from source to destination: its steps, each a coroutine that the source's state
+machine runs.
+
+A step knows what to do, not what comes after it. ``abandon`` undoes whatever was done, at any
+point before the handover is settled: clients go on, and nothing of the attempt remains.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import LoopingCall
+from twisted.logger import Logger
+
+from flexmigrate.client import NBDClientProtocol
+from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
+from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.migration.copying import Copier, Progress
+from flexmigrate.migration.handover import SourceHandover
+from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.plan import Next, Pass, RateLimit, after_pass, slower
+from flexmigrate.server.export import Export
+
+log = Logger()
+
+
+class SizeMismatch(MigrationError):
+    """The destination's export is larger or smaller than the image."""
+
+
+@dataclass(frozen=True)
+class Allowances:
+    """What a migration may take.
+
+    :ivar hello_seconds: until the destination has said hello.
+    :ivar request_seconds: without any progress while requests are in flight.
+    :ivar max_downtime: seconds within which the rest should be sent, clients being parked.
+    :ivar max_park: seconds after which parked clients are let go and the attempt is given up.
+    """
+
+    hello_seconds: float = 5.0
+    request_seconds: float = 60.0
+    max_downtime: float = 0.1
+    max_park: float = 10.0
+
+
+class Ground(Protocol):
+    """The server whose image moves, as an attempt needs it."""
+
+    @property
+    def lock(self) -> OwnedLock:
+        """The migration lock."""
+
+    def dial(self, hello_seconds: float) -> Deferred[NBDClientProtocol]:
+        """Connect to the destination."""
+
+    def stop_listening(self) -> Deferred[None]:
+        """Free the serving address; clients stay connected."""
+
+    def resume_listening(self) -> Deferred[None]:
+        """Take the serving address again."""
+
+
+class Attempt:
+    """See the module.
+
+    :ivar passes: how many walks were begun.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        export: Export,
+        ground: Ground,
+        allowances: Allowances,
+        limit: RateLimit,
+        progress: Progress,
+    ) -> None:
+        self._reactor = reactor
+        self._export = export
+        self._ground = ground
+        self._allowances = allowances
+        self._limit = limit
+        self._progress = progress
+        self._client: NBDClientProtocol | None = None
+        self._copier: Copier | None = None
+        self._watchdog = LoopingCall(self._watch)
+        self._watchdog.clock = reactor
+        self._holds_lock = False
+        self._not_listening = False
+        self._last = Pass(0, 0.0, 0)
+        self._parked_at: float | None = None
+        self.passes = 0
+
+    @property
+    def dirty(self) -> DirtyMap | None:
+        """Return what is still to be sent; None before the connection stands."""
+        return self._copier.dirty if self._copier else None
+
+    def parked_seconds(self, now: float) -> float:
+        """Return for how long clients have been parked."""
+        return 0.0 if self._parked_at is None else now - self._parked_at
+
+    # The steps, in their order
+
+    async def dial(self) -> None:
+        """Connect, and see that the destination's export is as large as the image."""
+        client = await self._ground.dial(self._allowances.hello_seconds)
+        self._client = client
+        if client.size != self._export.size:
+            raise SizeMismatch(
+                f"the destination has {client.size} bytes, the image {self._export.size}"
+            )
+        self._watchdog.start(1.0, now=False)
+
+    async def copy(self) -> None:
+        """The first pass: everything, once."""
+        export = self._export
+        dirty = DirtyMap(export.size)
+        assert self._client is not None
+        self._copier = Copier(
+            self._reactor,
+            export.image,
+            export.background,
+            self._client,
+            dirty,
+            self._limit,
+            self._progress,
+        )
+        export.observer = dirty
+        export.dirty_runs = dirty.runs
+        await self._copier.send_holes()
+        await self._pass()
+        await self._copier.flush()
+
+    async def converge(self) -> None:
+        """Further passes, until what is left can be sent within the allowed downtime."""
+        while True:
+            step = after_pass(self._last, self._allowances.max_downtime, self._send_rate())
+            if step is Next.PARK:
+                return
+            if step is Next.SLOW_DOWN:
+                self._slow_writers()
+            await self._pass()
+            # So that the flush in the parked phase has little to do.
+            await self._copying.flush()
+
+    async def finish(self) -> None:
+        """Park the clients, and send and flush the rest: both images are equal then."""
+        self._parked_at = self._reactor.seconds()
+        await self._export.park()
+        await self._copying.send_dirty()
+        await self._copying.flush()
+
+    async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
+        """Give the image away, under the migration lock; see :class:`SourceHandover` for what it
+        raises.
+        """
+        assert self._client is not None
+        await self._ground.lock.acquire(self)
+        self._holds_lock = True
+        self._not_listening = True
+        await self._ground.stop_listening()
+        handover = SourceHandover(
+            self._reactor,
+            self._export.image,
+            self._export.background,
+            self._client,
+            unlink=unlink,
+            committing=committing,
+        )
+        await handover.give()
+
+    # Its end
+
+    def close(self) -> None:
+        """The image is given away, or may be: free the lock. Clients stay parked."""
+        self._stop_watching()
+        if self._client is not None:
+            self._client.abort(ConnectionGone("the migration is over"))
+        self._free_lock()
+
+    def abandon(self, reason: str) -> None:
+        """The image stays here: clients go on, as if nothing had happened."""
+        self._stop_watching()
+        if self._client is not None:
+            self._client.abort(ConnectionGone(reason))
+        export = self._export
+        export.observer = None
+        export.dirty_runs = None
+        export.write_limit = None
+        if self._not_listening:
+            self._not_listening = False
+            self._ground.resume_listening().addErrback(
+                lambda failure: log.failure("listening again failed", failure)
+            )
+        export.unpark()
+        self._free_lock()
+
+    def _free_lock(self) -> None:
+        if self._holds_lock:
+            self._holds_lock = False
+            self._ground.lock.release(self)
+
+    def _stop_watching(self) -> None:
+        if self._watchdog.running:
+            self._watchdog.stop()
+
+    # Details
+
+    @property
+    def _copying(self) -> Copier:
+        assert self._copier is not None
+        return self._copier
+
+    async def _pass(self) -> None:
+        self.passes += 1
+        began = self._reactor.seconds()
+        sent = await self._copying.send_dirty()
+        seconds = self._reactor.seconds() - began
+        self._last = Pass(sent, seconds, self._copying.dirty.bytes)
+        log.info(
+            "pass {number}: {sent} bytes in {seconds:.2f} s, {left} bytes were changed meanwhile",
+            number=self.passes,
+            sent=sent,
+            seconds=seconds,
+            left=self._last.left,
+        )
+
+    def _send_rate(self) -> float:
+        measured = self._progress.rate.value(self._reactor.seconds())
+        if self._limit.bytes_per_second:
+            return min(self._limit.bytes_per_second, measured or self._limit.bytes_per_second)
+        return measured or self._last.rate
+
+    def _slow_writers(self) -> None:
+        limit = slower(self._export.write_limit, self._send_rate())
+        if self._export.write_limit is None or limit < self._export.write_limit:
+            self._export.write_limit = limit
+            log.info(
+                "clients write faster than can be sent: limited to {limit} bytes/s",
+                limit=int(limit),
+            )
+
+    def _watch(self) -> None:
+        """Once a second: a destination that is silent while requests are in flight is given up."""
+        client = self._client
+        if client is None or not client.requests_in_flight:
+            return
+        silent = self._reactor.seconds() - client.last_progress
+        if silent > self._allowances.request_seconds:
+            self._stop_watching()
+            client.abort(_Stalled(f"the destination made no progress for {silent:.0f} s"))
+
+
+class _Stalled(FlexmigrateError):
+    pass

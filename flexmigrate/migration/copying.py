@@ -1,0 +1,199 @@
+"""Sending an image: holes first, then what is dirty, with many requests in flight.
+
+The law of this file: a block's mark is cleared *before* it is read for sending, and two requests
+that are in flight together never touch the same bytes, since a server may carry them out in any
+order. So each walk over the image ends with waiting for all its answers before another begins.
+
+Nothing is known here of attempts, of clients, or of when enough was sent.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
+
+from flexmigrate.client import NBDClientProtocol
+from flexmigrate.image.background import Background
+from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.extents import Extent
+from flexmigrate.image.file import Image
+from flexmigrate.migration.plan import Rate, RateLimit
+from flexmigrate.wire.constants import TransmissionFlag
+
+# Bytes in one write request, and how many may be in flight. Together 16 MiB: more than loopback
+# or a gigabit link with 50 ms of delay each way need, and little enough to be sent within the
+# allowed downtime.
+REQUEST_SIZE = 1024 * 1024
+IN_FLIGHT = 16
+
+# Bytes that one request may zero: aligned for any server, and answered before anybody gets
+# impatient.
+ZERO_SIZE = 1024 * 1024 * 1024
+
+# Extents that are looked up in a thread in one go.
+EXTENTS_AT_ONCE = 4096
+
+_ZEROES = bytes(REQUEST_SIZE)
+
+
+class Progress:
+    """What was sent so far, over all attempts of a migration.
+
+    :ivar sent: bytes of data whose writing was answered.
+    :ivar zeroed: bytes of holes whose zeroing was answered.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.sent = 0
+        self.zeroed = 0
+        self.rate = Rate(now)
+
+
+class Copier:
+    """Sends one image over one connection.
+
+    :ivar dirty: what is still to be sent, or sent again.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        image: Image,
+        background: Background,
+        client: NBDClientProtocol,
+        dirty: DirtyMap,
+        limit: RateLimit,
+        progress: Progress,
+    ) -> None:
+        self._reactor = reactor
+        self._image = image
+        self._background = background
+        self._client = client
+        self.dirty = dirty
+        self._limit = limit
+        self._progress = progress
+        self._in_flight = 0
+        self._failure: Failure | None = None
+        self._waiter: Deferred[None] | None = None
+
+    # The walks
+
+    async def send_holes(self) -> None:
+        """Make holes where the image has them, and mark everything else dirty."""
+        extents = self._image.extents(0, self._image.size)
+        while True:
+            found: list[Extent] = await self._background.run(
+                lambda: list(islice(extents, EXTENTS_AT_ONCE))
+            )
+            for extent in found:
+                if extent.data:
+                    self.dirty.mark(extent.offset, extent.length)
+                else:
+                    await self._send_hole(extent)
+            if len(found) < EXTENTS_AT_ONCE:
+                break
+        await self._all_answered()
+
+    async def send_dirty(self) -> int:
+        """Walk over the image once and send what is dirty; return how many bytes that was."""
+        total = at = 0
+        while (run := self.dirty.take(REQUEST_SIZE, at)) is not None:
+            offset, length = run
+            at = offset + length
+            total += length
+            for extent in self._image.extents(offset, length):
+                if extent.data:
+                    await self._room(extent.length)
+                    self._launch(self._send_data(extent.offset, extent.length))
+                else:
+                    await self._send_hole(extent)
+        await self._all_answered()
+        return total
+
+    async def flush(self) -> None:
+        """Have all that was sent put on stable storage, where the destination knows how to."""
+        if self._client.flags & TransmissionFlag.SEND_FLUSH:
+            await self._client.flush()
+
+    # One request
+
+    async def _send_hole(self, hole: Extent) -> None:
+        can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
+        for offset, length in _pieces(hole, ZERO_SIZE if can_zero else REQUEST_SIZE):
+            await self._room(0 if can_zero else length)
+            self._launch(self._zero(offset, length) if can_zero else self._zeroes(offset, length))
+
+    async def _zero(self, offset: int, length: int) -> None:
+        await self._client.zero(offset, length)
+        self._progress.zeroed += length
+
+    async def _zeroes(self, offset: int, length: int) -> None:
+        """Write zeroes to a server that can't be told of them: what it holds there is unknown."""
+        await self._client.write(offset, memoryview(_ZEROES)[:length])
+        self._count(length)
+
+    async def _send_data(self, offset: int, length: int) -> None:
+        if not self._image.is_resident(offset, length):
+            await self._background.make_resident(offset, length)
+        await self._client.write_from(self._image, offset, length)
+        self._count(length)
+
+    def _count(self, length: int) -> None:
+        self._progress.sent += length
+        self._progress.rate.add(self._reactor.seconds(), length)
+
+    # Many requests
+
+    async def _room(self, length: int) -> None:
+        """Wait until a request of *length* bytes may be sent: by the limit, the link, and the
+        window.
+        """
+        self._raise_failure()
+        delay = self._limit.delay(self._reactor.seconds(), length)
+        if delay:
+            await deferLater(self._reactor, delay)
+        while self._in_flight >= IN_FLIGHT:
+            await self._answered()
+        if not self._client.writable:
+            await self._client.when_writable()
+        self._raise_failure()
+
+    def _launch(self, request: Any) -> None:
+        self._in_flight += 1
+        Deferred.fromCoroutine(request).addErrback(self._failed).addBoth(self._ended)
+
+    def _failed(self, failure: Failure) -> None:
+        self._failure = self._failure or failure
+
+    def _ended(self, _: object) -> None:
+        self._in_flight -= 1
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(None)
+
+    def _answered(self) -> Deferred[None]:
+        """Fire at the next answer."""
+        self._waiter = Deferred(self._stop_waiting)
+        return self._waiter
+
+    def _stop_waiting(self, _: Deferred[None]) -> None:
+        self._waiter = None
+
+    async def _all_answered(self) -> None:
+        while self._in_flight:
+            await self._answered()
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            self._failure.raiseException()
+
+
+def _pieces(extent: Extent, size: int) -> Iterator[tuple[int, int]]:
+    for offset in range(extent.offset, extent.end, size):
+        yield offset, min(size, extent.end - offset)

@@ -1,0 +1,261 @@
+"""The destination of a migration, as a state machine: one sender at a time, until one has brought
+everything.
+
+The rule: only ``_goodbye``, the DISC of the sender that is being received, leads to the question
+who owns the image; ``handover`` answers it. A connection that ends in any other way leads back to
+``waiting``, and what it brought counts for nothing.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from automat import TypeMachineBuilder
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.migration.handover import DestinationHandover, Verdict
+from flexmigrate.server.export import Export
+
+log = Logger()
+
+FIRST_REQUEST_SECONDS = 10.0
+"""A connection that asks for nothing does not hold the place of the sender for longer."""
+
+
+class Sender(Protocol):
+    """A connection to a destination."""
+
+    @property
+    def requests_taken(self) -> int:
+        """How many requests it has made."""
+
+    def abort(self, reason: str) -> None:
+        """Close it at once."""
+
+
+class Destination(Protocol):
+    """Inputs."""
+
+    def sender_connected(self, sender: Sender) -> None:
+        """A sender was let in."""
+
+    def sender_lost(self, sender: Sender) -> None:
+        """A connection is gone, in whatever way."""
+
+    def cancel(self) -> None:
+        """The process is told to end."""
+
+    def _goodbye(self, sender: Sender, answer: Deferred[bool]) -> None:
+        """The sender said DISC, and all it asked for is done."""
+
+    def _drained(self) -> None:
+        """Nothing that the lost sender asked for is under way any more."""
+
+    def _silent(self) -> None:
+        """The sender's time to ask for something is over."""
+
+    def _ours(self) -> None:
+        """The image is ours."""
+
+    def _not_ours(self) -> None:
+        """It isn't."""
+
+    def _failed(self, failure: Failure) -> None:
+        """The decision could not be carried out."""
+
+
+class DestinationCore:
+    """What all states share.
+
+    :ivar complete: fires once the image is ours, with what is to be called when its new owner is
+        ready for the sender to be told: the close of the connection is the confirmation.
+    """
+
+    def __init__(self, reactor: Any, export: Export, handover: DestinationHandover) -> None:
+        self.reactor = reactor
+        self.export = export
+        self.handover = handover
+        self.complete: Deferred[None] = Deferred()
+        self.phase = "waiting"
+        self.coverage = Coverage(export.size)
+        self.sender: Sender | None = None
+        self.answer: Deferred[bool] | None = None
+        self.attempts = 0
+
+    @property
+    def busy(self) -> str | None:
+        """Return why no sender is wanted now, or None."""
+        if self.phase == "waiting":
+            return None
+        if self.phase in ("receiving", "settling"):
+            return "a sender is connected already"
+        return (
+            "the last sender's requests aren't over yet"
+            if self.phase == "draining"
+            else ("the migration is over")
+        )
+
+    def forget(self) -> None:
+        """What was received counts for nothing."""
+        self.phase = "waiting"
+        self.sender = None
+        self.coverage = Coverage(self.export.size)
+        self.export.observer = self.coverage
+
+    def confirm(self, accepted: bool) -> None:
+        """Let the sender's connection be closed (*accepted*), or reset."""
+        answer, self.answer = self.answer, None
+        if answer is not None:
+            answer.callback(accepted)
+
+
+def _receive(destination: Destination, core: DestinationCore, sender: Sender) -> IDelayedCall:
+    core.forget()
+    core.phase = "receiving"
+    core.sender = sender
+    core.attempts += 1
+    delayed: IDelayedCall = core.reactor.callLater(FIRST_REQUEST_SECONDS, destination._silent)
+    return delayed
+
+
+def _drain(destination: Destination, core: DestinationCore, sender: Sender) -> Deferred[None]:
+    """What a lost sender's requests still do to the image must be over before another may send."""
+    core.phase = "draining"
+    core.sender = None
+    return core.export.idle().addCallback(lambda _: _be_ready(destination, core))
+
+
+def _be_ready(destination: Destination, core: DestinationCore) -> None:
+    if core.phase == "draining":
+        core.forget()
+    destination._drained()
+
+
+def _decide(
+    destination: Destination, core: DestinationCore, sender: Sender, answer: Deferred[bool]
+) -> Deferred[None]:
+    """Ask the handover; what comes of it is an input."""
+    core.phase = "settling"
+    core.answer = answer
+    core.export.observer = None
+
+    def decided(verdict: Verdict) -> None:
+        if verdict is Verdict.OURS:
+            destination._ours()
+        else:
+            destination._not_ours()
+
+    return core.handover.take(core.coverage).addCallbacks(decided, destination._failed)
+
+
+builder = TypeMachineBuilder(Destination, DestinationCore)
+waiting = builder.state("waiting")
+draining = builder.state("draining", _drain)
+receiving = builder.state("receiving", _receive)
+settling = builder.state("settling", _decide)
+complete = builder.state("complete")
+cancelled = builder.state("cancelled")
+
+waiting.upon(Destination.sender_connected).to(receiving).returns(None)
+waiting.upon(Destination.cancel).to(cancelled).returns(None)
+# The connection of a sender that said DISC may end before its image is decided about: DISC is
+# what counts.
+settling.upon(Destination.sender_lost, nodata=True).loop().returns(None)
+complete.upon(Destination.sender_lost).loop().returns(None)
+complete.upon(Destination.cancel).loop().returns(None)
+# Connections are closed, and decisions end, after the process was told to end.
+waiting.upon(Destination.sender_lost).loop().returns(None)
+for late in (Destination._ours, Destination._not_ours, Destination.cancel):
+    cancelled.upon(late).loop().returns(None)
+cancelled.upon(Destination.sender_lost).loop().returns(None)
+cancelled.upon(Destination._failed).loop().returns(None)
+cancelled.upon(Destination._drained).loop().returns(None)
+# Whoever cancels holds the migration lock, and so does the decision until it is made.
+settling.upon(Destination.cancel, nodata=True).loop().returns(None)
+draining.upon(Destination._drained, nodata=True).to(waiting).returns(None)
+draining.upon(Destination.cancel, nodata=True).to(cancelled).returns(None)
+draining.upon(Destination.sender_lost, nodata=True).loop().returns(None)
+
+
+@receiving.upon(Destination.sender_lost).to(draining)
+def _start_over(
+    destination: Destination, core: DestinationCore, delayed: IDelayedCall, sender: Sender
+) -> None:
+    _stop(delayed)
+    if core.coverage.writes:
+        log.error(
+            "the sender went away before it was done; what it sent ({covered} bytes) is forgotten",
+            covered=core.coverage.covered,
+        )
+
+
+@receiving.upon(Destination._silent).loop()
+def _check(destination: Destination, core: DestinationCore, delayed: IDelayedCall) -> None:
+    if core.sender is not None and not core.sender.requests_taken:
+        core.sender.abort(f"no request in {FIRST_REQUEST_SECONDS:.0f} s")
+
+
+@receiving.upon(Destination._goodbye).to(settling)
+def _said_goodbye(
+    destination: Destination,
+    core: DestinationCore,
+    delayed: IDelayedCall,
+    sender: Sender,
+    answer: Deferred[bool],
+) -> None:
+    _stop(delayed)
+
+
+@cancelled.upon(Destination._goodbye).loop()
+def _too_late(
+    destination: Destination, core: DestinationCore, sender: Sender, answer: Deferred[bool]
+) -> None:
+    """The process was told to end before the sender was done: the image stays the source's."""
+    answer.callback(False)
+
+
+@receiving.upon(Destination.cancel).to(cancelled)
+def _cancel_receiving(
+    destination: Destination, core: DestinationCore, delayed: IDelayedCall
+) -> None:
+    _stop(delayed)
+    if core.sender is not None:
+        core.sender.abort("this server is told to end")
+
+
+@settling.upon(Destination._ours).to(complete)
+def _owned(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
+    core.phase = "complete"
+    log.info("migration complete: {path} is here", path=core.export.image.path)
+    core.complete.callback(None)
+
+
+@settling.upon(Destination._not_ours).to(waiting)
+def _refused(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
+    core.forget()
+    core.confirm(False)
+
+
+@settling.upon(Destination._failed).to(waiting)
+def _not_carried_out(
+    destination: Destination, core: DestinationCore, decision: Deferred[None], failure: Failure
+) -> None:
+    """The image could not be flushed, or its marker not removed: it isn't ours, and the sender is
+    told so.
+    """
+    log.failure("taking over failed", failure)
+    core.forget()
+    core.confirm(False)
+
+
+def _stop(delayed: IDelayedCall) -> None:
+    if delayed.active():
+        delayed.cancel()
+
+
+DestinationMachine = builder.build()
+"""Makes a Destination of a DestinationCore."""
