@@ -1,0 +1,102 @@
+"""``flexmigrate COMMAND``: what each command does, and its exit status.
+
+0 is success, 1 a failure, 2 a command line that is wrong. Commands that only talk to a running
+server never import Twisted: a supervisor asks for the status every second.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from flexmigrate import __version__
+from flexmigrate.commands import COMMANDS, parse, parser_of
+from flexmigrate.config import CallConfig, Config, ReadConfig, WriteConfig
+from flexmigrate.control import caller
+from flexmigrate.control.grammar import OK
+from flexmigrate.errors import FlexmigrateError, UsageError
+
+PROG = "flexmigrate"
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Carry out the command line *words* (by default the process's own); return the exit status."""
+    words = sys.argv[1:] if words is None else words
+    try:
+        return _dispatch(*words)
+    except UsageError as error:
+        hint = f"{PROG} help {words[0]}" if words and words[0] in COMMANDS else f"{PROG} help"
+        _complain(f"{PROG}: {error}\nTry '{hint}'.")
+        return 2
+    except FlexmigrateError as error:
+        _complain(f"{PROG}: {error}")
+        return 1
+    except KeyboardInterrupt:
+        return 1
+
+
+def _dispatch(name: str = "", *words: str) -> int:
+    if name in ("help", "-h", "--help"):
+        print(_help(*words), end="")
+        return 0
+    if name == "--version":
+        print(f"{PROG} {__version__}")
+        return 0
+    if name not in COMMANDS:
+        raise UsageError(f"{name!r} is not a command" if name else "which command?")
+    return _run(parse(name, words, f"{PROG} {name}"))
+
+
+def _help(name: str = "", *others: str) -> str:
+    if others:
+        raise UsageError(f"help takes one command, not {name!r} and {others[0]!r}")
+    if not name:
+        return _overview()
+    if name not in COMMANDS:
+        raise UsageError(f"there is no help on {name!r}")
+    return parser_of(name, f"{PROG} {name}").format_help()
+
+
+def _overview() -> str:
+    rows = [(name, command.summary) for name, command in COMMANDS.items()]
+    rows.append(("help", "show this, or the help on a command"))
+    width = max(len(name) for name, _ in rows) + 2
+    lines = [
+        f"usage: {PROG} COMMAND [OPTIONS]",
+        f"       {PROG} help [COMMAND]",
+        f"       {PROG} --version",
+        "",
+        "Serve a disk image over NBD, and migrate it to another host while it is used.",
+        "",
+        *(f"  {name:{width}}{summary}" for name, summary in rows),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _run(config: Config) -> int:
+    if isinstance(config, CallConfig):
+        return _call(config)
+    # Only from here on is there a reactor.
+    from flexmigrate.log import start_logging
+    from flexmigrate.service import run
+
+    start_logging(config.verbosity)
+    if isinstance(config, ReadConfig):
+        return run.run_read(config)
+    if isinstance(config, WriteConfig):
+        return run.run_write(config)
+    return run.run_service(config)
+
+
+def _call(config: CallConfig) -> int:
+    """As flexnbd does: the server's text goes where a caller expects it, and nothing beside it."""
+    code, text = caller.call(config.sock, list(config.lines))
+    if code == OK:
+        print(text)
+        return 0
+    _complain(text)
+    return 1
+
+
+def _complain(text: str) -> None:
+    print(text, file=sys.stderr)

@@ -1,0 +1,313 @@
+"""The commands: which options each takes, and what they mean together.
+
+What was said becomes a frozen value that is known to be sound, or a `UsageError` that names the
+option and what is wrong with it. ``flexmigrate serve`` and ``twistd flexmigrate serve`` are read by
+the same `parse`, so that a command line that works for one works for the other. Nothing is opened
+or connected to, and Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import textwrap
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn, TypeVar
+
+from flexmigrate.config import (
+    CallConfig,
+    Config,
+    ListenConfig,
+    ReadConfig,
+    ServeConfig,
+    WriteConfig,
+)
+from flexmigrate.control.grammar import WILDCARDS, Action, MirrorRequest
+from flexmigrate.errors import UsageError
+from flexmigrate.net.acl import AccessList, BadEntry
+from flexmigrate.net.address import Address
+from flexmigrate.options import (
+    ACL_WORDS,
+    BIND,
+    CALL_SOCK,
+    COVERAGE,
+    DEFAULT_DENY,
+    EXPORT,
+    FILE,
+    FROM,
+    KILLSWITCH,
+    LIMIT,
+    LIMIT_WORD,
+    LISTEN_ADDR,
+    LISTEN_PORT,
+    OLDSTYLE,
+    OPEN_SOCK,
+    QUIET,
+    READ_ONLY,
+    REBIND_ADDR,
+    REBIND_PORT,
+    REMOTE_ADDR,
+    REMOTE_PORT,
+    SIZE,
+    UNLINK,
+    VERBOSE,
+    Flag,
+    Given,
+    Option,
+    Words,
+)
+
+_Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
+
+
+def _address(given: Given, addr: Option[str], port: Option[int]) -> Address:
+    place = given.required(addr)
+    if place.startswith("/"):
+        given.refuse(port, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
+
+
+def _rebind(given: Given, listening: Address) -> Address | None:
+    """Where to serve after the migration: what is left out is as in *listening*."""
+    place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
+    if place is None and port is None:
+        return None
+    place = place or listening.path or listening.host
+    if place.startswith("/"):
+        given.refuse(REBIND_PORT, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    port = port or listening.port
+    if not port:
+        raise UsageError(f"--rebind-port is required with --rebind-addr {place}")
+    return Address.tcp(place, port)
+
+
+def _bind(given: Given, address: Address) -> str | None:
+    host = given.optional(BIND)
+    if host is None or host in WILDCARDS:
+        return None
+    if address.is_unix:
+        given.refuse(BIND, f"{address} is a UNIX socket, to which no address is bound")
+    if (":" in host) != (":" in address.host):
+        given.refuse(BIND, f"one of it and --addr {address.host} is IPv4, the other IPv6")
+    return host
+
+
+def _acl(given: Given) -> tuple[str, ...]:
+    try:
+        AccessList(given.words)
+    except BadEntry as error:
+        raise UsageError(f"ACL_ENTRY: {error}") from error
+    return tuple(given.words)
+
+
+def _serve(given: Given) -> ServeConfig:
+    oldstyle = given.flag(OLDSTYLE)
+    if oldstyle:
+        given.refuse(EXPORT, "the handshake of --oldstyle has no export names")
+    return ServeConfig(
+        address=_address(given, LISTEN_ADDR, LISTEN_PORT),
+        file=given.required(FILE),
+        sock=given.optional(OPEN_SOCK),
+        acl=_acl(given),
+        default_deny=given.flag(DEFAULT_DENY),
+        killswitch=given.flag(KILLSWITCH),
+        oldstyle=oldstyle,
+        export=given.optional(EXPORT) or "",
+        read_only=given.flag(READ_ONLY),
+        verbosity=given.verbosity,
+    )
+
+
+def _listen(given: Given) -> ListenConfig:
+    address = _address(given, LISTEN_ADDR, LISTEN_PORT)
+    return ListenConfig(
+        address=address,
+        file=given.required(FILE),
+        sock=given.optional(OPEN_SOCK),
+        acl=_acl(given),
+        default_deny=given.flag(DEFAULT_DENY),
+        oldstyle=given.flag(OLDSTYLE),
+        rebind=_rebind(given, address),
+        coverage=given.optional(COVERAGE) or "full",
+        verbosity=given.verbosity,
+    )
+
+
+def _call(given: Given, *lines: str) -> CallConfig:
+    return CallConfig(given.required(CALL_SOCK), lines, given.verbosity)
+
+
+def _mirror(given: Given) -> CallConfig:
+    address = _address(given, REMOTE_ADDR, REMOTE_PORT)
+    request = MirrorRequest(
+        address=address,
+        action=Action.UNLINK if given.flag(UNLINK) else Action.EXIT,
+        bind=_bind(given, address),
+        max_bps=given.optional(LIMIT) or 0,
+    )
+    return _call(given, *request.lines())
+
+
+def _set_limit(given: Given) -> CallConfig:
+    (word,) = given.words
+    try:
+        return _call(given, "mirror_max_bps", str(LIMIT.parse(word)))
+    except ValueError as error:
+        raise UsageError(f"N: {error}") from error
+
+
+def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
+    address = _address(given, REMOTE_ADDR, REMOTE_PORT)
+    return kind(
+        address=address,
+        offset=given.required(FROM),
+        size=given.required(SIZE),
+        bind=_bind(given, address),
+        verbosity=given.verbosity,
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what may be said behind its name, and what that becomes.
+
+    :ivar read: makes the configuration of what was given, or raises `UsageError`.
+    """
+
+    summary: str
+    synopsis: str
+    options: tuple[Flag | Option[Any], ...]
+    read: Callable[[Given], Config]
+    words: Words | None = None
+
+
+COMMANDS = {
+    "serve": Command(
+        "serve an image to NBD clients, until it has been migrated away",
+        "--addr A --port P --file F [--sock S] [--default-deny] [--killswitch] [--oldstyle]"
+        " [--export NAME] [--read-only] [ACL_ENTRY...]",
+        (
+            *(LISTEN_ADDR, LISTEN_PORT, FILE, OPEN_SOCK),
+            *(DEFAULT_DENY, KILLSWITCH, OLDSTYLE, EXPORT, READ_ONLY),
+        ),
+        _serve,
+        ACL_WORDS,
+    ),
+    "listen": Command(
+        "receive a migrated image; then exit, or serve it",
+        "--addr A --port P --file F [--sock S] [--default-deny] [--oldstyle] [--rebind-addr A]"
+        " [--rebind-port P] [--coverage full|any] [ACL_ENTRY...]",
+        (
+            *(LISTEN_ADDR, LISTEN_PORT, FILE, OPEN_SOCK),
+            *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
+        ),
+        _listen,
+        ACL_WORDS,
+    ),
+    "mirror": Command(
+        "have a serve start to migrate its image to a listen",
+        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N]",
+        (REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT),
+        _mirror,
+    ),
+    "break": Command(
+        "stop the migration that is running",
+        "--sock S",
+        (CALL_SOCK,),
+        lambda given: _call(given, "break"),
+    ),
+    "acl": Command(
+        "replace a server's access list, for connected clients too",
+        "--sock S [ACL_ENTRY...]",
+        (CALL_SOCK,),
+        lambda given: _call(given, "acl", *_acl(given)),
+        ACL_WORDS,
+    ),
+    "status": Command(
+        "show a server's state, and how far its migration is",
+        "--sock S",
+        (CALL_SOCK,),
+        lambda given: _call(given, "status"),
+    ),
+    "mirror-max-bps": Command(
+        "change the limit of the migration that is running",
+        "N --sock S",
+        (CALL_SOCK,),
+        _set_limit,
+        LIMIT_WORD,
+    ),
+    "read": Command(
+        "copy bytes from a server to standard output",
+        "--addr A --port P --from OFFSET --size N [--bind A]",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND),
+        lambda given: _transfer(ReadConfig, given),
+    ),
+    "write": Command(
+        "copy bytes from standard input to a server",
+        "--addr A --port P --from OFFSET --size N [--bind A]",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND),
+        lambda given: _transfer(WriteConfig, given),
+    ),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(message)
+
+
+def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
+    """Return the parser of the command *name*, which knows the help, too.
+
+    :param prog: the words before the options: ``flexmigrate serve``.
+    """
+    command = COMMANDS[name]
+    # An abbreviation that works today would be ambiguous after the next option.
+    parser = _Parser(
+        prog=prog,
+        usage=textwrap.fill(
+            f"{prog} {command.synopsis}",
+            width=72,
+            subsequent_indent=" " * 8,
+            break_on_hyphens=False,
+        ),
+        description=f"{command.summary[0].upper()}{command.summary[1:]}.",
+        allow_abbrev=False,
+    )
+    if command.words is not None:
+        words = command.words
+        parser.add_argument("words", metavar=words.metavar, nargs=words.count, help=words.help)
+    for option in command.options:
+        add = functools.partial(
+            parser.add_argument, *_spellings(option), dest=option.long, help=option.help
+        )
+        if isinstance(option, Flag):
+            add(action="store_true")
+        else:
+            add(metavar=option.metavar)
+    for flag, level in ((VERBOSE, 1), (QUIET, -1)):
+        parser.add_argument(
+            *_spellings(flag),
+            dest="verbosity",
+            action="store_const",
+            const=level,
+            default=0,
+            help=flag.help,
+        )
+    return parser
+
+
+def parse(name: str, words: Sequence[str], prog: str) -> Config:
+    """Return what *words* tell the command *name*; ``--help`` prints and exits with 0.
+
+    :raises UsageError: naming the option that is wrong, missing or not known.
+    """
+    given = vars(parser_of(name, prog).parse_intermixed_args(list(words)))
+    return COMMANDS[name].read(Given(given))
+
+
+def _spellings(option: Flag | Option[Any]) -> list[str]:
+    return [*([f"-{option.short}"] if option.short else []), f"--{option.long}"]

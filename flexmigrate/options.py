@@ -1,0 +1,261 @@
+"""The options: how each is written, what its value may be, and what its help says.
+
+One table serves ``flexmigrate`` and ``twistd flexmigrate``. What an option means together with
+others is `flexmigrate.commands`' business. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from flexmigrate.config import CoverageRule
+from flexmigrate.control.grammar import MAX_BPS
+from flexmigrate.errors import UsageError
+from flexmigrate.net.address import parse_host, parse_place, parse_port, parse_socket_path
+
+T = TypeVar("T")
+
+# off_t has 64 bits with a sign: no image is longer.
+MAX_OFFSET = 2**63 - 1
+_SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option that is given or not."""
+
+    long: str
+    short: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Option(Generic[T]):
+    """An option with a value.
+
+    :ivar parse: makes the value of the word that was given; raises ``ValueError`` with a text that
+        quotes it.
+    """
+
+    long: str
+    short: str
+    metavar: str
+    help: str
+    parse: Callable[[str], T]
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words behind the options.
+
+    :ivar count: how many there may be, as argparse has it.
+    """
+
+    metavar: str
+    help: str
+    count: str | int
+
+
+class Given:
+    """What was given on one command line, as words: each error names its option."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    @property
+    def words(self) -> list[str]:
+        """The words behind the options."""
+        return list(self._values.get("words", ()))
+
+    @property
+    def verbosity(self) -> int:
+        """-1 after ``--quiet``, 1 after ``--verbose``; of both, the last one wins."""
+        return int(self._values["verbosity"])
+
+    def flag(self, flag: Flag) -> bool:
+        """Return whether *flag* was given."""
+        return bool(self._values[flag.long])
+
+    def optional(self, option: Option[T]) -> T | None:
+        """Return the value of *option*, or ``None`` if it was not given."""
+        word = self._values[option.long]
+        if word is None:
+            return None
+        try:
+            return option.parse(word)
+        except ValueError as error:
+            raise UsageError(f"--{option.long}: {error}") from error
+
+    def required(self, option: Option[T], because: str = "") -> T:
+        """Return the value of *option*, which has to be given (*because* of another one)."""
+        value = self.optional(option)
+        if value is None:
+            raise UsageError(f"--{option.long} is required{because}")
+        return value
+
+    def refuse(self, option: Option[Any], because: str) -> None:
+        """Raise if *option* was given."""
+        word = self._values[option.long]
+        if word is not None:
+            raise UsageError(f"--{option.long} {word}: {because}")
+
+
+def parse_bytes(text: str, lowest: int = 0, highest: int = MAX_OFFSET) -> int:
+    """Return the number of bytes that *text* names: digits, and perhaps K, M, G or T (2 to the
+    power of 10, 20, 30, 40).
+
+    :raises ValueError: if it names none, or none from *lowest* to *highest*.
+    """
+    digits, factor = text, 1
+    if text[-1:].upper() in _SUFFIXES:
+        digits, factor = text[:-1], _SUFFIXES[text[-1:].upper()]
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{text!r} is not a number of bytes, like 4096, 64K or 1G")
+    number = int(digits) * factor
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is not from {lowest} to {highest}")
+    return number
+
+
+def _parse_size(text: str) -> int:
+    return parse_bytes(text, lowest=1)
+
+
+def _parse_bps(text: str) -> int:
+    return parse_bytes(text, highest=MAX_BPS)
+
+
+def _parse_remote_port(text: str) -> int:
+    return parse_port(text, lowest=1)
+
+
+def _parse_path(text: str) -> str:
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return text
+
+
+def _parse_export(text: str) -> str:
+    from flexmigrate.wire.constants import MAX_STRING  # imported late: only servers need it
+
+    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
+        raise ValueError(f"{text!r} is not a name of at most {MAX_STRING} bytes, none of them NUL")
+    return text
+
+
+def _parse_coverage(text: str) -> CoverageRule:
+    rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
+    if text not in rules:
+        raise ValueError(f"{text!r} is neither 'full' nor 'any'")
+    return rules[text]
+
+
+VERBOSE = Flag("verbose", "v", "log everything")
+QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
+
+LISTEN_ADDR = Option(
+    "addr",
+    "l",
+    "ADDR",
+    "where to listen: an IPv4 or IPv6 address, or a path beginning with / (a UNIX socket, which"
+    " has no port)",
+    parse_place,
+)
+LISTEN_PORT = Option("port", "p", "PORT", "TCP port to listen on; 0 takes a free one", parse_port)
+REMOTE_ADDR = Option(
+    "addr",
+    "l",
+    "ADDR",
+    "where the other server listens: an IPv4 or IPv6 address, or a path beginning with / (a UNIX"
+    " socket, which has no port)",
+    parse_place,
+)
+REMOTE_PORT = Option("port", "p", "PORT", "TCP port of the other server", _parse_remote_port)
+BIND = Option(
+    "bind",
+    "b",
+    "ADDR",
+    "local IP address to connect from (default: the kernel chooses)",
+    parse_host,
+)
+FILE = Option(
+    "file", "f", "FILE", "the image: a file or a block device, which must exist", _parse_path
+)
+OPEN_SOCK = Option(
+    "sock",
+    "s",
+    "SOCK",
+    "path of a UNIX socket to open for the operator, mode 0600 (default: none)",
+    parse_socket_path,
+)
+CALL_SOCK = Option(
+    "sock", "s", "SOCK", "path of the running server's operator's socket", parse_socket_path
+)
+DEFAULT_DENY = Flag(
+    "default-deny", "d", "an empty access list lets nobody in (default: it lets everybody in)"
+)
+KILLSWITCH = Flag(
+    "killswitch",
+    "k",
+    "close the connection of a client whose request is not complete after 120 s (default: wait)",
+)
+OLDSTYLE = Flag("oldstyle", "", "speak flexnbd's oldstyle handshake (default: fixed newstyle)")
+EXPORT = Option(
+    "export",
+    "",
+    "NAME",
+    'name of the export, at most 4096 bytes (default: "", the default export)',
+    _parse_export,
+)
+READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
+REBIND_ADDR = Option(
+    "rebind-addr",
+    "",
+    "ADDR",
+    "serve the image here once it has come, and go on running (default: that of --addr if"
+    " --rebind-port is given; with neither, exit)",
+    parse_place,
+)
+REBIND_PORT = Option(
+    "rebind-port",
+    "",
+    "PORT",
+    "TCP port to serve on then (default: that of --port if --rebind-addr is given)",
+    _parse_remote_port,
+)
+COVERAGE = Option(
+    "coverage",
+    "",
+    "full|any",
+    "how much a sender must have written, zeroed or trimmed for the migration to count: every byte,"
+    " or anything (default: full)",
+    _parse_coverage,
+)
+UNLINK = Flag(
+    "unlink",
+    "u",
+    "delete the source's image once it is complete at the destination (default: keep it)",
+)
+LIMIT = Option(
+    "max-bps",
+    "m",
+    "N",
+    "send at most N bytes per second; K, M, G and T are powers of 1024 (default: 0, no limit)",
+    _parse_bps,
+)
+FROM = Option(
+    "from",
+    "F",
+    "OFFSET",
+    "where to begin, in bytes from the start of the export; K, M, G and T are powers of 1024",
+    parse_bytes,
+)
+SIZE = Option(
+    "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", _parse_size
+)
+ACL_WORDS = Words(
+    "ACL_ENTRY", "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32", "*"
+)
+LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

@@ -1,0 +1,36 @@
+"""Everything below, assembled into services of ``twisted.application``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import IService
+
+from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
+from flexmigrate.service.listen import ListenService
+from flexmigrate.service.serve import ServeService
+
+
+def make_service(config: ServeConfig | ListenConfig) -> IService:
+    """Return the service for twistd, whose process will exit with its status.
+
+    :raises FlexmigrateError: what stands in its way.
+    """
+    from twisted.internet import reactor
+
+    lifetime = Lifetime(reactor)
+    exit_with_status_of(lifetime)
+    return build(reactor, config, lifetime)
+
+
+def build(
+    reactor: Any, config: ServeConfig | ListenConfig, lifetime: Lifetime
+) -> ServeService | ListenService:
+    """Return the service that *config* describes, which ends by *lifetime*.
+
+    :raises FlexmigrateError: what stands in its way.
+    """
+    if isinstance(config, ServeConfig):
+        return ServeService(reactor, config, lifetime)
+    return ListenService(reactor, config, lifetime)

@@ -1,0 +1,61 @@
+"""An image that is open in this process, with the threads that do its slow work, until it is
+closed in good order.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.threadpool import ThreadPool
+
+from flexmigrate.image.background import Background
+from flexmigrate.image.file import Image
+from flexmigrate.server.export import Export
+
+log = Logger()
+
+THREADS = 16
+"""Requests that wait for the disk at the same time: what keeps an SSD's queue filled."""
+
+
+class ImageHost:
+    """An image, its threads, and the export of it.
+
+    :raises ImageError: the image can't be opened or locked.
+    """
+
+    def __init__(self, reactor: Any, path: str, *, name: str = "", read_only: bool = False) -> None:
+        self.image = Image.open(path, read_only=read_only)
+        if self.image.trimmed_bytes:
+            log.warn(
+                "{path}: its last {bytes} bytes are not served: {size} isn't a multiple of 512",
+                path=path,
+                bytes=self.image.trimmed_bytes,
+                size=self.image.file_size,
+            )
+        self._pool = ThreadPool(minthreads=0, maxthreads=THREADS, name="image")
+        self.background = Background(self.image, reactor, self._pool)
+        self.export = Export(name, self.image, self.background, read_only=read_only)
+
+    def start(self) -> None:
+        """Start the threads: not before a daemon has forked."""
+        self._pool.start()
+
+    def close(self) -> Deferred[None]:
+        """Wait for what is under way, flush, and let go of the image; no request may come any
+        more.
+        """
+        return Deferred.fromCoroutine(self._close())
+
+    async def _close(self) -> None:
+        await self.export.idle()
+        try:
+            if not self.export.read_only:
+                await self.background.flush()
+        except OSError as error:
+            log.error("{path} can't be flushed: {error}", path=self.image.path, error=error)
+        await self.background.drained()
+        self._pool.stop()
+        self.image.close()

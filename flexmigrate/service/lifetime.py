@@ -1,0 +1,89 @@
+"""When the process ends and with which exit status: decided once, told to the supervisor
+truthfully.
+
+| status | meaning |
+|---|---|
+| 0 | the image was migrated away, or is here; or the process was told to end, and nothing was
+under way |
+| 1 | told to end during a migration, or any failure |
+| 2 | the command line or the configuration is wrong |
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import signal
+import sys
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+log = Logger()
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+class Lifetime:
+    """One process's end.
+
+    :ivar status: the exit status, once it is decided; the first decision stands.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self.status: int | None = None
+
+    def end(self, status: int, reason: str) -> None:
+        """End the process with *status*, for a *reason* that the log tells."""
+        if self.status is not None:
+            return
+        self.status = status
+        tell = log.info if status == 0 else log.error
+        tell("ending with status {status}: {reason}", status=status, reason=reason)
+        self._reactor.callWhenRunning(self._reactor.stop)
+
+    def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
+        """Ask *terminate* for the exit status when a signal comes, and end with that.
+
+        Takes effect once the reactor runs: by then it has installed its own handlers, which would
+        end without asking.
+        """
+        self._reactor.callWhenRunning(self._install, terminate)
+
+    def _install(self, terminate: Callable[[str], Deferred[int]]) -> None:
+        def received(number: int, frame: FrameType | None) -> None:
+            # A handler runs between any two instructions of the main thread; the reactor is its
+            # own master.
+            name = signal.Signals(number).name
+            self._reactor.callFromThread(self._signalled, name, terminate)
+
+        for number in SIGNALS:
+            signal.signal(number, received)
+
+    def _signalled(self, name: str, terminate: Callable[[str], Deferred[int]]) -> None:
+        log.info("received {name}", name=name)
+        terminate(name).addCallbacks(
+            lambda status: self.end(status, name),
+            lambda failure: self.end(1, f"{name}, and ending failed: {failure.getErrorMessage()}"),
+        )
+
+
+def exit_with_status_of(lifetime: Lifetime) -> None:
+    """Make the interpreter exit with the lifetime's status, under a runner that knows only 0:
+    twistd.
+
+    Exit handlers run last-in first-out, so what others registered later (the log's end, the pid
+    file's removal is done before) has been done when this one ends the process.
+    """
+
+    def leave() -> None:
+        if lifetime.status:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(lifetime.status)
+
+    atexit.register(leave)

@@ -1,0 +1,242 @@
+"""``listen``: an image is received; then the process ends with 0, or goes on as its server."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.application.service import Service
+from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.interfaces import IListeningPort
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.config import ListenConfig
+from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.control.server import listen_control
+from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.migration.destination import (
+    FIRST_REQUEST_SECONDS,
+    Destination,
+    DestinationCore,
+    DestinationMachine,
+)
+from flexmigrate.migration.handover import DestinationHandover
+from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.net.acl import AccessList
+from flexmigrate.net.address import Address
+from flexmigrate.server.connection import NBDServerProtocol
+from flexmigrate.server.export import ExportDirectory
+from flexmigrate.server.factory import Limits, NBDServerFactory
+from flexmigrate.service.host import ImageHost
+from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.listening import Listening
+from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
+from flexmigrate.service.serve import close_port, handshake_style
+from flexmigrate.service.serving import Serving
+from flexmigrate.status import ListeningPhase, Status
+
+log = Logger()
+
+
+class ReceivingSession:
+    """Connections as the destination sees them: each is a sender (``server.factory.Session``)."""
+
+    def __init__(self, destination: Destination, core: DestinationCore, lock: OwnedLock) -> None:
+        self._destination = destination
+        self._core = core
+        self._lock = lock
+
+    def admits(self, host: str | None) -> str | None:
+        """One sender at a time."""
+        return self._core.busy
+
+    def connected(self, connection: NBDServerProtocol) -> None:
+        """It is the sender now."""
+        self._destination.sender_connected(connection)
+
+    def transmitting(self, connection: NBDServerProtocol) -> None:
+        """Nothing depends on it."""
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """Settle under the migration lock who owns the image; the sender's connection waits for
+        it.
+        """
+        return Deferred.fromCoroutine(self._settle(connection))
+
+    async def _settle(self, connection: NBDServerProtocol) -> bool:
+        await self._lock.acquire(connection)
+        try:
+            answer: Deferred[bool] = Deferred()
+            self._destination._goodbye(connection, answer)
+            return await answer
+        finally:
+            self._lock.release(connection)
+
+    def lost(self, connection: NBDServerProtocol) -> None:
+        """Its attempt ends, unless it said DISC."""
+        self._destination.sender_lost(connection)
+
+
+class ListenService(Service):
+    """The server behind ``listen``, and the operator that its socket commands.
+
+    :raises ImageError: the image can't be opened, or its marker can't be written.
+    """
+
+    def __init__(self, reactor: Any, config: ListenConfig, lifetime: Lifetime) -> None:
+        self._reactor = reactor
+        self._config = config
+        self._lifetime = lifetime
+        self._lock = OwnedLock()
+        self._host = ImageHost(reactor, config.file)
+        handover = DestinationHandover(
+            self._host.image, self._host.background, full_coverage=config.coverage == "full"
+        )
+        handover.expect()
+        self._core = DestinationCore(reactor, self._host.export, handover)
+        self._destination: Destination = DestinationMachine(self._core)
+        self._acl = AccessList(config.acl, config.default_deny)
+        self._factory = self._receiving_factory()
+        self._listening = Listening(reactor, config.address, self._factory)
+        self._serving: Serving | None = None
+        self._control: IListeningPort | None = None
+        self._core.complete.addCallback(lambda _: self._complete())
+
+    def _receiving_factory(self) -> NBDServerFactory:
+        return NBDServerFactory(
+            self._reactor,
+            ExportDirectory([self._host.export]),
+            self._acl,
+            session=ReceivingSession(self._destination, self._core, self._lock),
+            style=handshake_style(self._config.oldstyle),
+            limits=Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
+        )
+
+    def startService(self) -> None:
+        """Open the operator's socket and the address for the source; what fails ends the process
+        with 1.
+        """
+        super().startService()  # type: ignore[no-untyped-call]  # Twisted's
+        self._host.start()
+        self._lifetime.heed_signals(self._terminate)
+        try:
+            if self._config.sock is not None:
+                self._control = listen_control(self._reactor, self._config.sock, self)
+        except FlexmigrateError as error:
+            self._lifetime.end(1, str(error))
+            return
+        self._listening.open().addErrback(
+            lambda failure: self._lifetime.end(
+                1, f"can't listen on {self._config.address}: {failure.getErrorMessage()}"
+            )
+        )
+
+    # The migration is complete
+
+    def _complete(self) -> None:
+        """The image is ours: serve it, or leave that to whoever reads our exit status."""
+        finishing = Deferred.fromCoroutine(self._take_over())
+        finishing.addErrback(lambda failure: log.failure("after the migration", failure))
+
+    async def _take_over(self) -> None:
+        await self._listening.close()
+        rebind = self._config.rebind
+        if rebind is None:
+            self._core.confirm(True)
+            await self._factory.close_clients("the migration is complete")
+            self._lifetime.end(0, f"migration complete, the image is at {self._config.file}")
+            return
+        self._serve(rebind)
+        # The first try is made before the sender is told, so its clients find us at their first
+        # reconnection.
+        self._core.confirm(True)
+
+    def _serve(self, address: Address) -> None:
+        factory = NBDServerFactory(
+            self._reactor,
+            ExportDirectory([self._host.export]),
+            self._acl,
+            style=handshake_style(self._config.oldstyle),
+        )
+        listening = Listening(self._reactor, address, factory)
+        self._serving = Serving(
+            self._reactor, self._host, factory, listening, self._lifetime.end, self._lock
+        )
+        listening.open_persistently().addErrback(self._cannot_serve)
+
+    def _cannot_serve(self, failure: Failure) -> None:
+        """The image is here, whatever became of its address: a status of 1 would deny that."""
+        log.error(
+            "can't serve on {address}: {error}",
+            address=self._config.rebind,
+            error=failure.getErrorMessage(),
+        )
+        self._lifetime.end(0, "migration complete, but the image can't be served from here")
+
+    # The end of the process
+
+    def _terminate(self, reason: str) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._end(reason))
+
+    async def _end(self, reason: str) -> int:
+        if self._serving is not None:
+            return await self._serving.terminate(reason)
+        # A handover that is being settled holds the lock, and what it comes to is the truth.
+        await self._lock.acquire(self)
+        try:
+            self._destination.cancel()
+        finally:
+            self._lock.release(self)
+        return 0 if self._core.handover.owned else 1
+
+    def stopService(self) -> Deferred[None]:
+        """Refuse, drain, close the clients, flush, let go of the image: in this order."""
+        super().stopService()  # type: ignore[no-untyped-call]  # Twisted's
+        return Deferred.fromCoroutine(self._stop())
+
+    async def _stop(self) -> None:
+        await close_port(self._control)
+        await self._listening.close()
+        await self._factory.close_clients("this server ends")
+        if self._serving is not None:
+            await self._serving.close()
+        await self._host.close()
+
+    # What the operator's socket commands: control.server.Operator
+
+    def status(self) -> Status:
+        """Return what is told about this server now."""
+        size, now = self._host.export.size, self._reactor.seconds()
+        if self._serving is not None:
+            return with_rebind(serving_status(self._serving, size, now), self._serving, now)
+        phase: ListeningPhase = "receiving"
+        if self._core.phase == "waiting":
+            phase = "waiting"
+        elif self._core.handover.owned:
+            phase = "complete"
+        return listening_status(self._core, size, len(self._factory.clients), phase)
+
+    def set_acl(self, entries: list[str]) -> None:
+        """Replace the access list; connected clients that it doesn't allow are closed."""
+        self._acl = AccessList(entries, self._config.default_deny)
+        self._factory.set_acl(self._acl)
+        if self._serving is not None:
+            self._serving.factory.set_acl(self._acl)
+
+    def mirror(self, request: MirrorRequest) -> Deferred[str]:
+        """Start a migration, once the image is here and served."""
+        if self._serving is None:
+            return fail(CommandError("the image is not here yet"))
+        return self._serving.mirror(request)
+
+    def set_max_bps(self, n: int) -> str:
+        """Limit the migration that runs."""
+        if self._serving is None:
+            raise CommandError("Not mirroring")
+        return self._serving.set_max_bps(n)
+
+    def break_mirror(self) -> Deferred[str]:
+        """End the migration that runs."""
+        if self._serving is None:
+            return fail(CommandError("Not mirroring"))
+        return maybeDeferred(self._serving.break_mirror)

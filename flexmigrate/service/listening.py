@@ -1,0 +1,74 @@
+"""A serving address: opened, freed for its next owner, taken again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.interfaces import IListeningPort
+from twisted.internet.protocol import Factory
+from twisted.logger import Logger
+
+from flexmigrate.migration.rebind import Rebind, RebindCore, RebindMachine
+from flexmigrate.net.address import Address
+from flexmigrate.net.endpoints import server_endpoint
+
+log = Logger()
+
+
+class Listening:
+    """One address for one factory.
+
+    :ivar address: where it listens; with the port that the kernel chose, once that is known.
+    :ivar rebind: what is known of an address that can't be opened yet, or None.
+    """
+
+    def __init__(self, reactor: Any, address: Address, factory: Factory) -> None:
+        self._reactor = reactor
+        self._factory = factory
+        self._port: IListeningPort | None = None
+        self._rebinding: Rebind | None = None
+        self.address = address
+        self.rebind: RebindCore | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether clients can connect."""
+        return self._port is not None
+
+    def open(self) -> Deferred[None]:
+        """Listen. Fails with CannotListenError or FlexmigrateError."""
+        if self._port is not None:
+            return succeed(None)
+        return maybeDeferred(self._listen).addCallback(self._opened)
+
+    def _listen(self) -> Deferred[IListeningPort]:
+        listening: Deferred[IListeningPort] = server_endpoint(self._reactor, self.address).listen(
+            self._factory
+        )
+        return listening
+
+    def _opened(self, port: IListeningPort) -> None:
+        self._port = port
+        if not self.address.is_unix and not self.address.port:
+            bound: Any = port.getHost()
+            self.address = Address.tcp(self.address.host, bound.port)
+        log.info("listening on {address}", address=self.address)
+
+    def open_persistently(self) -> Deferred[None]:
+        """Listen, now or once a second until it works; fails only where it can't ever."""
+        self.rebind = RebindCore(self._reactor, self.open)
+        self._rebinding = RebindMachine(self.rebind)
+        self._rebinding.start()
+        return self.rebind.bound
+
+    def close(self) -> Deferred[None]:
+        """Stop listening; connections go on. The address is free when this fires."""
+        if self._rebinding is not None:
+            self._rebinding.cancel()
+            self._rebinding = None
+        port, self._port = self._port, None
+        if port is None:
+            return succeed(None)
+        log.info("no longer listening on {address}", address=self.address)
+        return maybeDeferred(port.stopListening).addCallback(lambda _: None)

@@ -1,0 +1,79 @@
+"""From a server's state to the frozen Status: the only place where its fields are filled in."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+from flexmigrate.migration.destination import DestinationCore
+from flexmigrate.migration.source import Core
+from flexmigrate.service.serving import Serving
+from flexmigrate.status import ListeningPhase, Status
+
+
+def serving_status(serving: Serving, size: int, now: float) -> Status:
+    """Return the status of a server that owns its image.
+
+    :param size: of the image, in bytes.
+    :param now: the reactor's time, in seconds.
+    """
+    status = Status(
+        pid=os.getpid(),
+        size=size,
+        has_control=not serving.given_away,
+        clients_allowed=serving.listening.is_open,
+        num_clients=len(serving.factory.clients),
+        is_mirroring=serving.is_mirroring,
+        last_migration=serving.last_migration,
+    )
+    if serving.is_mirroring and serving.migration is not None:
+        return _with_migration(status, serving.migration, now)
+    return status
+
+
+def _with_migration(status: Status, core: Core, now: float) -> Status:
+    speed = core.progress.rate.value(now)
+    left = core.dirty.bytes if core.dirty is not None else status.size
+    return replace(
+        status,
+        migration_duration=int(now - core.began),
+        migration_speed=int(speed),
+        migration_speed_limit=core.limit.bytes_per_second or None,
+        migration_seconds_left=int(left / speed) if speed else None,
+        migration_bytes_left=left,
+        migration_phase=core.phase,
+        migration_pass=core.attempt.passes if core.attempt else 0,
+        migration_attempt=core.attempts,
+        migration_error=core.last_error,
+        migration_bytes_sent=core.progress.sent,
+    )
+
+
+def listening_status(
+    core: DestinationCore, size: int, num_clients: int, phase: ListeningPhase
+) -> Status:
+    """Return the status of a server that waits for, or receives, a migration."""
+    return Status(
+        pid=os.getpid(),
+        size=size,
+        has_control=core.handover.owned,
+        clients_allowed=core.busy is None,
+        num_clients=num_clients,
+        is_mirroring=False,
+        listening_phase=phase,
+        covered_bytes=core.coverage.covered,
+    )
+
+
+def with_rebind(status: Status, serving: Serving, now: float) -> Status:
+    """Return *status* of a server that was a destination: what it waits for, and for how long."""
+    rebind = serving.listening.rebind
+    if rebind is None or serving.listening.is_open:
+        return replace(status, listening_phase="serving")
+    return replace(
+        status,
+        listening_phase="rebinding",
+        rebind_attempts=rebind.tries,
+        rebind_error=rebind.error,
+        rebind_seconds=int(now - rebind.since),
+    )

@@ -1,0 +1,108 @@
+"""The commands that need a reactor, run in one; each returns the exit status."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Coroutine
+from typing import Any, BinaryIO
+
+from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
+
+from flexmigrate.client import NBDClientProtocol, connect
+from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, TransferConfig, WriteConfig
+from flexmigrate.errors import FlexmigrateError
+from flexmigrate.net.endpoints import client_endpoint
+from flexmigrate.service import build
+from flexmigrate.service.lifetime import Lifetime
+
+PIECE = 1024 * 1024
+"""Bytes that ``read`` and ``write`` move at a time."""
+
+
+def run_service(config: ServeConfig | ListenConfig) -> int:
+    """Run a server until it ends.
+
+    :raises FlexmigrateError: what stands in its way.
+    """
+    from twisted.internet import reactor
+
+    the_reactor: Any = reactor
+    lifetime = Lifetime(the_reactor)
+    service = build(the_reactor, config, lifetime)
+    service.privilegedStartService()  # type: ignore[no-untyped-call]  # Twisted's
+    service.startService()
+    the_reactor.addSystemEventTrigger("before", "shutdown", service.stopService)
+    the_reactor.run()
+    return 1 if lifetime.status is None else lifetime.status
+
+
+def run_read(config: ReadConfig) -> int:
+    """Copy a range of an export to standard output."""
+    return _run_transfer(config, lambda client: _read(client, config, sys.stdout.buffer))
+
+
+def run_write(config: WriteConfig) -> int:
+    """Copy standard input into a range of an export, and flush it."""
+    return _run_transfer(config, lambda client: _write(client, config, sys.stdin.buffer))
+
+
+async def _read(client: NBDClientProtocol, config: TransferConfig, output: BinaryIO) -> None:
+    for at in range(config.offset, config.offset + config.size, PIECE):
+        length = min(PIECE, config.offset + config.size - at)
+        output.write(await client.read(at, length))
+    output.flush()
+
+
+async def _write(client: NBDClientProtocol, config: TransferConfig, source: BinaryIO) -> None:
+    at, end = config.offset, config.offset + config.size
+    while at < end:
+        data = source.read(min(PIECE, end - at))
+        if not data:
+            raise FlexmigrateError(
+                f"standard input ended after {at - config.offset} of {config.size} bytes"
+            )
+        await client.write(at, data)
+        at += len(data)
+    await client.flush()
+
+
+def _run_transfer(config: TransferConfig, transfer: Any) -> int:
+    from twisted.internet import reactor
+
+    the_reactor: Any = reactor
+    outcome: list[int] = []
+
+    def ended(status: int) -> None:
+        outcome.append(status)
+        the_reactor.stop()
+
+    def failed(failure: Failure) -> None:
+        failure.trap(FlexmigrateError, OSError)
+        sys.stderr.write(f"flexmigrate: {failure.getErrorMessage()}\n")
+        ended(1)
+
+    def met_a_bug(failure: Failure) -> None:
+        failure.printTraceback(sys.stderr)
+        ended(1)
+
+    def begin() -> None:
+        done = Deferred.fromCoroutine(_transfer(the_reactor, config, transfer))
+        done.addCallbacks(lambda _: ended(0), failed)
+        done.addErrback(met_a_bug)
+
+    the_reactor.callWhenRunning(begin)
+    the_reactor.run()
+    return outcome[0] if outcome else 1
+
+
+async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None:
+    endpoint = client_endpoint(reactor, config.address, bind=config.bind)
+    client = await connect(endpoint, clock=reactor)
+    work: Coroutine[Any, Any, None] = transfer(client)
+    try:
+        await work
+        await client.disconnect()
+    except BaseException:
+        client.abort(FlexmigrateError("given up"))
+        raise

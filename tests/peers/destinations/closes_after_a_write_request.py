@@ -1,0 +1,17 @@
+"""A destination that reads the head of a write, and goes away."""
+
+from __future__ import annotations
+
+import argparse
+
+from support.scripted_destination import Sender, arguments, play
+
+
+def fault(sender: Sender, options: argparse.Namespace) -> None:
+    sender.say_hello()
+    sender.first_write()
+    print("closed after a write request", flush=True)
+
+
+if __name__ == "__main__":
+    play(fault, arguments(__doc__))

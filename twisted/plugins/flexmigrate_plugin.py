@@ -1,0 +1,10 @@
+"""Tells twistd of ``flexmigrate``; everything else is in `flexmigrate.tap`."""
+
+from twisted.application.service import ServiceMaker
+
+flexmigrate = ServiceMaker(
+    "flexmigrate",
+    "flexmigrate.tap",
+    "Serve a disk image over NBD, and migrate it to another host while it is used.",
+    "flexmigrate",
+)
