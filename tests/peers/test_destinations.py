@@ -65,7 +65,8 @@ class Scene:
         start = self.children.twistd if twistd else self.children.flexmigrate
         place = ("--addr", "127.0.0.1", "--port", "0", "--sock", str(self.sock))
         source = start("serve", *place, "--file", str(self.image), env=env)
-        self.client = self.connections.enter_context(RawClient.to(*source.listening()))
+        self.client = RawClient.to(*source.listening())
+        self.connections.callback(self.client.close)
         return source
 
     def destination(self, name: str, *more: str, style: str = "newstyle") -> Child:
