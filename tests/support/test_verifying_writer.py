@@ -216,3 +216,13 @@ def test_it_gives_up_when_no_server_comes_back(scene: Scene) -> None:
     writer = scene.write("--patience", "0.2")
     writer.wait_for(r"WRONG no server for 0\.2 s")
     writer.expect_exit(1)
+
+
+def test_only_the_blocks_that_it_is_told_are_written(scene: Scene, tmp_path: Path) -> None:
+    scene.serve(faithful)
+    allowed = {3, 5, 8, 13, 21, 34, 55, 89}
+    blocks = tmp_path / "blocks"
+    blocks.write_text("".join(f"{block}\n" for block in sorted(allowed)))
+    scene.write("--writes", "200", "--depth", "4", "--blocks", str(blocks)).expect_exit(0)
+    assert read_journal(scene.journal).acknowledged.keys() == allowed
+    scene.verify().expect_exit(0)

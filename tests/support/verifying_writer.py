@@ -17,7 +17,7 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -61,12 +61,22 @@ class Tally:
 
 
 class Writer:
-    """Keeps *depth* requests in flight, never two on one block."""
+    """Keeps *depth* requests in flight, never two on one block.
 
-    def __init__(self, dial: Callable[[], RawClient], journal: Journal, depth: int) -> None:
+    :param blocks: numbers of those that it may write, more than *depth*; None: all of the export
+    """
+
+    def __init__(
+        self,
+        dial: Callable[[], RawClient],
+        journal: Journal,
+        depth: int,
+        blocks: Sequence[int] | None = None,
+    ) -> None:
         self.dial = dial
         self.journal = journal
         self.depth = depth
+        self.blocks = blocks
         self.tally = Tally()
         self._random = random.Random(journal.record.seed)
         self._in_flight: dict[int, Request] = {}
@@ -97,7 +107,7 @@ class Writer:
                 client.close()
 
     def _converse(self, client: RawClient, enough: Callable[[Tally], bool]) -> None:
-        blocks = client.size // BLOCK
+        blocks = self.blocks or range(client.size // BLOCK)
         while True:
             while self._unanswered and len(self._in_flight) < self.depth:
                 self._send(client, self._unanswered.pop(0))
@@ -107,13 +117,13 @@ class Writer:
                 return
             self._take_answer(client)
 
-    def _invent(self, blocks: int, flags: int) -> Request:
+    def _invent(self, blocks: Sequence[int], flags: int) -> Request:
         busy = {request.block for request in (*self._in_flight.values(), *self._unanswered)}
         if self._written and self._random.random() < READS:
             block = self._random.choice(self._written)
             if block not in busy:
                 return Request(READ, block, 0)
-        while (block := self._random.randrange(blocks)) in busy:
+        while (block := self._random.choice(blocks)) in busy:
             pass
         self._seq += 1
         zeroes = self._seq % ZEROES_EVERY == 0 and flags & raw_nbd.SEND_WRITE_ZEROES
@@ -181,7 +191,8 @@ def write(options: argparse.Namespace) -> int:
         return bool(ended) or tally.writes >= options.writes or time.monotonic() >= deadline
 
     journal = Journal(options.journal, Record(options.seed, options.original))
-    writer = Writer(dialler(options), journal, options.depth)
+    blocks = options.blocks and [int(line) for line in options.blocks.read_text().split()]
+    writer = Writer(dialler(options), journal, options.depth, blocks)
     try:
         writer.run(enough)
     except (Wrong, OSError, raw_nbd.ProtocolViolation) as error:
@@ -215,6 +226,9 @@ def main(arguments: Iterable[str] | None = None) -> int:
     writing.add_argument("--export", default="")
     writing.add_argument("--seed", type=int, default=1)
     writing.add_argument("--depth", type=int, default=8, help="requests in flight")
+    writing.add_argument(
+        "--blocks", type=Path, help="file with the numbers of those that may be written"
+    )
     writing.add_argument("--writes", type=float, default=float("inf"))
     writing.add_argument("--seconds", type=float, default=float("inf"))
     writing.add_argument("--patience", type=float, default=30.0, help="seconds without a server")
