@@ -1,10 +1,11 @@
-# What a person types: `make test`, `make lint`. Each sets up what it needs and no more:
+# What a person types: `make demo`, `make test`. Each sets up what it needs and no more:
 # a virtual environment in .venv, and Debian's packages where a program is missing.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+DEMO_ARGS ?=
 
 # The programs that the tests run as peers, each with the package that Debian has it in.
 PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:nbdkit \
@@ -13,10 +14,14 @@ PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:n
 # A test file that needs pytest imports it; trial runs all the others.
 TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 
-.PHONY: help test trial lint format coverage clean
+# The demonstration and the tests share the client that trusts nobody.
+SHARED := $(CURDIR):$(CURDIR)/tests
+
+.PHONY: help demo test trial lint format coverage clean
 .DELETE_ON_ERROR:
 
 help:
+	@echo 'make demo      move an image that is in use, and see that nothing is lost'
 	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
 	@echo 'make trial     run those that need nothing of pytest, under trial'
 	@echo 'make lint      ruff, its format, and mypy --strict'
@@ -38,12 +43,16 @@ $(VENV)/.developing: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
 	@touch $@
 
+demo: $(VENV)/.installed
+	@.ci/need mke2fs:e2fsprogs
+	@PYTHONPATH="$(SHARED)" $(BIN)/python -m demo $(DEMO_ARGS)
+
 test: $(VENV)/.developing
 	@.ci/need $(PEERS)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 trial: $(VENV)/.developing
-	PYTHONPATH="$(CURDIR):$(CURDIR)/tests" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .
