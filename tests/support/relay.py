@@ -1,0 +1,151 @@
+"""A bad network between two processes, in threads of the test's own: it can cut, stall and go on.
+
+A TCP relay: who connects to it is connected to the target, and bytes go both ways until the test
+says otherwise. Nothing here knows of NBD.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+import threading
+from collections.abc import Callable
+
+from support.processes import PATIENCE
+
+_PIECE = 65536
+
+# Closing with this linger sends a reset, which is what the peers of a host that died get.
+_RESET = struct.pack("ii", 1, 0)
+
+
+class Relay:
+    """See the module; a context manager.
+
+    :ivar port: on 127.0.0.1.
+    :ivar forwarded: bytes that went from clients to the target, over all connections.
+    :ivar connections: how many there have been.
+    """
+
+    def __init__(self, address: str, port: int) -> None:
+        self._target = (address, port)
+        self._server = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._server.getsockname()[1]
+        self.forwarded = 0
+        self.connections = 0
+        self._changed = threading.Condition()
+        self._stalled = False
+        self._cut_at: int | None = None
+        self._open: set[socket.socket] = set()
+        self._threads: list[threading.Thread] = []
+        self._run(self._accept)
+
+    def __enter__(self) -> Relay:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Closing alone would not wake the thread that is in accept().
+        with contextlib.suppress(OSError):
+            self._server.shutdown(socket.SHUT_RDWR)
+        self._server.close()
+        self.resume()
+        self.cut()
+        for thread in self._threads:
+            thread.join(PATIENCE)
+            assert not thread.is_alive()
+
+    # What a test does
+
+    def cut(self) -> None:
+        """Reset every connection now; later ones are forwarded."""
+        with self._changed:
+            doomed, self._open = self._open, set()
+        for sock in doomed:
+            _reset(sock)
+
+    def cut_after(self, count: int) -> None:
+        """Reset every connection once *count* more bytes have gone to the target; once."""
+        with self._changed:
+            self._cut_at = self.forwarded + count
+
+    def stall(self) -> None:
+        """Forward nothing more, and close nothing."""
+        with self._changed:
+            self._stalled = True
+
+    def resume(self) -> None:
+        """Forward again, what has come meanwhile first."""
+        with self._changed:
+            self._stalled = False
+            self._changed.notify_all()
+
+    def wait_for_connection(self, number: int) -> None:
+        """Wait until there have been so many connections."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.connections >= number, PATIENCE)
+
+    def wait_for_bytes(self, count: int) -> None:
+        """Wait until so many bytes have gone to the target."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self.forwarded >= count, PATIENCE)
+
+    # How it is done
+
+    def _run(self, work: Callable[..., None], *arguments: object) -> None:
+        thread = threading.Thread(target=work, args=arguments, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._server.accept()
+            except OSError:
+                return
+            try:
+                target = socket.create_connection(self._target, PATIENCE)
+            except OSError:
+                _reset(client)
+                continue
+            target.settimeout(None)
+            with self._changed:
+                self.connections += 1
+                self._open |= {client, target}
+                self._changed.notify_all()
+            self._run(self._forward, client, target, True)
+            self._run(self._forward, target, client, False)
+
+    def _forward(self, giver: socket.socket, taker: socket.socket, counted: bool) -> None:
+        try:
+            while piece := giver.recv(_PIECE):
+                self._wait_while_stalled()
+                taker.sendall(piece)
+                if counted:
+                    self._count(len(piece))
+            taker.shutdown(socket.SHUT_WR)
+        except OSError:
+            # What one end sees is what the other end is to see.
+            _reset(giver)
+            _reset(taker)
+
+    def _wait_while_stalled(self) -> None:
+        with self._changed:
+            self._changed.wait_for(lambda: not self._stalled)
+
+    def _count(self, length: int) -> None:
+        with self._changed:
+            self.forwarded += length
+            self._changed.notify_all()
+            due = self._cut_at is not None and self.forwarded >= self._cut_at
+            if due:
+                self._cut_at = None
+        if due:
+            self.cut()
+
+
+def _reset(sock: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET)
+        sock.shutdown(socket.SHUT_RD)
+    sock.close()
