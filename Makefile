@@ -17,7 +17,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial lint format coverage clean
+.PHONY: help demo test trial lint format tables coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -26,6 +26,7 @@ help:
 	@echo 'make trial     run those that need nothing of pytest, under trial'
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
+	@echo 'make tables    renew the tables of docs/ that follow from the code'
 	@echo 'make coverage  the tests again, and which branches they did not take'
 	@echo 'make clean     remove everything that was made here, .venv too'
 
@@ -62,6 +63,9 @@ lint: $(VENV)/.developing
 format: $(VENV)/.developing
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+tables: $(VENV)/.installed
+	$(BIN)/python docs/regenerate.py
 
 coverage: $(VENV)/.developing
 	@.ci/need $(PEERS)

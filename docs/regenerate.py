@@ -1,0 +1,218 @@
+"""Rewrites those parts of the documentation that follow from the code.
+
+    python docs/regenerate.py            write them
+    python docs/regenerate.py --check    exit with 1, naming the files, if one isn't up to date
+
+Such a part stands between two comments, ``.. begin NAME`` and ``.. end NAME``; all around it is
+written by hand. A test runs the check, so that a table can't say what the code doesn't do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from automat import TypeMachineBuilder
+
+from flexmigrate.commands import COMMANDS
+from flexmigrate.migration import destination, rebind, source
+from flexmigrate.options import QUIET, VERBOSE, Flag, Option
+from flexmigrate.status import Status
+
+DOCS = Path(__file__).parent
+WIDTH = 100  # characters, of a line of the documentation
+CELL = 60  # characters, of the last column of a table
+
+_PART = re.compile(
+    r"(?P<begin>^\.\. begin (?P<name>\S+)\n).*?(?P<end>^\.\. end (?P=name)$)",
+    re.MULTILINE | re.DOTALL,
+)
+
+# Constants of the protocol's reference, with what their numbers count. The reasons stand beside
+# the constants.
+LIMITS = (
+    ("wire.constants", "MAX_REQUEST", "bytes read or written by one request"),
+    ("wire.requests", "MAX_DRAIN", "bytes of a refused payload that are read and thrown away"),
+    ("wire.requests", "MAX_EFFECT", "bytes that one request without payload may affect"),
+    ("wire.constants", "MAX_STRING", "bytes of a name, a description or a message"),
+    ("wire.constants", "MAX_OPTIONS", "options on one connection"),
+    ("wire.constants", "MAX_OPTION_LENGTH", "bytes of an option's data"),
+    ("wire.constants", "MAX_DRAINED_OPTION", "bytes of a refused option that are thrown away"),
+    ("wire.constants", "MAX_QUERIES", "metadata queries in one option"),
+    ("wire.constants", "MAX_ANSWERS", "bytes of all answers to the options of one connection"),
+    ("server.contexts", "MAX_DESCRIPTORS", "extents of one context in an answer to BLOCK_STATUS"),
+    ("server.commands", "MAX_UNDER_WAY", "requests of a connection that wait for the disk at once"),
+    ("wire.constants", "MAX_OPTION_REPLY", "bytes of one option reply that our client takes"),
+    ("wire.constants", "MAX_OPTION_REPLIES", "bytes of all replies to one option, likewise"),
+    ("wire.reply_parser", "MAX_STATUS_EXTENTS", "extents in one answer that our client takes"),
+    ("wire.reply_parser", "MAX_ERROR_PAYLOAD", "bytes of an error chunk that our client takes"),
+)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Yield the lines of a simple table; the last column is wrapped."""
+    *narrow, _ = zip(header, *rows, strict=True)
+    widths = [max(map(len, column)) for column in narrow]
+    last = max(len(header[-1]), CELL)
+
+    def line(cells: Sequence[str]) -> str:
+        padded = (f"{cell:<{width}}" for cell, width in zip(cells, [*widths, 0], strict=True))
+        return "  ".join(padded).rstrip()
+
+    rule = line(["=" * width for width in widths] + ["=" * last])
+    yield from (rule, line(header), rule)
+    for *cells, text in rows:
+        first, *others = textwrap.wrap(text, last, break_on_hyphens=False) or [""]
+        yield line([*cells, first])
+        yield from (line([""] * len(cells) + [other]) for other in others)
+    yield rule
+
+
+def commands() -> Iterator[str]:
+    """Yield a section for each command of the command line."""
+    for name, command in COMMANDS.items():
+        summary = f"{command.summary[0].upper()}{command.summary[1:]}."
+        yield from (name, "~" * len(name), "", summary, "", "::", "")
+        yield from textwrap.wrap(
+            f"flexmigrate {name} {command.synopsis}",
+            WIDTH,
+            initial_indent="    ",
+            subsequent_indent="        ",
+            break_on_hyphens=False,
+        )
+        rows = [(f"``{_spelling(option)}``", option.help) for option in command.options]
+        if command.words is not None:
+            rows.append((f"``{command.words.metavar}``", command.words.help))
+        yield from ("", *table(("option", "meaning"), rows), "")
+    yield "All commands take these, too."
+    rows = [(f"``{_spelling(flag)}``", flag.help) for flag in (VERBOSE, QUIET)]
+    yield from ("", *table(("option", "meaning"), rows))
+
+
+def _spelling(option: Flag | Option[Any]) -> str:
+    short = f"-{option.short}, " if option.short else ""
+    value = f" {option.metavar}" if isinstance(option, Option) else ""
+    return f"{short}--{option.long}{value}"
+
+
+def status() -> Iterator[str]:
+    """Yield the table of the status' fields."""
+    rows = [
+        (f"``{field.name}``", field.metadata["unit"] or "-", field.metadata["doc"])
+        for field in fields(Status)
+    ]
+    yield from table(("field", "unit", "meaning"), rows)
+
+
+def limits() -> Iterator[str]:
+    """Yield the table of the wire's limits."""
+    rows = []
+    for module, name, counts in LIMITS:
+        value = getattr(importlib.import_module(f"flexmigrate.{module}"), name)
+        rows.append((f"``{module}.{name}``", f"{value:,}", counts))
+    yield from table(("constant", "value", "counts"), rows)
+
+
+def states(builder: TypeMachineBuilder[Any, Any]) -> Callable[[], Iterator[str]]:
+    """Return what yields the tables of a state machine: its inputs, then its transitions."""
+
+    def lines() -> Iterator[str]:
+        automaton = builder._automaton  # the one way to ask a typed machine for its transitions
+        inputs = _inputs(builder.inputProtocol)
+        yield from table(("input", "meaning"), list(inputs.items()))
+        yield from ("", f"It begins in ``{_initial(builder)}``.", "")
+        order = list(inputs)
+        names = _in_order(builder)
+        rows = [
+            (
+                state.name,
+                f"``{_shown(given)}``",
+                "(stays)" if state is following else following.name,
+                _doings(outputs),
+            )
+            for state, given, following, outputs in automaton.allTransitions()
+        ]
+        rows.sort(key=lambda row: (names.index(row[0]), order.index(row[1])))
+        yield from table(("state", "input", "next state", "what is done"), rows)
+
+    return lines
+
+
+def _shown(given: str) -> str:
+    return given.lstrip("_")
+
+
+def _inputs(protocol: object) -> dict[str, str]:
+    """Return the inputs in the order of the source, with what each means."""
+    found = {}
+    for name, member in vars(protocol).items():
+        if inspect.isfunction(member) and inspect.getdoc(member) and not name.startswith("__"):
+            found[f"``{_shown(name)}``"] = " ".join((inspect.getdoc(member) or "").split())
+    return found
+
+
+def _initial(builder: TypeMachineBuilder[Any, Any]) -> str:
+    return str(builder._automaton.initialState.name)
+
+
+def _in_order(builder: TypeMachineBuilder[Any, Any]) -> list[str]:
+    """Return the states' names in the order in which the module declares them."""
+    module = sys.modules[builder.inputProtocol.__module__]
+    return re.findall(r'^\w+ = builder\.state\("(\w+)"', inspect.getsource(module), re.MULTILINE)
+
+
+def _doings(outputs: Sequence[Any]) -> str:
+    """Name what a transition calls: its behaviour, then the step that the next state begins."""
+    behaviours = [output.method for output in outputs if hasattr(output, "method")]
+    steps = [output.dataFactory for output in outputs if hasattr(output, "dataFactory")]
+    names = [each.__name__ for each in (*behaviours, *steps)]
+    # Automat calls `returns(None)` what does nothing.
+    return ", then ".join(f"``{name}``" for name in names if not name.startswith("returns")) or "-"
+
+
+PARTS: dict[str, Callable[[], Iterator[str]]] = {
+    "commands": commands,
+    "status": status,
+    "limits": limits,
+    "source": states(source.builder),
+    "destination": states(destination.builder),
+    "rebind": states(rebind.builder),
+}
+
+
+def renewed(text: str) -> str:
+    """Return a document with its parts as the code has them now.
+
+    :raises KeyError: if it has a part that nobody makes
+    """
+
+    def renew(part: re.Match[str]) -> str:
+        lines = "\n".join(PARTS[part["name"]]())
+        return f"{part['begin']}\n{lines}\n\n{part['end']}"
+
+    return _PART.sub(renew, text)
+
+
+def main(check: bool) -> int:
+    """Rewrite the documents, or only *check* them; return the exit status."""
+    stale = []
+    for path in sorted(DOCS.glob("*.rst")):
+        text = path.read_text()
+        if (new := renewed(text)) != text:
+            stale.append(path.name)
+            if not check:
+                path.write_text(new)
+    if stale:
+        sys.stderr.write(f"{'not up to date' if check else 'rewritten'}: {', '.join(stale)}\n")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main("--check" in sys.argv[1:]))
