@@ -18,12 +18,15 @@ from typing import Any, NoReturn, TypeVar
 from flexmigrate.config import (
     CallConfig,
     Config,
+    ExportConfig,
     ListenConfig,
+    Place,
     ReadConfig,
     ServeConfig,
+    TLSConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import WILDCARDS, Action, MirrorRequest
+from flexmigrate.control.grammar import WILDCARDS, Action, MirrorRequest, settings_lines
 from flexmigrate.errors import UsageError
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
@@ -33,7 +36,10 @@ from flexmigrate.options import (
     CALL_SOCK,
     COVERAGE,
     DEFAULT_DENY,
+    DEFAULT_EXPORT,
+    ENDPOINT,
     EXPORT,
+    EXPORTS,
     FILE,
     FROM,
     KILLSWITCH,
@@ -41,6 +47,8 @@ from flexmigrate.options import (
     LIMIT_WORD,
     LISTEN_ADDR,
     LISTEN_PORT,
+    MAX_CLIENTS,
+    NO_LIST,
     OLDSTYLE,
     OPEN_SOCK,
     QUIET,
@@ -48,9 +56,15 @@ from flexmigrate.options import (
     REBIND_ADDR,
     REBIND_PORT,
     REMOTE_ADDR,
+    REMOTE_EXPORT,
     REMOTE_PORT,
     SIZE,
+    TLS,
+    TLS_CERTIFICATES,
+    TLS_HOSTNAME,
+    TLS_VERIFY_PEER,
     UNLINK,
+    URI_WORD,
     VERBOSE,
     Flag,
     Given,
@@ -69,11 +83,13 @@ def _address(given: Given, addr: Option[str], port: Option[int]) -> Address:
     return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
 
 
-def _rebind(given: Given, listening: Address) -> Address | None:
+def _rebind(given: Given, listening: Place) -> Address | None:
     """Where to serve after the migration: what is left out is as in *listening*."""
     place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
     if place is None and port is None:
         return None
+    if isinstance(listening, str):
+        listening = Address.tcp(given.required(REBIND_ADDR, " with --endpoint"), 0)
     place = place or listening.path or listening.host
     if place.startswith("/"):
         given.refuse(REBIND_PORT, f"{place} is a UNIX socket, which has no port")
@@ -103,41 +119,104 @@ def _acl(given: Given) -> tuple[str, ...]:
     return tuple(given.words)
 
 
+def _places(given: Given) -> tuple[Place, ...]:
+    """Where to listen: at ``--addr``, at each ``--endpoint``, or both."""
+    endpoints = given.every(ENDPOINT)
+    if endpoints and given.optional(LISTEN_ADDR) is None:
+        given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
+        return tuple(endpoints)
+    return (_address(given, LISTEN_ADDR, LISTEN_PORT), *endpoints)
+
+
+def _exports(given: Given) -> tuple[ExportConfig, ...]:
+    """The image of ``--file``, under the one name that has no file, and all that have one."""
+    pairs = [word.partition("=") for word in given.every(EXPORTS)]
+    exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
+    bare = [name for name, equals, _ in pairs if not equals]
+    if len(bare) > 1:
+        raise UsageError(f"--export {bare[1]}: which file? Only one name can do without =FILE")
+    if bare or not exports or given.optional(FILE) is not None:
+        exports.insert(0, ExportConfig(bare[0] if bare else "", given.required(FILE)))
+    names = [export.name for export in exports]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--export {name}: that name is given twice")
+    for export in exports:
+        if not export.file:
+            raise UsageError(f"--export {export.name}=: the file is missing")
+    return tuple(exports)
+
+
+def _default_export(given: Given, exports: tuple[ExportConfig, ...]) -> str:
+    name = given.optional(DEFAULT_EXPORT)
+    if name is None:
+        return exports[0].name
+    if name not in {export.name for export in exports}:
+        raise UsageError(f"--default-export {name}: there is no such export")
+    return name
+
+
+def _tls(given: Given, *, server: bool) -> TLSConfig:
+    rule = given.optional(TLS) or "off"
+    certificates = given.optional(TLS_CERTIFICATES)
+    if rule != "off" and certificates is None:
+        raise UsageError(f"--tls-certificates is required with --tls {rule}")
+    verify = server and given.flag(TLS_VERIFY_PEER)
+    if verify and rule == "off":
+        raise UsageError("--tls-verify-peer has no meaning without --tls")
+    hostname = None if server else given.optional(TLS_HOSTNAME)
+    return TLSConfig(rule, certificates, verify, hostname)
+
+
 def _serve(given: Given) -> ServeConfig:
     oldstyle = given.flag(OLDSTYLE)
     if oldstyle:
-        given.refuse(EXPORT, "the handshake of --oldstyle has no export names")
+        given.refuse(EXPORTS, "the handshake of --oldstyle has no export names")
+        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
+    exports = _exports(given)
     return ServeConfig(
-        address=_address(given, LISTEN_ADDR, LISTEN_PORT),
-        file=given.required(FILE),
+        places=_places(given),
+        exports=exports,
+        default_export=_default_export(given, exports),
         sock=given.optional(OPEN_SOCK),
         acl=_acl(given),
         default_deny=given.flag(DEFAULT_DENY),
         killswitch=given.flag(KILLSWITCH),
         oldstyle=oldstyle,
-        export=given.optional(EXPORT) or "",
         read_only=given.flag(READ_ONLY),
+        listable=not given.flag(NO_LIST),
+        max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
+        tls=_tls(given, server=True),
         verbosity=given.verbosity,
     )
 
 
 def _listen(given: Given) -> ListenConfig:
-    address = _address(given, LISTEN_ADDR, LISTEN_PORT)
+    places = _places(given)
+    oldstyle = given.flag(OLDSTYLE)
+    if oldstyle:
+        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
     return ListenConfig(
-        address=address,
+        places=places,
         file=given.required(FILE),
         sock=given.optional(OPEN_SOCK),
         acl=_acl(given),
         default_deny=given.flag(DEFAULT_DENY),
-        oldstyle=given.flag(OLDSTYLE),
-        rebind=_rebind(given, address),
+        oldstyle=oldstyle,
+        rebind=_rebind(given, places[0]),
         coverage=given.optional(COVERAGE) or "full",
+        tls=_tls(given, server=True),
         verbosity=given.verbosity,
     )
 
 
 def _call(given: Given, *lines: str) -> CallConfig:
     return CallConfig(given.required(CALL_SOCK), lines, given.verbosity)
+
+
+def _call_export(given: Given, *lines: str) -> CallConfig:
+    """A command about one export."""
+    return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
 
 
 def _mirror(given: Given) -> CallConfig:
@@ -147,6 +226,9 @@ def _mirror(given: Given) -> CallConfig:
         action=Action.UNLINK if given.flag(UNLINK) else Action.EXIT,
         bind=_bind(given, address),
         max_bps=given.optional(LIMIT) or 0,
+        export=given.optional(EXPORT),
+        remote_export=given.optional(REMOTE_EXPORT) or "",
+        tls=_tls(given, server=False),
     )
     return _call(given, *request.lines())
 
@@ -154,18 +236,25 @@ def _mirror(given: Given) -> CallConfig:
 def _set_limit(given: Given) -> CallConfig:
     (word,) = given.words
     try:
-        return _call(given, "mirror_max_bps", str(LIMIT.parse(word)))
+        return _call_export(given, "mirror_max_bps", str(LIMIT.parse(word)))
     except ValueError as error:
         raise UsageError(f"N: {error}") from error
 
 
 def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
-    address = _address(given, REMOTE_ADDR, REMOTE_PORT)
+    server: Address | str
+    if given.words:
+        (server,) = given.words
+        for option in (REMOTE_ADDR, REMOTE_PORT, BIND):
+            given.refuse(option, f"the URI {server} says where the server is")
+    else:
+        server = _address(given, REMOTE_ADDR, REMOTE_PORT)
     return kind(
-        address=address,
+        server=server,
         offset=given.required(FROM),
         size=given.required(SIZE),
-        bind=_bind(given, address),
+        bind=_bind(given, server) if isinstance(server, Address) else None,
+        tls=_tls(given, server=False),
         verbosity=given.verbosity,
     )
 
@@ -186,12 +275,14 @@ class Command:
 
 COMMANDS = {
     "serve": Command(
-        "serve an image to NBD clients, until it has been migrated away",
-        "--addr A --port P --file F [--sock S] [--default-deny] [--killswitch] [--oldstyle]"
-        " [--export NAME] [--read-only] [ACL_ENTRY...]",
+        "serve images to NBD clients, until they have been migrated away",
+        "--addr A --port P --file F [--export NAME[=FILE]]... [--sock S] [--default-deny]"
+        " [--killswitch] [--oldstyle] [--read-only] [--tls off|on|require] [OPTIONS]"
+        " [ACL_ENTRY...]",
         (
-            *(LISTEN_ADDR, LISTEN_PORT, FILE, OPEN_SOCK),
-            *(DEFAULT_DENY, KILLSWITCH, OLDSTYLE, EXPORT, READ_ONLY),
+            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
+            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
         ),
         _serve,
         ACL_WORDS,
@@ -199,25 +290,31 @@ COMMANDS = {
     "listen": Command(
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P --file F [--sock S] [--default-deny] [--oldstyle] [--rebind-addr A]"
-        " [--rebind-port P] [--coverage full|any] [ACL_ENTRY...]",
+        " [--rebind-port P] [--coverage full|any] [--tls off|on|require] [OPTIONS]"
+        " [ACL_ENTRY...]",
         (
-            *(LISTEN_ADDR, LISTEN_PORT, FILE, OPEN_SOCK),
+            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
         ),
         _listen,
         ACL_WORDS,
     ),
     "mirror": Command(
         "have a serve start to migrate its image to a listen",
-        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N]",
-        (REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT),
+        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--export NAME]"
+        " [--remote-export NAME] [--tls off|on|require] [OPTIONS]",
+        (
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, EXPORT, REMOTE_EXPORT),
+            *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        ),
         _mirror,
     ),
     "break": Command(
         "stop the migration that is running",
-        "--sock S",
-        (CALL_SOCK,),
-        lambda given: _call(given, "break"),
+        "--sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        lambda given: _call_export(given, "break"),
     ),
     "acl": Command(
         "replace a server's access list, for connected clients too",
@@ -228,28 +325,30 @@ COMMANDS = {
     ),
     "status": Command(
         "show a server's state, and how far its migration is",
-        "--sock S",
-        (CALL_SOCK,),
-        lambda given: _call(given, "status"),
+        "--sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        lambda given: _call_export(given, "status"),
     ),
     "mirror-max-bps": Command(
         "change the limit of the migration that is running",
-        "N --sock S",
-        (CALL_SOCK,),
+        "N --sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
         _set_limit,
         LIMIT_WORD,
     ),
     "read": Command(
         "copy bytes from a server to standard output",
-        "--addr A --port P --from OFFSET --size N [--bind A]",
-        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND),
+        "--addr A --port P | URI --from OFFSET --size N [--bind A] [--tls off|on|require]",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(ReadConfig, given),
+        URI_WORD,
     ),
     "write": Command(
         "copy bytes from standard input to a server",
-        "--addr A --port P --from OFFSET --size N [--bind A]",
-        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND),
+        "--addr A --port P | URI --from OFFSET --size N [--bind A] [--tls off|on|require]",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(WriteConfig, given),
+        URI_WORD,
     ),
 }
 
@@ -287,7 +386,7 @@ def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
         if isinstance(option, Flag):
             add(action="store_true")
         else:
-            add(metavar=option.metavar)
+            add(metavar=option.metavar, action="append" if option.repeatable else "store")
     for flag, level in ((VERBOSE, 1), (QUIET, -1)):
         parser.add_argument(
             *_spellings(flag),

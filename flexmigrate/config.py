@@ -12,33 +12,74 @@ from typing import Literal
 from flexmigrate.net.address import Address
 
 CoverageRule = Literal["full", "any"]
+TLSRule = Literal["off", "on", "require"]
+
+# Where to listen: an address, or the description of any Twisted server endpoint.
+Place = Address | str
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """An image and its name.
+
+    :ivar name: what clients ask for; empty for the default export.
+    :ivar file: path of the image, a file or a block device.
+    """
+
+    name: str
+    file: str
+
+
+@dataclass(frozen=True)
+class TLSConfig:
+    """What was told of TLS.
+
+    :ivar rule: "off", "on" (for who asks for it), or "require" (nothing is said without it).
+    :ivar certificates: folder of the certificates and keys; needed unless the rule is "off".
+    :ivar verify_peer: a client must show a certificate that our authority has signed.
+    :ivar hostname: the name that a server's certificate must have; None: that of its address.
+    """
+
+    rule: TLSRule = "off"
+    certificates: str | None = None
+    verify_peer: bool = False
+    hostname: str | None = None
+
+
+NO_TLS = TLSConfig()
 
 
 @dataclass(frozen=True)
 class ServeConfig:
     """What ``serve`` was told.
 
-    :ivar address: where clients connect to; port 0 takes a free one.
-    :ivar file: path of the image, a file or a block device.
+    :ivar places: where clients connect to; port 0 takes a free one.
+    :ivar exports: what is offered: at least one, all names different.
+    :ivar default_export: name of the export that clients get who name none.
     :ivar sock: path of the operator's socket, if there is to be one.
     :ivar acl: entries of the access list, all of them sound.
     :ivar default_deny: an empty access list lets nobody in, instead of everybody.
     :ivar killswitch: a request that takes longer than 120 s costs the client its connection.
     :ivar oldstyle: the handshake is the oldstyle one, which has no export names.
-    :ivar export: name under which the image is offered; empty for the default export.
-    :ivar read_only: the image is opened for reading, and offered so.
+    :ivar read_only: the images are opened for reading, and offered so.
+    :ivar listable: clients may ask for the names of the exports.
+    :ivar max_clients: connections at the same time.
+    :ivar tls: see `TLSConfig`.
     :ivar verbosity: -1 quiet, 0 normal, 1 verbose.
     """
 
-    address: Address
-    file: str
+    places: tuple[Place, ...]
+    exports: tuple[ExportConfig, ...]
+    default_export: str = ""
     sock: str | None = None
     acl: tuple[str, ...] = ()
     default_deny: bool = False
     killswitch: bool = False
     oldstyle: bool = False
-    export: str = ""
     read_only: bool = False
+    listable: bool = True
+    max_clients: int = 1000
+    tls: TLSConfig = NO_TLS
     verbosity: int = 0
 
 
@@ -46,13 +87,14 @@ class ServeConfig:
 class ListenConfig:
     """What ``listen`` was told; what `ServeConfig` has, too, means the same.
 
-    :ivar address: where the source connects to.
+    :ivar places: where the source connects to.
+    :ivar file: path of the image that is to be received.
     :ivar rebind: where to serve after the migration; ``None`` to exit instead.
     :ivar coverage: what a sender must have written before it can give the image away: every byte
         ("full"), or something ("any").
     """
 
-    address: Address
+    places: tuple[Place, ...]
     file: str
     sock: str | None = None
     acl: tuple[str, ...] = ()
@@ -60,6 +102,7 @@ class ListenConfig:
     oldstyle: bool = False
     rebind: Address | None = None
     coverage: CoverageRule = "full"
+    tls: TLSConfig = NO_TLS
     verbosity: int = 0
 
 
@@ -80,16 +123,18 @@ class CallConfig:
 class TransferConfig:
     """What ``read`` and ``write`` were told.
 
-    :ivar address: of the server.
+    :ivar server: its address, or an NBD URI.
     :ivar offset: where in the export to begin, in bytes.
     :ivar size: how much to move, in bytes, at least 1.
     :ivar bind: local IP address to connect from; ``None`` leaves it to the kernel.
+    :ivar tls: see `TLSConfig`.
     """
 
-    address: Address
+    server: Address | str
     offset: int
     size: int
     bind: str | None = None
+    tls: TLSConfig = NO_TLS
     verbosity: int = 0
 
 

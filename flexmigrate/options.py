@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flexmigrate.config import CoverageRule
+from flexmigrate.config import CoverageRule, TLSRule
 from flexmigrate.control.grammar import MAX_BPS
 from flexmigrate.errors import UsageError
 from flexmigrate.net.address import parse_host, parse_place, parse_port, parse_socket_path
@@ -37,6 +37,7 @@ class Option(Generic[T]):
 
     :ivar parse: makes the value of the word that was given; raises ``ValueError`` with a text that
         quotes it.
+    :ivar repeatable: it may be given more than once; each time adds a value.
     """
 
     long: str
@@ -44,6 +45,7 @@ class Option(Generic[T]):
     metavar: str
     help: str
     parse: Callable[[str], T]
+    repeatable: bool = False
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ class Given:
     @property
     def words(self) -> list[str]:
         """The words behind the options."""
-        return list(self._values.get("words", ()))
+        words = self._values.get("words") or ()
+        return [words] if isinstance(words, str) else list(words)
 
     @property
     def verbosity(self) -> int:
@@ -88,6 +91,13 @@ class Given:
         except ValueError as error:
             raise UsageError(f"--{option.long}: {error}") from error
 
+    def every(self, option: Option[T]) -> list[T]:
+        """Return the values of *option*, which is repeatable, in the order they were given."""
+        try:
+            return [option.parse(word) for word in self._values[option.long] or ()]
+        except ValueError as error:
+            raise UsageError(f"--{option.long}: {error}") from error
+
     def required(self, option: Option[T], because: str = "") -> T:
         """Return the value of *option*, which has to be given (*because* of another one)."""
         value = self.optional(option)
@@ -97,9 +107,10 @@ class Given:
 
     def refuse(self, option: Option[Any], because: str) -> None:
         """Raise if *option* was given."""
-        word = self._values[option.long]
-        if word is not None:
-            raise UsageError(f"--{option.long} {word}: {because}")
+        given = self._values[option.long] or ()
+        for word in given if option.repeatable else (given,):
+            if word != ():
+                raise UsageError(f"--{option.long} {word}: {because}")
 
 
 def parse_bytes(text: str, lowest: int = 0, highest: int = MAX_OFFSET) -> int:
@@ -149,6 +160,24 @@ def _parse_coverage(text: str) -> CoverageRule:
     rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
     if text not in rules:
         raise ValueError(f"{text!r} is neither 'full' nor 'any'")
+    return rules[text]
+
+
+def _parse_endpoint(text: str) -> str:
+    kind, colon, _ = text.partition(":")
+    if not colon or not kind.isalnum():
+        raise ValueError(f"{text!r} is not a server endpoint, like tcp:10809 or unix:/run/nbd")
+    return text
+
+
+def _parse_count(text: str) -> int:
+    return parse_bytes(text, lowest=1, highest=100000)
+
+
+def _parse_tls(text: str) -> TLSRule:
+    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
+    if text not in rules:
+        raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
     return rules[text]
 
 
@@ -202,12 +231,76 @@ KILLSWITCH = Flag(
     "close the connection of a client whose request is not complete after 120 s (default: wait)",
 )
 OLDSTYLE = Flag("oldstyle", "", "speak flexnbd's oldstyle handshake (default: fixed newstyle)")
-EXPORT = Option(
+EXPORTS = Option(
     "export",
     "",
-    "NAME",
-    'name of the export, at most 4096 bytes (default: "", the default export)',
+    "NAME[=FILE]",
+    "offer the image FILE under NAME, at most 4096 bytes; can be repeated. Without =FILE, the name"
+    ' under which --file is offered (default: "", the default export)',
     _parse_export,
+    repeatable=True,
+)
+DEFAULT_EXPORT = Option(
+    "default-export",
+    "",
+    "NAME",
+    "the export that clients get who name none (default: the first)",
+    _parse_export,
+)
+EXPORT = Option(
+    "export", "", "NAME", "which export, if the server has more than one", _parse_export
+)
+REMOTE_EXPORT = Option(
+    "remote-export",
+    "",
+    "NAME",
+    'name of the export at the destination (default: "", its default export)',
+    _parse_export,
+)
+NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
+ENDPOINT = Option(
+    "endpoint",
+    "",
+    "DESCRIPTION",
+    "listen there as well as, or instead of, at --addr: any Twisted server endpoint, such as"
+    " tcp:10809, unix:/run/nbd or systemd:domain=INET:index=0; can be repeated",
+    _parse_endpoint,
+    repeatable=True,
+)
+MAX_CLIENTS = Option(
+    "max-clients",
+    "",
+    "N",
+    "connections at the same time, 1 to 100000 (default: 1000)",
+    _parse_count,
+)
+TLS = Option(
+    "tls",
+    "",
+    "off|on|require",
+    "whether connections are encrypted: never, if the other side asks for it, or always"
+    " (default: off)",
+    _parse_tls,
+)
+TLS_CERTIFICATES = Option(
+    "tls-certificates",
+    "",
+    "DIR",
+    "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
+    " client-key.pem",
+    _parse_path,
+)
+TLS_VERIFY_PEER = Flag(
+    "tls-verify-peer",
+    "",
+    "let in only clients with a certificate signed by ca-cert.pem (default: all)",
+)
+TLS_HOSTNAME = Option(
+    "tls-hostname",
+    "",
+    "NAME",
+    "name that the other server's certificate must have (default: the address connected to)",
+    _parse_path,
 )
 READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
 REBIND_ADDR = Option(
@@ -257,5 +350,8 @@ SIZE = Option(
 )
 ACL_WORDS = Words(
     "ACL_ENTRY", "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32", "*"
+)
+URI_WORD = Words(
+    "URI", "of the export, instead of --addr and --port: nbd://HOST/EXPORT, nbds://..., ...", "?"
 )
 LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

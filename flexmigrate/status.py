@@ -36,6 +36,13 @@ class Status:
     num_clients: int = field(metadata=_about("clients that are connected", "connections"))
     is_mirroring: bool = field(metadata=_about("whether a migration away from here is running"))
 
+    export: str | None = field(
+        default=None, metadata=_about("name of the export that this is about, if it has one")
+    )
+    num_exports: int | None = field(
+        default=None, metadata=_about("exports of this server", "exports")
+    )
+
     migration_duration: int | None = field(
         default=None, metadata=_about("time since the migration was asked for", "seconds")
     )

@@ -5,15 +5,21 @@ input ends the command. The first line names it, the others are its arguments. T
 line, ``CODE: text``, where code 0 means that it was done. Texts are UTF-8; bytes that are not, as
 the names of files may have, survive as surrogates.
 
+Behind flexnbd's arguments may stand settings, ``name=value`` a line, in any order: they are ours,
+and say what flexnbd can't.
+
 Nothing here imports Twisted: the command line makes its calls with this module, too.
 """
 
 from __future__ import annotations
 
 import enum
+import re
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from flexmigrate.config import NO_TLS, TLSConfig, TLSRule
 from flexmigrate.errors import CommandError
 from flexmigrate.net.address import Address, BadAddress, parse_address, parse_host
 
@@ -23,6 +29,9 @@ MAX_LINE = 1024  # bytes, without the line's end
 MAX_LINES = 1024  # in one command
 # A limit is told to flexnbd as an unsigned number of 64 bits.
 MAX_BPS = 2**64 - 1
+
+_SETTING = re.compile(r"[a-z][a-z-]*=")
+_MIRROR_SETTINGS = ("export", "remote-export", "tls", "tls-certificates", "tls-hostname")
 
 OK: Final = 0
 FAILED: Final = 1
@@ -38,7 +47,7 @@ class Action(enum.Enum):
 
     EXIT = "exit"
     UNLINK = "unlink"  #: exit, and the image's file is deleted before the destination is told
-    NOTHING = "nothing"  #: the process stays, and serves no longer
+    NOTHING = "nothing"  #: go on serving: the destination has a copy, and no claim to the image
 
 
 @dataclass(frozen=True)
@@ -48,12 +57,18 @@ class MirrorRequest:
     :ivar address: of the destination.
     :ivar bind: local IP address to connect from; ``None`` leaves it to the kernel.
     :ivar max_bps: limit in bytes per second, up to `MAX_BPS`; 0 for none.
+    :ivar export: which export moves; ``None`` where there is only one.
+    :ivar remote_export: its name at the destination.
+    :ivar tls: how the migration's connection is protected.
     """
 
     address: Address
     action: Action = Action.EXIT
     bind: str | None = None
     max_bps: int = 0
+    export: str | None = None
+    remote_export: str = ""
+    tls: TLSConfig = NO_TLS
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -63,16 +78,55 @@ class MirrorRequest:
             lines.append(self.bind or _ANY_HOST)
         if self.max_bps:
             lines.append(str(self.max_bps))
-        return lines
+        settings = {
+            "export": self.export,
+            "remote-export": self.remote_export or None,
+            "tls": None if self.tls.rule == "off" else self.tls.rule,
+            "tls-certificates": self.tls.certificates,
+            "tls-hostname": self.tls.hostname,
+        }
+        return lines + settings_lines(settings)
+
+
+def settings_lines(settings: Mapping[str, str | None]) -> list[str]:
+    """Return the lines that say *settings*; one that is ``None`` isn't said."""
+    return [f"{name}={value}" for name, value in settings.items() if value is not None]
+
+
+def split_settings(
+    arguments: list[str], known: Collection[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Return flexnbd's arguments, and the settings behind them.
+
+    :raises CommandError: naming a setting that isn't *known*, or is said twice.
+    """
+    positional = [line for line in arguments if not _SETTING.match(line)]
+    settings: dict[str, str] = {}
+    for line in arguments[len(positional) :]:
+        name, _, value = line.partition("=")
+        if not _SETTING.match(line) or name not in known or name in settings:
+            raise CommandError(f"{line!r} can't be said here")
+        settings[name] = value
+    return positional, settings
+
+
+def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
+    """Return the arguments of a command about one export, and which it is, if that is said.
+
+    :raises CommandError: with the answer.
+    """
+    positional, settings = split_settings(arguments, ("export",))
+    return positional, settings.get("export")
 
 
 def parse_mirror(arguments: list[str]) -> MirrorRequest:
-    """Read ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]``.
+    """Read ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]`` and the settings behind it.
 
     The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none.
 
     :raises CommandError: with the answer.
     """
+    arguments, settings = split_settings(arguments, _MIRROR_SETTINGS)
     if not 2 <= len(arguments) <= 5:
         raise CommandError("mirror takes ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]")
     left_out = ["exit", _ANY_HOST, "0"][len(arguments) - 2 :]
@@ -83,6 +137,9 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             action=_parse_action(action),
             bind=None if bind in WILDCARDS else parse_host(bind),
             max_bps=parse_max_bps([max_bps]),
+            export=settings.get("export"),
+            remote_export=settings.get("remote-export", ""),
+            tls=_parse_tls(settings),
         )
     except BadAddress as error:
         raise CommandError(str(error)) from error
@@ -99,6 +156,18 @@ def parse_max_bps(arguments: list[str]) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= MAX_BPS):
         raise CommandError(f"max_bps {text!r} is not a number from 0 to {MAX_BPS}")
     return int(text)
+
+
+def _parse_tls(settings: Mapping[str, str]) -> TLSConfig:
+    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
+    said = settings.get("tls", "off")
+    if said not in rules:
+        raise CommandError(f"tls={said}: it is off, on or require")
+    if said != "off" and "tls-certificates" not in settings:
+        raise CommandError(f"tls={said} needs tls-certificates=DIR")
+    return TLSConfig(
+        rules[said], settings.get("tls-certificates"), hostname=settings.get("tls-hostname")
+    )
 
 
 def _parse_action(text: str) -> Action:

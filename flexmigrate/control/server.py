@@ -25,6 +25,7 @@ from flexmigrate.control.grammar import (
     CommandReader,
     MirrorRequest,
     encode_answer,
+    parse_export,
     parse_max_bps,
     parse_mirror,
 )
@@ -42,8 +43,11 @@ class Operator(Protocol):
     A `FlexmigrateError`, raised or in the `Deferred`, is answered with its text and code 1.
     """
 
-    def status(self) -> Status:
-        """Return what the server tells about itself now."""
+    def status(self, export: str | None) -> Status:
+        """Return what the server tells about itself, and about one export, now.
+
+        :param export: its name; None for the default one.
+        """
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list, for connected clients too.
@@ -54,16 +58,17 @@ class Operator(Protocol):
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration; fires once the destination has said hello, or could not."""
 
-    def set_max_bps(self, n: int) -> str:
+    def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the running migration to *n* bytes per second; 0 lifts the limit."""
 
-    def break_mirror(self) -> Deferred[str]:
-        """Stop the running migration; fires once the server serves as if there had been none."""
+    def break_mirror(self, export: str | None) -> str:
+        """Stop the running migration: the server serves as if there had been none."""
 
 
 async def _status(operator: Operator, arguments: list[str]) -> str:
+    arguments, export = parse_export(arguments)
     _expect_none("status", arguments)
-    return format_status(operator.status())
+    return format_status(operator.status(export))
 
 
 async def _acl(operator: Operator, arguments: list[str]) -> str:
@@ -76,12 +81,14 @@ async def _mirror(operator: Operator, arguments: list[str]) -> str:
 
 
 async def _mirror_max_bps(operator: Operator, arguments: list[str]) -> str:
-    return operator.set_max_bps(parse_max_bps(arguments))
+    arguments, export = parse_export(arguments)
+    return operator.set_max_bps(parse_max_bps(arguments), export)
 
 
 async def _break(operator: Operator, arguments: list[str]) -> str:
+    arguments, export = parse_export(arguments)
     _expect_none("break", arguments)
-    return await operator.break_mirror()
+    return operator.break_mirror(export)
 
 
 COMMANDS: dict[str, Callable[[Operator, list[str]], Awaitable[str]]] = {

@@ -11,9 +11,11 @@ from twisted.internet.endpoints import (
     TCP6ServerEndpoint,
     UNIXClientEndpoint,
     UNIXServerEndpoint,
+    serverFromString,
 )
 from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndpoint
 
+from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
 from flexmigrate.net.stream import streaming
 from flexmigrate.net.unix_socket import remove_stale_socket
@@ -22,13 +24,19 @@ BACKLOG = 128
 """Connections that may wait to be accepted: as many virtual machines as one host starts at once."""
 
 
-def server_endpoint(reactor: Any, address: Address) -> IStreamServerEndpoint:
+def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoint:
     """Return where to listen. The file of a UNIX socket that nobody listens on is removed.
 
-    :raises FlexmigrateError: where the path of a UNIX socket is taken.
+    :param address: or the description of any server endpoint that Twisted knows.
+    :raises FlexmigrateError: the path of a UNIX socket is taken, or the description makes no sense.
     """
     endpoint: Any
-    if address.is_unix:
+    if isinstance(address, str):
+        try:
+            endpoint = serverFromString(streaming(reactor), address)
+        except (ValueError, TypeError, KeyError, IndexError) as error:
+            raise UsageError(f"--endpoint {address}: {error}") from error
+    elif address.is_unix:
         remove_stale_socket(address.path)
         endpoint = UNIXServerEndpoint(streaming(reactor), address.path, backlog=BACKLOG)
     else:

@@ -27,6 +27,7 @@ _FLAGS = (
     | TransmissionFlag.SEND_FUA
     | TransmissionFlag.SEND_CACHE
     | TransmissionFlag.CAN_MULTI_CONN
+    | TransmissionFlag.BLOCK_STATUS_PAYLOAD
 )
 _WRITABLE_FLAGS = (
     TransmissionFlag.SEND_TRIM
@@ -178,6 +179,8 @@ class Export:
         :param now: the clock, in seconds.
         """
         if self.write_limit is None:
+            # What is owed to one migration isn't paid to the next.
+            self._paid_until = now
             return 0.0
         self._paid_until = max(self._paid_until, now) + length / self.write_limit
         delay = self._paid_until - now
@@ -213,6 +216,7 @@ class ExportDirectory:
 
     def __init__(self, exports: Iterable[Export], *, listable: bool = True) -> None:
         self._exports = {export.name: export for export in exports}
+        self._withdrawn: set[str] = set()
         self._listable = listable
 
     def __iter__(self) -> Iterator[Export]:
@@ -225,12 +229,27 @@ class ExportDirectory:
     def find(self, name: str) -> ExportInfo | None:
         """Return what to tell about the export *name*, or None."""
         export = self._exports.get(name)
-        return export.info if export else None
+        return export.info if export and name not in self._withdrawn else None
 
     def names(self) -> Iterable[tuple[str, str]]:
         """Return (name, description) of each export."""
-        return [(export.name, export.description) for export in self]
+        return [(each.name, each.description) for each in self if each.name not in self._withdrawn]
 
     def listable(self) -> bool:
         """Return whether the names may be told."""
         return self._listable
+
+    # While an export is handed over
+
+    def withdraw(self, name: str) -> None:
+        """Let no client find the export *name* any more."""
+        self._withdrawn.add(name)
+
+    def restore(self, export: Export) -> None:
+        """Let clients find it again."""
+        self._withdrawn.discard(export.name)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing left to find."""
+        return len(self._withdrawn) == len(self._exports)

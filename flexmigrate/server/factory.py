@@ -18,7 +18,7 @@ from twisted.logger import Logger
 
 from flexmigrate.net.acl import AccessList
 from flexmigrate.server.connection import NBDServerProtocol
-from flexmigrate.server.export import ExportDirectory
+from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.transmission import Scratch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
@@ -95,6 +95,7 @@ class NBDServerFactory(ServerFactory):
     :ivar exports: what is offered.
     :ivar acl: who may connect; see ``set_acl``.
     :ivar clients: the connections that stand.
+    :param tls: whether TLS is offered, or required; then *tls_context* is what ``startTLS`` takes.
     """
 
     noisy = False
@@ -108,6 +109,8 @@ class NBDServerFactory(ServerFactory):
         session: Session | None = None,
         style: HandshakeStyle = HandshakeStyle.FIXED_NEWSTYLE,
         default_export: str = "",
+        tls: TLSMode = TLSMode.OFF,
+        tls_context: Any = None,
         limits: Limits | None = None,
     ) -> None:
         self.reactor = reactor
@@ -119,6 +122,8 @@ class NBDServerFactory(ServerFactory):
         self.clients: set[NBDServerProtocol] = set()
         self._style = style
         self._default_export = default_export
+        self._tls = tls
+        self._tls_context = tls_context
         self._numbers = itertools.count(1)
         self._hosts: dict[NBDServerProtocol, str | None] = {}
         self._all_gone: list[Deferred[None]] = []
@@ -128,12 +133,15 @@ class NBDServerFactory(ServerFactory):
     def doStart(self) -> None:
         """Called by Twisted with the first port that listens."""
         super().doStart()  # type: ignore[no-untyped-call]  # Twisted's
-        if self.numPorts == 1 and self.limits.request_seconds is not None:
+        if self.limits.request_seconds is not None and not self._killswitch.running:
             self._killswitch.start(TICK_SECONDS, now=False)
 
     def doStop(self) -> None:
         """Called by Twisted with the last port that stops; connections go on."""
         super().doStop()  # type: ignore[no-untyped-call]  # Twisted's
+        self._stop_killswitch_if_unused()
+
+    def _stop_killswitch_if_unused(self) -> None:
         if not self.numPorts and not self.clients and self._killswitch.running:
             self._killswitch.stop()
 
@@ -149,7 +157,7 @@ class NBDServerFactory(ServerFactory):
         handshake = ServerHandshake(
             self.exports,
             style=self._style,
-            tls=TLSMode.OFF,
+            tls=self._tls,
             default_export=self._default_export,
         )
         connection = NBDServerProtocol(self, next(self._numbers), handshake)
@@ -172,16 +180,18 @@ class NBDServerFactory(ServerFactory):
                 connection.abort("the access list doesn't allow it any more")
 
     def start_tls(self, transport: Any) -> None:
-        """Begin TLS on *transport*; only a server that was given certificates offers it."""
-        raise RuntimeError("TLS was agreed on without certificates")
+        """Begin TLS on *transport*, as its negotiation agreed."""
+        transport.startTLS(self._tls_context)
 
-    def close_clients(self, reason: str) -> Deferred[None]:
-        """Close every connection; fire when all are gone. Who doesn't read what is left is cut
-        off.
+    def close_clients(self, reason: str, export: Export | None = None) -> Deferred[None]:
+        """Close every connection; fire when all are gone. Who doesn't read what is left is cut off.
+
+        :param export: close only its clients, and fire at once.
         """
         for connection in list(self.clients):
-            connection.end(reason)
-        if not self.clients:
+            if export is None or connection.export is export:
+                connection.end(reason)
+        if not self.clients or export is not None:
             return succeed(None)
         gone: Deferred[None] = Deferred()
         self._all_gone.append(gone)
@@ -204,6 +214,7 @@ class NBDServerFactory(ServerFactory):
         self._hosts.pop(connection, None)
         self.session.lost(connection)
         if not self.clients:
+            self._stop_killswitch_if_unused()
             waiters, self._all_gone = self._all_gone, []
             for waiter in waiters:
                 waiter.callback(None)

@@ -25,12 +25,13 @@ def make_service(config: ServeConfig | ListenConfig) -> IService:
 
 
 def build(
-    reactor: Any, config: ServeConfig | ListenConfig, lifetime: Lifetime
+    reactor: Any, config: ServeConfig | ListenConfig, lifetime: Lifetime, pool: Any = None
 ) -> ServeService | ListenService:
     """Return the service that *config* describes, which ends by *lifetime*.
 
+    :param pool: the threads for its images, not yet started; None for its own.
     :raises FlexmigrateError: what stands in its way.
     """
     if isinstance(config, ServeConfig):
-        return ServeService(reactor, config, lifetime)
-    return ListenService(reactor, config, lifetime)
+        return ServeService(reactor, config, lifetime, pool)
+    return ListenService(reactor, config, lifetime, pool)

@@ -20,13 +20,29 @@ THREADS = 16
 """Requests that wait for the disk at the same time: what keeps an SSD's queue filled."""
 
 
+def new_pool() -> ThreadPool:
+    """Return the threads of one server, not yet started: a daemon forks first.
+
+    They must outlive every image: what is given to a stopped pool is never done.
+    """
+    return ThreadPool(minthreads=0, maxthreads=THREADS, name="image")
+
+
 class ImageHost:
-    """An image, its threads, and the export of it.
+    """An image, and the export of it.
 
     :raises ImageError: the image can't be opened or locked.
     """
 
-    def __init__(self, reactor: Any, path: str, *, name: str = "", read_only: bool = False) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        pool: ThreadPool,
+        path: str,
+        *,
+        name: str = "",
+        read_only: bool = False,
+    ) -> None:
         self.image = Image.open(path, read_only=read_only)
         if self.image.trimmed_bytes:
             log.warn(
@@ -35,13 +51,8 @@ class ImageHost:
                 bytes=self.image.trimmed_bytes,
                 size=self.image.file_size,
             )
-        self._pool = ThreadPool(minthreads=0, maxthreads=THREADS, name="image")
-        self.background = Background(self.image, reactor, self._pool)
+        self.background = Background(self.image, reactor, pool)
         self.export = Export(name, self.image, self.background, read_only=read_only)
-
-    def start(self) -> None:
-        """Start the threads: not before a daemon has forked."""
-        self._pool.start()
 
     def close(self) -> Deferred[None]:
         """Wait for what is under way, flush, and let go of the image; no request may come any
@@ -57,5 +68,4 @@ class ImageHost:
         except OSError as error:
             log.error("{path} can't be flushed: {error}", path=self.image.path, error=error)
         await self.background.drained()
-        self._pool.stop()
         self.image.close()

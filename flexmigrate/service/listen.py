@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, fail, maybeDeferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -27,13 +27,15 @@ from flexmigrate.net.address import Address
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import Limits, NBDServerFactory
-from flexmigrate.service.host import ImageHost
+from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
+from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
-from flexmigrate.service.serve import close_port, handshake_style
+from flexmigrate.service.serve import close_port, handshake_style, root_cause, tls_context
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
+from flexmigrate.wire.agreement import TLSMode
 
 log = Logger()
 
@@ -66,6 +68,8 @@ class ReceivingSession:
     async def _settle(self, connection: NBDServerProtocol) -> bool:
         await self._lock.acquire(connection)
         try:
+            if not self._core.is_from(connection):
+                return False  # it was lost while it waited
             answer: Deferred[bool] = Deferred()
             self._destination._goodbye(connection, answer)
             return await answer
@@ -74,7 +78,8 @@ class ReceivingSession:
 
     def lost(self, connection: NBDServerProtocol) -> None:
         """Its attempt ends, unless it said DISC."""
-        self._destination.sender_lost(connection)
+        if self._core.is_from(connection):
+            self._destination.sender_lost(connection)
 
 
 class ListenService(Service):
@@ -83,12 +88,16 @@ class ListenService(Service):
     :raises ImageError: the image can't be opened, or its marker can't be written.
     """
 
-    def __init__(self, reactor: Any, config: ListenConfig, lifetime: Lifetime) -> None:
+    def __init__(
+        self, reactor: Any, config: ListenConfig, lifetime: Lifetime, pool: Any = None
+    ) -> None:
         self._reactor = reactor
         self._config = config
         self._lifetime = lifetime
         self._lock = OwnedLock()
-        self._host = ImageHost(reactor, config.file)
+        self._pool = pool or new_pool()
+        self._tls_context = tls_context(config.tls)
+        self._host = ImageHost(reactor, self._pool, config.file)
         handover = DestinationHandover(
             self._host.image, self._host.background, full_coverage=config.coverage == "full"
         )
@@ -96,20 +105,27 @@ class ListenService(Service):
         self._core = DestinationCore(reactor, self._host.export, handover)
         self._destination: Destination = DestinationMachine(self._core)
         self._acl = AccessList(config.acl, config.default_deny)
-        self._factory = self._receiving_factory()
-        self._listening = Listening(reactor, config.address, self._factory)
+        self._factory = self._new_factory(
+            ReceivingSession(self._destination, self._core, self._lock),
+            Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
+        )
+        self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
         self._serving: Serving | None = None
         self._control: IListeningPort | None = None
         self._core.complete.addCallback(lambda _: self._complete())
 
-    def _receiving_factory(self) -> NBDServerFactory:
+    def _new_factory(
+        self, session: ReceivingSession | None, limits: Limits | None
+    ) -> NBDServerFactory:
         return NBDServerFactory(
             self._reactor,
             ExportDirectory([self._host.export]),
             self._acl,
-            session=ReceivingSession(self._destination, self._core, self._lock),
+            session=session,
             style=handshake_style(self._config.oldstyle),
-            limits=Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
+            tls=TLSMode(self._config.tls.rule),
+            tls_context=self._tls_context,
+            limits=limits,
         )
 
     def startService(self) -> None:
@@ -117,7 +133,7 @@ class ListenService(Service):
         with 1.
         """
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
-        self._host.start()
+        self._pool.start()
         self._lifetime.heed_signals(self._terminate)
         try:
             if self._config.sock is not None:
@@ -125,10 +141,9 @@ class ListenService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        self._listening.open().addErrback(
-            lambda failure: self._lifetime.end(
-                1, f"can't listen on {self._config.address}: {failure.getErrorMessage()}"
-            )
+        opened = gatherResults([each.open() for each in self._listenings], consumeErrors=True)
+        opened.addErrback(
+            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}")
         )
 
     # The migration is complete
@@ -139,7 +154,7 @@ class ListenService(Service):
         finishing.addErrback(lambda failure: log.failure("after the migration", failure))
 
     async def _take_over(self) -> None:
-        await self._listening.close()
+        await self._close_listenings()
         rebind = self._config.rebind
         if rebind is None:
             self._core.confirm(True)
@@ -152,17 +167,16 @@ class ListenService(Service):
         self._core.confirm(True)
 
     def _serve(self, address: Address) -> None:
-        factory = NBDServerFactory(
-            self._reactor,
-            ExportDirectory([self._host.export]),
-            self._acl,
-            style=handshake_style(self._config.oldstyle),
-        )
-        listening = Listening(self._reactor, address, factory)
+        factory = self._new_factory(None, None)
         self._serving = Serving(
-            self._reactor, self._host, factory, listening, self._lifetime.end, self._lock
+            self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock
         )
+        (listening,) = self._serving.listenings
         listening.open_persistently().addErrback(self._cannot_serve)
+
+    async def _close_listenings(self) -> None:
+        for listening in self._listenings:
+            await listening.close()
 
     def _cannot_serve(self, failure: Failure) -> None:
         """The image is here, whatever became of its address: a status of 1 would deny that."""
@@ -196,19 +210,23 @@ class ListenService(Service):
 
     async def _stop(self) -> None:
         await close_port(self._control)
-        await self._listening.close()
+        await self._close_listenings()
         await self._factory.close_clients("this server ends")
         if self._serving is not None:
             await self._serving.close()
         await self._host.close()
+        self._pool.stop()
 
     # What the operator's socket commands: control.server.Operator
 
-    def status(self) -> Status:
+    def status(self, export: str | None) -> Status:
         """Return what is told about this server now."""
         size, now = self._host.export.size, self._reactor.seconds()
         if self._serving is not None:
-            return with_rebind(serving_status(self._serving, size, now), self._serving, now)
+            return with_rebind(
+                serving_status(self._serving, self._mine(export), now), self._serving, now
+            )
+        self._check_name(export)
         phase: ListeningPhase = "receiving"
         if self._core.phase == "waiting":
             phase = "waiting"
@@ -221,22 +239,27 @@ class ListenService(Service):
         self._acl = AccessList(entries, self._config.default_deny)
         self._factory.set_acl(self._acl)
         if self._serving is not None:
-            self._serving.factory.set_acl(self._acl)
+            self._serving.set_acl(self._acl)
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration, once the image is here and served."""
         if self._serving is None:
-            return fail(CommandError("the image is not here yet"))
+            raise CommandError("the image is not here yet")
         return self._serving.mirror(request)
 
-    def set_max_bps(self, n: int) -> str:
+    def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""
+        return self._mine(export).set_max_bps(n)
+
+    def break_mirror(self, export: str | None) -> str:
+        """End the migration that runs."""
+        return self._mine(export).break_mirror()
+
+    def _mine(self, export: str | None) -> MigratingExport:
         if self._serving is None:
             raise CommandError("Not mirroring")
-        return self._serving.set_max_bps(n)
+        return self._serving.find(export)
 
-    def break_mirror(self) -> Deferred[str]:
-        """End the migration that runs."""
-        if self._serving is None:
-            return fail(CommandError("Not mirroring"))
-        return maybeDeferred(self._serving.break_mirror)
+    def _check_name(self, export: str | None) -> None:
+        if export:
+            raise CommandError(f"there is no export {export!r}; there is ''")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
+from flexmigrate.config import Place
 from flexmigrate.migration.rebind import Rebind, RebindCore, RebindMachine
 from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import server_endpoint
@@ -19,16 +22,16 @@ log = Logger()
 class Listening:
     """One address for one factory.
 
-    :ivar address: where it listens; with the port that the kernel chose, once that is known.
+    :ivar place: where it listens; with the port that the kernel chose, once that is known.
     :ivar rebind: what is known of an address that can't be opened yet, or None.
     """
 
-    def __init__(self, reactor: Any, address: Address, factory: Factory) -> None:
+    def __init__(self, reactor: Any, place: Place, factory: Factory) -> None:
         self._reactor = reactor
         self._factory = factory
         self._port: IListeningPort | None = None
         self._rebinding: Rebind | None = None
-        self.address = address
+        self.place = place
         self.rebind: RebindCore | None = None
 
     @property
@@ -43,17 +46,18 @@ class Listening:
         return maybeDeferred(self._listen).addCallback(self._opened)
 
     def _listen(self) -> Deferred[IListeningPort]:
-        listening: Deferred[IListeningPort] = server_endpoint(self._reactor, self.address).listen(
+        listening: Deferred[IListeningPort] = server_endpoint(self._reactor, self.place).listen(
             self._factory
         )
         return listening
 
     def _opened(self, port: IListeningPort) -> None:
         self._port = port
-        if not self.address.is_unix and not self.address.port:
-            bound: Any = port.getHost()
-            self.address = Address.tcp(self.address.host, bound.port)
-        log.info("listening on {address}", address=self.address)
+        bound: Any = port.getHost()
+        place = self.place
+        if isinstance(place, Address) and not place.is_unix and not place.port:
+            self.place = Address.tcp(place.host, bound.port)
+        log.info("listening on {place}", place=shown(self.place, bound))
 
     def open_persistently(self) -> Deferred[None]:
         """Listen, now or once a second until it works; fails only where it can't ever."""
@@ -70,5 +74,14 @@ class Listening:
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
-        log.info("no longer listening on {address}", address=self.address)
+        log.info("no longer listening on {place}", place=self.place)
         return maybeDeferred(port.stopListening).addCallback(lambda _: None)
+
+
+def shown(place: Place, bound: Any) -> str:
+    """Return where clients connect to, for the log: what an endpoint's description comes to."""
+    if isinstance(place, Address):
+        return str(place)
+    if isinstance(bound, UNIXAddress):
+        return os.fsdecode(bound.name or b"")
+    return str(Address.tcp(bound.host, bound.port))

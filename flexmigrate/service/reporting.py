@@ -7,27 +7,30 @@ from dataclasses import replace
 
 from flexmigrate.migration.destination import DestinationCore
 from flexmigrate.migration.source import Core
+from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
 
 
-def serving_status(serving: Serving, size: int, now: float) -> Status:
-    """Return the status of a server that owns its image.
+def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:
+    """Return the status of a server that owns its images, and of one of its exports.
 
-    :param size: of the image, in bytes.
     :param now: the reactor's time, in seconds.
     """
+    export = about.host.export
     status = Status(
         pid=os.getpid(),
-        size=size,
-        has_control=not serving.given_away,
-        clients_allowed=serving.listening.is_open,
+        size=export.size,
+        has_control=not about.given_away,
+        clients_allowed=serving.is_open,
         num_clients=len(serving.factory.clients),
-        is_mirroring=serving.is_mirroring,
-        last_migration=serving.last_migration,
+        is_mirroring=about.is_mirroring,
+        export=export.name or None,
+        num_exports=len(serving.exports),
+        last_migration=about.last_migration,
     )
-    if serving.is_mirroring and serving.migration is not None:
-        return _with_migration(status, serving.migration, now)
+    if about.is_mirroring and about.migration is not None:
+        return _with_migration(status, about.migration, now)
     return status
 
 
@@ -67,8 +70,9 @@ def listening_status(
 
 def with_rebind(status: Status, serving: Serving, now: float) -> Status:
     """Return *status* of a server that was a destination: what it waits for, and for how long."""
-    rebind = serving.listening.rebind
-    if rebind is None or serving.listening.is_open:
+    (listening,) = serving.listenings
+    rebind = listening.rebind
+    if rebind is None or listening.is_open:
         return replace(status, listening_phase="serving")
     return replace(
         status,

@@ -9,12 +9,15 @@ from typing import Any, BinaryIO
 from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 
-from flexmigrate.client import NBDClientProtocol, connect
+from flexmigrate.client import NBDClientProtocol, connect, connect_uri, parse_uri
 from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, TransferConfig, WriteConfig
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import build
 from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.migrating import client_tls
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.client_handshake import Wish
 
 PIECE = 1024 * 1024
 """Bytes that ``read`` and ``write`` move at a time."""
@@ -97,8 +100,7 @@ def _run_transfer(config: TransferConfig, transfer: Any) -> int:
 
 
 async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None:
-    endpoint = client_endpoint(reactor, config.address, bind=config.bind)
-    client = await connect(endpoint, clock=reactor)
+    client = await _connect(reactor, config)
     work: Coroutine[Any, Any, None] = transfer(client)
     try:
         await work
@@ -106,3 +108,13 @@ async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None
     except BaseException:
         client.abort(FlexmigrateError("given up"))
         raise
+
+
+def _connect(reactor: Any, config: TransferConfig) -> Deferred[NBDClientProtocol]:
+    if isinstance(config.server, str):
+        uri = parse_uri(config.server)
+        return connect_uri(reactor, uri, tls=client_tls(config.tls, uri.tls_hostname or uri.host))
+    endpoint = client_endpoint(reactor, config.server, bind=config.bind)
+    tls = client_tls(config.tls, config.server.host)
+    wish = Wish(tls=TLSMode(config.tls.rule))
+    return connect(endpoint, wish=wish, clock=reactor, tls=tls)

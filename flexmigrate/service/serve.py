@@ -1,4 +1,4 @@
-"""``serve``: an image is offered to clients, until it was migrated away or the process is told to
+"""``serve``: images are offered to clients, until they were migrated away or the process is told to
 end.
 """
 
@@ -7,24 +7,25 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, FirstError, maybeDeferred, succeed
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
-from flexmigrate.config import ServeConfig
+from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
 from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
 from flexmigrate.net.acl import AccessList
+from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
-from flexmigrate.service.host import ImageHost
+from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import Status
+from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle
 
 log = Logger()
@@ -35,43 +36,66 @@ def handshake_style(oldstyle: bool) -> HandshakeStyle:
     return HandshakeStyle.OLDSTYLE if oldstyle else HandshakeStyle.FIXED_NEWSTYLE
 
 
+def tls_context(config: TLSConfig) -> Any:
+    """Return what a server's ``startTLS`` takes, or None without TLS.
+
+    :raises UsageError: the certificates can't be used.
+    """
+    if config.rule == "off" or config.certificates is None:
+        return None
+    return server_context(config.certificates, verify_peer=config.verify_peer)
+
+
 class ServeService(Service):
     """The server behind ``serve``, and the operator that its socket commands.
 
-    :raises ImageError: the image can't be opened, is in use, or is an unfinished copy.
+    :raises ImageError: an image can't be opened, is in use, or is an unfinished copy.
+    :raises UsageError: the certificates can't be used.
     """
 
-    def __init__(self, reactor: Any, config: ServeConfig, lifetime: Lifetime) -> None:
-        if incomplete(config.file):
-            raise ImageError(
-                f"{config.file} is incomplete: {config.file}{MARKER_SUFFIX} says that a migration "
-                "into it never finished"
-            )
+    def __init__(
+        self, reactor: Any, config: ServeConfig, lifetime: Lifetime, pool: Any = None
+    ) -> None:
         self._reactor = reactor
         self._config = config
         self._lifetime = lifetime
-        self._host = ImageHost(reactor, config.file, name=config.export, read_only=config.read_only)
+        self._pool = pool or new_pool()
+        context = tls_context(config.tls)
+        self._hosts = [self._open(each) for each in config.exports]
         factory = NBDServerFactory(
             reactor,
-            ExportDirectory([self._host.export]),
+            ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             AccessList(config.acl, config.default_deny),
             style=handshake_style(config.oldstyle),
-            default_export=config.export,
-            limits=Limits(request_seconds=KILLSWITCH_SECONDS if config.killswitch else None),
+            default_export=config.default_export,
+            tls=TLSMode(config.tls.rule),
+            tls_context=context,
+            limits=Limits(
+                request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
+                clients=config.max_clients,
+            ),
         )
-        self.serving = Serving(
-            reactor,
-            self._host,
-            factory,
-            Listening(reactor, config.address, factory),
-            lifetime.end,
-        )
+        self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
         self._control: IListeningPort | None = None
 
+    def _open(self, export: ExportConfig) -> ImageHost:
+        if incomplete(export.file):
+            raise ImageError(
+                f"{export.file} is incomplete: {export.file}{MARKER_SUFFIX} says that a migration "
+                "into it never finished"
+            )
+        return ImageHost(
+            self._reactor,
+            self._pool,
+            export.file,
+            name=export.name,
+            read_only=self._config.read_only,
+        )
+
     def startService(self) -> None:
-        """Open the operator's socket and the serving address; status 1 where that fails."""
+        """Open the operator's socket and the serving addresses; status 1 where that fails."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
-        self._host.start()
+        self._pool.start()
         self._lifetime.heed_signals(self.serving.terminate)
         try:
             if self._config.sock is not None:
@@ -79,44 +103,52 @@ class ServeService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        opened = self.serving.listening.open()
-        opened.addErrback(
-            lambda failure: self._lifetime.end(
-                1, f"can't listen on {self._config.address}: {failure.getErrorMessage()}"
-            )
+        self.serving.open().addErrback(
+            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}")
         )
 
     def stopService(self) -> Deferred[None]:
-        """Refuse, drain, close the clients, flush, let go of the image: in this order."""
+        """Refuse, drain, close the clients, flush, let go of the images: in this order."""
         super().stopService()  # type: ignore[no-untyped-call]  # Twisted's
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
         await close_port(self._control)
         await self.serving.close()
-        await self._host.close()
+        for host in self._hosts:
+            await host.close()
+        self._pool.stop()
 
     # What the operator's socket commands: control.server.Operator
 
-    def status(self) -> Status:
-        """Return what is told about this server now."""
-        return serving_status(self.serving, self._host.export.size, self._reactor.seconds())
+    def status(self, export: str | None) -> Status:
+        """Return what is told about this server, and about one export, now."""
+        name = self._config.default_export if export is None else export
+        return serving_status(self.serving, self.serving.find(name), self._reactor.seconds())
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list; connected clients that it doesn't allow are closed."""
-        self.serving.factory.set_acl(AccessList(entries, self._config.default_deny))
+        self.serving.set_acl(AccessList(entries, self._config.default_deny))
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration."""
         return self.serving.mirror(request)
 
-    def set_max_bps(self, n: int) -> str:
+    def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""
-        return self.serving.set_max_bps(n)
+        return self.serving.find(export).set_max_bps(n)
 
-    def break_mirror(self) -> Deferred[str]:
+    def break_mirror(self, export: str | None) -> str:
         """End the migration that runs."""
-        return maybeDeferred(self.serving.break_mirror)
+        return self.serving.find(export).break_mirror()
+
+
+def root_cause(failure: Any) -> str:
+    """Return what went wrong, in the words of the one Deferred of several that failed."""
+    first = failure.value
+    while isinstance(first, FirstError):
+        first = first.subFailure.value
+    return str(first)
 
 
 def close_port(port: IListeningPort | None) -> Deferred[None]:

@@ -1,270 +1,132 @@
-"""Serving an image to clients, and sending it away when the operator says so.
+"""Exports in front of clients: at which addresses, to whom, and until when.
 
-This is what both servers come to: ``serve`` from its start, ``listen`` once it owns the image. It
-keeps the migration lock, and is the ground on which a migration's source works.
+This is what both servers come to: ``serve`` from its start, ``listen`` once it owns the image.
+When the last export has been migrated away, it is done.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
-from flexmigrate.client import NBDClientProtocol, connect
-from flexmigrate.control.grammar import Action, MirrorRequest
-from flexmigrate.errors import (
-    CommandError,
-    ConnectFailed,
-    NoHello,
-    Rejected,
-    RemoteProtocolError,
-)
-from flexmigrate.migration.attempt import Allowances, SizeMismatch
-from flexmigrate.migration.copying import Progress
+from flexmigrate.config import Place
+from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.errors import CommandError
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.plan import RateLimit
-from flexmigrate.migration.source import Core, Source, SourceMachine
-from flexmigrate.net.endpoints import client_endpoint
+from flexmigrate.net.acl import AccessList
+from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import ImageHost
 from flexmigrate.service.listening import Listening
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.service.migrating import MigratingExport
 
 log = Logger()
-
-CONNECT_SECONDS = 5.0
-"""For a connection to the destination to stand: a few lost packets' time."""
-
-REQUEST_LIMIT_VARIABLE = "FLEXNBD_MS_REQUEST_LIMIT_SECS"
-
-# flexnbd's answers to a mirror command that could not begin.
-_ANSWERS: tuple[tuple[type[Exception], str], ...] = (
-    (ConnectFailed, "Mirror failed to connect"),
-    (NoHello, "Remote server failed to respond"),
-    (Rejected, "Mirror was rejected"),
-    (RemoteProtocolError, "Mirror was rejected"),
-    (SizeMismatch, "Remote size does not match local size"),
-)
-
-
-def allowances() -> Allowances:
-    """Return what a migration may take; the environment may say how long a request may stall.
-
-    A variable that isn't a number of seconds above 0 is told of, and has no effect.
-    """
-    text = os.environ.get(REQUEST_LIMIT_VARIABLE)
-    if text is None:
-        return Allowances()
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < float("inf"):
-        log.warn("{name}={text!r} is ignored", name=REQUEST_LIMIT_VARIABLE, text=text)
-        return Allowances()
-    return Allowances(request_seconds=seconds)
-
-
-class _Ground:
-    """The ground for one migration: see ``migration.attempt.Ground``."""
-
-    def __init__(self, serving: Serving, reactor: Any, request: MirrorRequest) -> None:
-        self._serving = serving
-        self._reactor = reactor
-        self._request = request
-        self.lock = serving.lock
-
-    def dial(self, hello_seconds: float) -> Deferred[NBDClientProtocol]:
-        request = self._request
-        endpoint = client_endpoint(
-            self._reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS
-        )
-        # Writes and zeroes need neither reply chunks nor long headers.
-        wish = Wish(structured=False, extended=False)
-        return connect(endpoint, wish=wish, clock=self._reactor, hello_timeout=hello_seconds)
-
-    def stop_listening(self) -> Deferred[None]:
-        return self._serving.listening.close()
-
-    def resume_listening(self) -> Deferred[None]:
-        return self._serving.listening.open_persistently()
 
 
 class Serving:
     """See the module.
 
-    :param ended: called with an exit status and a reason once this server is done with the image.
-    :ivar lock: the migration lock.
+    :param ended: called with an exit status and a reason once nothing is left to serve.
+    :param locks: the migration lock of the first export, where it exists already.
+    :ivar listenings: the addresses.
     """
 
     def __init__(
         self,
         reactor: Any,
-        host: ImageHost,
+        hosts: Sequence[ImageHost],
         factory: NBDServerFactory,
-        listening: Listening,
+        places: Sequence[Place],
         ended: Callable[[int, str], None],
         lock: OwnedLock | None = None,
     ) -> None:
-        self._reactor = reactor
-        self._host = host
         self._ended = ended
-        self._source: Source | None = None
-        self._terminating = False
+        self._status = 0
         self.factory = factory
-        self.listening = listening
-        self.lock = lock or OwnedLock()
-        self.migration: Core | None = None
-        self.last_migration: str | None = None
-        self.given_away = False
+        self.listenings = [Listening(reactor, place, factory) for place in places]
+        self.exports = {
+            host.export.name: MigratingExport(reactor, host, self, lock) for host in hosts
+        }
 
     @property
-    def is_mirroring(self) -> bool:
-        """Whether a migration is running."""
-        return self._source is not None
+    def is_open(self) -> bool:
+        """Whether clients can connect, at each of the addresses."""
+        return all(each.is_open for each in self.listenings)
 
-    # The operator's commands
+    def open(self) -> Deferred[Any]:
+        """Open all addresses, or fail as the first that can't be opened."""
+        return gatherResults([each.open() for each in self.listenings], consumeErrors=True)
+
+    # The operator's commands: control.server.Operator
+
+    def find(self, name: str | None) -> MigratingExport:
+        """Return the export *name*; None is enough where there is only one.
+
+        :raises CommandError: there is no such export, or a name is needed.
+        """
+        if name is None and len(self.exports) == 1:
+            (only,) = self.exports.values()
+            return only
+        known = ", ".join(repr(each) for each in self.exports)
+        if name is None:
+            raise CommandError(f"there are several exports, name one of them: {known}")
+        if name not in self.exports:
+            raise CommandError(f"there is no export {name!r}; there are {known}")
+        return self.exports[name]
+
+    def set_acl(self, acl: AccessList) -> None:
+        """Change who may connect; clients that may no longer are closed at once."""
+        self.factory.set_acl(acl)
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
-        """Start a migration; see ``control.server.Operator``."""
-        return Deferred.fromCoroutine(self._mirror(request))
+        """Start a migration of the export that *request* names."""
+        return self.find(request.export).mirror(request)
 
-    async def _mirror(self, request: MirrorRequest) -> str:
-        command = object()  # the owner of the lock
-        await self.lock.acquire(command)
-        try:
-            core = self._begin(request)
-        finally:
-            self.lock.release(command)
-        try:
-            await core.started
-        except Exception as error:
-            raise CommandError(self._answer(error)) from error
-        return "Mirror started"
+    # The front of each export: service.migrating.Front
 
-    def _begin(self, request: MirrorRequest) -> Core:
-        """Check that a migration may start, and start it; the caller holds the migration lock."""
-        if self._terminating:
-            raise CommandError("shutting down")
-        if self._source is not None:
-            raise CommandError("mirror already running")
-        if self.given_away:
-            raise CommandError("the image was migrated away")
-        if request.action is Action.UNLINK and self._host.image.is_block_device:
-            raise CommandError(f"{self._host.image.path} is a device and can't be unlinked")
-        core = Core(
-            reactor=self._reactor,
-            export=self._host.export,
-            ground=_Ground(self, self._reactor, request),
-            action=request.action,
-            allowances=allowances(),
-            limit=RateLimit(request.max_bps),
-            began=self._reactor.seconds(),
-            progress=Progress(self._reactor.seconds()),
-        )
-        log.info(
-            "migration to {address} begins, then {action}",
-            address=request.address,
-            action=request.action.value,
-        )
-        self.migration = core
-        self._source = SourceMachine(core)
-        core.started.addErrback(self._not_started)
-        core.finished.addCallbacks(self._finished, self._unfinished)
-        self._source.start()
-        return core
+    def withdraw(self, host: ImageHost) -> Deferred[None]:
+        """Let no new client reach the export; where it was the only one, free the addresses."""
+        self._directory.withdraw(host.export.name)
+        if self._directory.is_empty:
+            return gatherResults([each.close() for each in self.listenings]).addCallback(_nothing)
+        return gatherResults([]).addCallback(_nothing)
 
-    def _not_started(self, failure: Failure) -> Failure:
-        self._source = None
-        self.last_migration = f"failed: {failure.getErrorMessage()}"
-        log.error("the migration did not begin: {error}", error=failure.getErrorMessage())
-        return failure
+    def restore(self, host: ImageHost) -> Deferred[None]:
+        """Take that back; addresses that can't be opened are tried again once a second."""
+        self._directory.restore(host.export)
+        closed = [each for each in self.listenings if not each.is_open]
+        return gatherResults([each.open_persistently() for each in closed]).addCallback(_nothing)
 
-    @staticmethod
-    def _answer(error: Exception) -> str:
-        for kind, text in _ANSWERS:
-            if isinstance(error, kind):
-                return text
-        return str(error)
-
-    def set_max_bps(self, limit: int) -> str:
-        """See ``control.server.Operator``; *limit* in bytes a second, 0 for none."""
-        if self._source is None or self.migration is None:
-            raise CommandError("Not mirroring")
-        self.migration.limit.bytes_per_second = limit
-        return "updated"
-
-    def break_mirror(self) -> str:
-        """See ``control.server.Operator``."""
-        if self._source is None:
-            raise CommandError("Not mirroring")
-        self._source.cancel("broken off by the operator")
-        if self.is_mirroring:
-            raise CommandError("too late: the image is being handed over")
-        return "mirror stopped"
-
-    # The end of a migration
-
-    def _finished(self, given: bool) -> None:
-        self._source = None
-        self.last_migration = "complete" if given else "copied"
-        self._log_summary()
-        if given:
-            self.given_away = True
-            self._ended(0, "the image was migrated away")
-
-    def _unfinished(self, failure: Failure) -> None:
-        self._source = None
-        self.last_migration = failure.getErrorMessage()
-        assert self.migration is not None
-        if self.migration.phase == "given":
-            self.given_away = True
-            log.error("{error}", error=failure.getErrorMessage())
-            self._ended(1, "the handover was not confirmed")
+    def given(self, host: ImageHost, status: int, reason: str) -> None:
+        """End, if nothing is left to serve; else only the export's own clients have to go."""
+        self._status = max(self._status, status)
+        if all(each.given_away for each in self.exports.values()):
+            self._ended(self._status, reason)
         else:
-            log.warn("the migration ended: {error}", error=failure.getErrorMessage())
+            self.factory.close_clients(reason, host.export)
 
-    def _log_summary(self) -> None:
-        core = self.migration
-        assert core is not None
-        seconds = self._reactor.seconds() - core.began
-        sent = core.progress.sent
-        log.info(
-            "migration {result}: {sent} bytes in {passes} passes, {seconds:.2f} s, "
-            "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts} attempts",
-            result=self.last_migration,
-            sent=sent,
-            passes=core.current.passes,
-            seconds=seconds,
-            rate=sent / seconds / 2**20 if seconds else 0.0,
-            parked=core.current.parked_seconds(self._reactor.seconds()),
-            attempts=core.attempts,
-        )
+    @property
+    def _directory(self) -> ExportDirectory:
+        return self.factory.exports
 
     # The end of the process
 
     def terminate(self, reason: str) -> Deferred[int]:
-        """Let no migration start, end one that runs, and fire with the exit status."""
-        self._terminating = True
-        return Deferred.fromCoroutine(self._terminate(reason))
-
-    async def _terminate(self, reason: str) -> int:
-        # A handover that is being settled holds the lock, and what it comes to is the truth.
-        await self.lock.acquire(self)
-        try:
-            if self._source is not None:
-                self._source.cancel(reason)
-                return 1
-            return 0
-        finally:
-            self.lock.release(self)
+        """Let no migration start, end those that run, and fire with the exit status."""
+        ended = [each.terminate(reason) for each in self.exports.values()]
+        return gatherResults(ended).addCallback(lambda statuses: max(self._status, *statuses))
 
     async def close(self) -> None:
         """Refuse new clients, let what is under way end, close the clients."""
-        await self.listening.close()
-        await self._host.export.park()
+        for listening in self.listenings:
+            await listening.close()
+        for each in self.exports.values():
+            await each.host.export.park()
         await self.factory.close_clients("this server ends")
+
+
+def _nothing(_: object) -> None:
+    """Turn a result that says nothing into None."""

@@ -1,0 +1,92 @@
+"""Certificates and keys for TLS.
+
+They stand in a folder, in the layout that QEMU, nbdkit and libnbd share:
+
+* ``ca-cert.pem``: the authorities that are trusted;
+* ``server-cert.pem``, ``server-key.pem``: what a server shows;
+* ``client-cert.pem``, ``client-key.pem``: what a client shows, if it has them.
+
+Twisted does TLS itself; here is only what it is made with.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from OpenSSL.crypto import Error as OpenSSLError
+from twisted.internet.ssl import (
+    Certificate,
+    CertificateOptions,
+    PrivateCertificate,
+    TLSVersion,
+    optionsForClientTLS,
+    trustRootFromCertificates,
+)
+
+from flexmigrate.errors import UsageError
+
+_BEGIN = b"-----BEGIN CERTIFICATE-----"
+
+
+def server_context(folder: str, *, verify_peer: bool) -> Any:
+    """Return what ``startTLS`` takes at a server.
+
+    :param verify_peer: only clients with a certificate that our authorities signed get through.
+    :raises UsageError: a file is missing or is not what it should be; the text names it.
+    """
+    own, *chain = _certificates(folder, "server-cert.pem")
+    key = _private(folder, "server").privateKey
+    trust = _certificates(folder, "ca-cert.pem") if verify_peer else []
+    return CertificateOptions(
+        privateKey=key.original,
+        certificate=own.original,
+        extraCertChain=[each.original for each in chain],
+        trustRoot=trustRootFromCertificates(trust) if verify_peer else None,
+        raiseMinimumTo=TLSVersion.TLSv1_2,
+    )
+
+
+def client_context(folder: str, hostname: str) -> Any:
+    """Return what ``startTLS`` takes at a client, which verifies the server.
+
+    :param hostname: the name, or IP address, that the server's certificate must have.
+    :raises UsageError: a file is missing or is not what it should be; the text names it.
+    """
+    shown = None
+    if (Path(folder) / "client-cert.pem").exists():
+        shown = _private(folder, "client")
+    return optionsForClientTLS(
+        hostname,
+        trustRoot=trustRootFromCertificates(_certificates(folder, "ca-cert.pem")),
+        clientCertificate=shown,
+    )
+
+
+def _private(folder: str, role: str) -> PrivateCertificate:
+    pem = _read(folder, f"{role}-key.pem") + "\n" + _read(folder, f"{role}-cert.pem")
+    try:
+        certificate: PrivateCertificate = PrivateCertificate.loadPEM(pem)
+    except (OpenSSLError, ValueError) as error:
+        raise UsageError(
+            f"{folder}: {role}-key.pem and {role}-cert.pem are not a key and its certificate"
+        ) from error
+    return certificate
+
+
+def _certificates(folder: str, name: str) -> list[Certificate]:
+    pieces = _read(folder, name).encode().split(_BEGIN)[1:]
+    try:
+        found = [Certificate.loadPEM(_BEGIN + piece) for piece in pieces]
+    except (OpenSSLError, ValueError) as error:
+        raise UsageError(f"{folder}/{name} holds something that is no certificate") from error
+    if not found:
+        raise UsageError(f"{folder}/{name} holds no certificate")
+    return found
+
+
+def _read(folder: str, name: str) -> str:
+    try:
+        return (Path(folder) / name).read_text(encoding="ascii", errors="replace")
+    except OSError as error:
+        raise UsageError(f"{folder}/{name}: {error.strerror}") from error

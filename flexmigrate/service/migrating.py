@@ -1,0 +1,301 @@
+"""One export that can be sent away: the operator's commands about it, and what becomes of it in
+the end.
+
+It keeps the export's migration lock, and is the ground on which a migration's source works. Which
+addresses are open, and when the process ends, is ``serving``'s affair.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.client import NBDClientProtocol, connect
+from flexmigrate.config import TLSConfig
+from flexmigrate.control.grammar import Action, MirrorRequest
+from flexmigrate.errors import (
+    CommandError,
+    ConnectFailed,
+    NoHello,
+    Rejected,
+    RemoteProtocolError,
+    UsageError,
+)
+from flexmigrate.migration.attempt import Allowances, SizeMismatch
+from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.source import Core, Source, SourceMachine
+from flexmigrate.net.endpoints import client_endpoint
+from flexmigrate.net.tls import client_context
+from flexmigrate.service.host import ImageHost
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.client_handshake import Wish
+
+log = Logger()
+
+CONNECT_SECONDS = 5.0
+"""For a connection to the destination to stand: a few lost packets' time."""
+
+REQUEST_LIMIT_VARIABLE = "FLEXNBD_MS_REQUEST_LIMIT_SECS"
+
+# flexnbd's answers to a mirror command that could not begin.
+_ANSWERS: tuple[tuple[type[Exception], str], ...] = (
+    (ConnectFailed, "Mirror failed to connect"),
+    (NoHello, "Remote server failed to respond"),
+    (Rejected, "Mirror was rejected"),
+    (RemoteProtocolError, "Mirror was rejected"),
+    (SizeMismatch, "Remote size does not match local size"),
+)
+
+
+def allowances() -> Allowances:
+    """Return what a migration may take; the environment may say how long a request may stall.
+
+    A variable that isn't a number of seconds above 0 is told of, and has no effect.
+    """
+    text = os.environ.get(REQUEST_LIMIT_VARIABLE)
+    if text is None:
+        return Allowances()
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < float("inf"):
+        log.warn("{name}={text!r} is ignored", name=REQUEST_LIMIT_VARIABLE, text=text)
+        return Allowances()
+    return Allowances(request_seconds=seconds)
+
+
+class Front(Protocol):
+    """The server in front of the export."""
+
+    def withdraw(self, host: ImageHost) -> Deferred[None]:
+        """Let no new client reach the export; where it was the only one, free the addresses."""
+
+    def restore(self, host: ImageHost) -> Deferred[None]:
+        """Take that back."""
+
+    def given(self, host: ImageHost, status: int, reason: str) -> None:
+        """The export is not ours any more, or may not be: its clients have to go.
+
+        :param status: what this means for the process's exit status.
+        """
+
+
+class _Ground:
+    """The ground for one migration: see ``migration.attempt.Ground``."""
+
+    def __init__(self, migrating: MigratingExport, reactor: Any, request: MirrorRequest) -> None:
+        self._migrating = migrating
+        self._reactor = reactor
+        self._request = request
+        self._tls = client_tls(request.tls, request.address.host)
+        self.lock = migrating.lock
+
+    def dial(self, hello_seconds: float) -> Deferred[NBDClientProtocol]:
+        request = self._request
+        endpoint = client_endpoint(
+            self._reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS
+        )
+        wish = Wish(
+            name=request.remote_export,
+            # Writes and zeroes need neither reply chunks nor long headers.
+            structured=False,
+            extended=False,
+            tls=TLSMode(request.tls.rule),
+        )
+        return connect(
+            endpoint,
+            wish=wish,
+            clock=self._reactor,
+            hello_timeout=hello_seconds,
+            tls=self._tls,
+        )
+
+    def stop_listening(self) -> Deferred[None]:
+        return self._migrating.front.withdraw(self._migrating.host)
+
+    def resume_listening(self) -> Deferred[None]:
+        return self._migrating.front.restore(self._migrating.host)
+
+
+def client_tls(config: TLSConfig, host: str) -> Any:
+    """Return what a client's ``startTLS`` takes, or None where *config* wants no TLS.
+
+    :param host: the server's address; empty for a UNIX socket.
+    :raises UsageError: the certificates can't be used.
+    """
+    if config.rule == "off" or config.certificates is None:
+        return None
+    return client_context(config.certificates, config.hostname or host or "localhost")
+
+
+class MigratingExport:
+    """See the module.
+
+    :ivar lock: the migration lock.
+    :ivar migration: the migration that runs, or ran last.
+    """
+
+    def __init__(
+        self, reactor: Any, host: ImageHost, front: Front, lock: OwnedLock | None = None
+    ) -> None:
+        self._reactor = reactor
+        self._source: Source | None = None
+        self._terminating = False
+        self.host = host
+        self.front = front
+        self.lock = lock or OwnedLock()
+        self.migration: Core | None = None
+        self.last_migration: str | None = None
+        self.given_away = False
+
+    @property
+    def is_mirroring(self) -> bool:
+        """Whether a migration is running."""
+        return self._source is not None
+
+    # The operator's commands
+
+    def mirror(self, request: MirrorRequest) -> Deferred[str]:
+        """Start a migration; see ``control.server.Operator``."""
+        return Deferred.fromCoroutine(self._mirror(request))
+
+    async def _mirror(self, request: MirrorRequest) -> str:
+        command = object()  # the owner of the lock
+        await self.lock.acquire(command)
+        try:
+            core = self._begin(request)
+        finally:
+            self.lock.release(command)
+        try:
+            await core.started
+        except Exception as error:
+            raise CommandError(self._answer(error)) from error
+        return "Mirror started"
+
+    def _begin(self, request: MirrorRequest) -> Core:
+        """Check that a migration may start, and start it; the caller holds the migration lock."""
+        if self._terminating:
+            raise CommandError("shutting down")
+        if self._source is not None:
+            raise CommandError("mirror already running")
+        if self.given_away:
+            raise CommandError("the image was migrated away")
+        if request.action is Action.UNLINK and self.host.image.is_block_device:
+            raise CommandError(f"{self.host.image.path} is a device and can't be unlinked")
+        try:
+            ground = _Ground(self, self._reactor, request)
+        except UsageError as error:
+            raise CommandError(str(error)) from error
+        core = Core(
+            reactor=self._reactor,
+            export=self.host.export,
+            ground=ground,
+            action=request.action,
+            allowances=allowances(),
+            limit=RateLimit(request.max_bps),
+            began=self._reactor.seconds(),
+            progress=Progress(self._reactor.seconds()),
+        )
+        log.info(
+            "migration to {address} begins, then {action}",
+            address=request.address,
+            action=request.action.value,
+        )
+        self.migration = core
+        self._source = SourceMachine(core)
+        core.started.addErrback(self._not_started)
+        core.finished.addCallbacks(self._finished, self._unfinished)
+        self._source.start()
+        return core
+
+    def _not_started(self, failure: Failure) -> Failure:
+        self._source = None
+        self.last_migration = f"failed: {failure.getErrorMessage()}"
+        log.error("the migration did not begin: {error}", error=failure.getErrorMessage())
+        return failure
+
+    @staticmethod
+    def _answer(error: Exception) -> str:
+        for kind, text in _ANSWERS:
+            if isinstance(error, kind):
+                return text
+        return str(error)
+
+    def set_max_bps(self, limit: int) -> str:
+        """See ``control.server.Operator``; *limit* in bytes a second, 0 for none."""
+        if self._source is None or self.migration is None:
+            raise CommandError("Not mirroring")
+        self.migration.limit.bytes_per_second = limit
+        return "updated"
+
+    def break_mirror(self) -> str:
+        """See ``control.server.Operator``."""
+        if self._source is None:
+            raise CommandError("Not mirroring")
+        self._source.cancel("broken off by the operator")
+        if self.is_mirroring:
+            raise CommandError("too late: the image is being handed over")
+        return "mirror stopped"
+
+    # The end of a migration
+
+    def _finished(self, given: bool) -> None:
+        self._source = None
+        self.last_migration = "complete" if given else "copied"
+        self._log_summary()
+        if given:
+            self.given_away = True
+            self.front.given(self.host, 0, "the image was migrated away")
+
+    def _unfinished(self, failure: Failure) -> None:
+        self._source = None
+        self.last_migration = failure.getErrorMessage()
+        assert self.migration is not None
+        if self.migration.phase == "given":
+            self.given_away = True
+            log.error("{error}", error=failure.getErrorMessage())
+            self.front.given(self.host, 1, "the handover was not confirmed")
+        else:
+            log.warn("the migration ended: {error}", error=failure.getErrorMessage())
+
+    def _log_summary(self) -> None:
+        core = self.migration
+        assert core is not None
+        seconds = self._reactor.seconds() - core.began
+        sent = core.progress.sent
+        log.info(
+            "migration {result}: {sent} bytes in {passes} passes, {seconds:.2f} s, "
+            "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts} attempts",
+            result=self.last_migration,
+            sent=sent,
+            passes=core.current.passes,
+            seconds=seconds,
+            rate=sent / seconds / 2**20 if seconds else 0.0,
+            parked=core.current.parked_seconds(self._reactor.seconds()),
+            attempts=core.attempts,
+        )
+
+    # The end of the process
+
+    def terminate(self, reason: str) -> Deferred[int]:
+        """Let no migration start, end one that runs, and fire with the exit status."""
+        self._terminating = True
+        return Deferred.fromCoroutine(self._terminate(reason))
+
+    async def _terminate(self, reason: str) -> int:
+        # A handover that is being settled holds the lock, and what it comes to is the truth.
+        await self.lock.acquire(self)
+        try:
+            if self._source is not None:
+                self._source.cancel(reason)
+                return 1
+            return 0
+        finally:
+            self.lock.release(self)
