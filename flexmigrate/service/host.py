@@ -57,6 +57,8 @@ class ImageHost:
     def close(self) -> Deferred[None]:
         """Wait for what is under way, flush, and let go of the image; no request may come any
         more.
+
+        Fails with OSError where the image can't be flushed; it is closed all the same.
         """
         return Deferred.fromCoroutine(self._close())
 
@@ -65,7 +67,6 @@ class ImageHost:
         try:
             if not self.export.read_only:
                 await self.background.flush()
-        except OSError as error:
-            log.error("{path} can't be flushed: {error}", path=self.image.path, error=error)
-        await self.background.drained()
-        self.image.close()
+        finally:
+            await self.background.drained()
+            self.image.close()

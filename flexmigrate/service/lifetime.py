@@ -46,6 +46,12 @@ class Lifetime:
         tell("ending with status {status}: {reason}", status=status, reason=reason)
         self._reactor.callWhenRunning(self._reactor.stop)
 
+    def failed(self, reason: str) -> None:
+        """Something went wrong while the process was ending: no success may be told any more."""
+        log.error("{reason}", reason=reason)
+        if not self.status:
+            self.status = 1
+
     def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
         """Ask *terminate* for the exit status when a signal comes, and end with that.
 

@@ -27,12 +27,13 @@ from flexmigrate.net.address import Address
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import Limits, NBDServerFactory
+from flexmigrate.service.closing import close_port, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
-from flexmigrate.service.serve import close_port, handshake_style, root_cause, tls_context
+from flexmigrate.service.serve import handshake_style, root_cause, tls_context
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.wire.agreement import TLSMode
@@ -151,7 +152,13 @@ class ListenService(Service):
     def _complete(self) -> None:
         """The image is ours: serve it, or leave that to whoever reads our exit status."""
         finishing = Deferred.fromCoroutine(self._take_over())
-        finishing.addErrback(lambda failure: log.failure("after the migration", failure))
+        finishing.addErrback(self._took_over_badly)
+
+    def _took_over_badly(self, failure: Failure) -> None:
+        """The image is ours all the same, and its sender has to be told."""
+        log.failure("after the migration", failure)
+        self._core.confirm(True)
+        self._lifetime.end(0, "migration complete, but the image can't be served from here")
 
     async def _take_over(self) -> None:
         await self._close_listenings()
@@ -193,15 +200,21 @@ class ListenService(Service):
         return Deferred.fromCoroutine(self._end(reason))
 
     async def _end(self, reason: str) -> int:
-        if self._serving is not None:
-            return await self._serving.terminate(reason)
+        if (serving := self._served_by()) is not None:
+            return await serving.terminate(reason)
         # A handover that is being settled holds the lock, and what it comes to is the truth.
         await self._lock.acquire(self)
         try:
             self._destination.cancel()
         finally:
             self._lock.release(self)
+        if (serving := self._served_by()) is not None:
+            # It came to be while we waited.
+            return await serving.terminate(reason)
         return 0 if self._core.handover.owned else 1
+
+    def _served_by(self) -> Serving | None:
+        return self._serving
 
     def stopService(self) -> Deferred[None]:
         """Refuse, drain, close the clients, flush, let go of the image: in this order."""
@@ -209,13 +222,15 @@ class ListenService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await close_port(self._control)
-        await self._close_listenings()
-        await self._factory.close_clients("this server ends")
-        if self._serving is not None:
-            await self._serving.close()
-        await self._host.close()
-        self._pool.stop()
+        await take_all(
+            self._lifetime,
+            lambda: close_port(self._control),
+            self._close_listenings,
+            lambda: self._factory.close_clients("this server ends"),
+            *([self._serving.close] if self._serving is not None else []),
+            self._host.close,
+            self._pool.stop,
+        )
 
     # What the operator's socket commands: control.server.Operator
 

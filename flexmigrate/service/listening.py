@@ -75,7 +75,13 @@ class Listening:
         if port is None:
             return succeed(None)
         log.info("no longer listening on {place}", place=self.place)
-        return maybeDeferred(port.stopListening).addCallback(lambda _: None)
+        # The caller may give up waiting, but must not take the closing back: cancelling a port's
+        # own Deferred leaves its socket open, and the address taken for ever.
+        closed: Deferred[None] = Deferred(lambda given_up: None)
+        stopping = maybeDeferred(port.stopListening)
+        stopping.addErrback(lambda failure: log.failure("a port was closed badly", failure))
+        stopping.addBoth(lambda _: None if closed.called else closed.callback(None))
+        return closed
 
 
 def shown(place: Place, bound: Any) -> str:

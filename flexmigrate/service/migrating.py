@@ -20,6 +20,7 @@ from flexmigrate.control.grammar import Action, MirrorRequest
 from flexmigrate.errors import (
     CommandError,
     ConnectFailed,
+    MigrationError,
     NoHello,
     Rejected,
     RemoteProtocolError,
@@ -30,6 +31,7 @@ from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import Core, Source, SourceMachine
+from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
 from flexmigrate.service.host import ImageHost
@@ -80,11 +82,18 @@ class Front(Protocol):
     def restore(self, host: ImageHost) -> Deferred[None]:
         """Take that back."""
 
+    def is_own_connection(self, transport: Any, address: Address) -> bool:
+        """Return whether what *transport* connected to, at *address*, is this very server."""
+
     def given(self, host: ImageHost, status: int, reason: str) -> None:
         """The export is not ours any more, or may not be: its clients have to go.
 
         :param status: what this means for the process's exit status.
         """
+
+
+class OwnDestination(MigrationError):
+    """A server was told to migrate to itself."""
 
 
 class _Ground:
@@ -109,13 +118,22 @@ class _Ground:
             extended=False,
             tls=TLSMode(request.tls.rule),
         )
-        return connect(
+        dialled = connect(
             endpoint,
             wish=wish,
             clock=self._reactor,
             hello_timeout=hello_seconds,
             tls=self._tls,
         )
+        return dialled.addCallback(self._not_ourselves)
+
+    def _not_ourselves(self, client: NBDClientProtocol) -> NBDClientProtocol:
+        """Refuse to be our own destination: what is sent late would undo what clients wrote."""
+        if self._migrating.front.is_own_connection(client.transport, self._request.address):
+            error = OwnDestination("the destination is this server itself")
+            client.abort(error)
+            raise error
+        return client
 
     def stop_listening(self) -> Deferred[None]:
         return self._migrating.front.withdraw(self._migrating.host)
@@ -187,8 +205,10 @@ class MigratingExport:
             raise CommandError("mirror already running")
         if self.given_away:
             raise CommandError("the image was migrated away")
-        if request.action is Action.UNLINK and self.host.image.is_block_device:
-            raise CommandError(f"{self.host.image.path} is a device and can't be unlinked")
+        if not self.host.export.size:
+            raise CommandError("the image is empty: there is nothing to migrate")
+        if request.action is Action.UNLINK:
+            self._check_unlink()
         try:
             ground = _Ground(self, self._reactor, request)
         except UsageError as error:
@@ -214,6 +234,18 @@ class MigratingExport:
         core.finished.addCallbacks(self._finished, self._unfinished)
         self._source.start()
         return core
+
+    def _check_unlink(self) -> None:
+        """Refuse to promise what can't be done, or would lose something."""
+        image = self.host.image
+        if image.is_block_device:
+            raise CommandError(f"{image.path} is a device and can't be unlinked")
+        if image.trimmed_bytes:
+            raise CommandError(
+                f"{image.path}: its last {image.trimmed_bytes} bytes aren't migrated: not unlinked"
+            )
+        if self.host.export.read_only:
+            raise CommandError(f"{image.path} is served read-only: not unlinked")
 
     def _not_started(self, failure: Failure) -> Failure:
         self._source = None

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, FirstError, maybeDeferred, succeed
+from twisted.internet.defer import Deferred, FirstError
 from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
@@ -20,6 +20,7 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
+from flexmigrate.service.closing import close_port, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.reporting import serving_status
@@ -113,11 +114,13 @@ class ServeService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
-        await close_port(self._control)
-        await self.serving.close()
-        for host in self._hosts:
-            await host.close()
-        self._pool.stop()
+        await take_all(
+            self._lifetime,
+            lambda: close_port(self._control),
+            self.serving.close,
+            *(host.close for host in self._hosts),
+            self._pool.stop,
+        )
 
     # What the operator's socket commands: control.server.Operator
 
@@ -149,10 +152,3 @@ def root_cause(failure: Any) -> str:
     while isinstance(first, FirstError):
         first = first.subFailure.value
     return str(first)
-
-
-def close_port(port: IListeningPort | None) -> Deferred[None]:
-    """Close *port*, if there is one, and fire when that is done."""
-    if port is None:
-        return succeed(None)
-    return maybeDeferred(port.stopListening).addCallback(lambda _: None)

@@ -6,6 +6,7 @@ When the last export has been migrated away, it is done.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.errors import CommandError
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.net.acl import AccessList
+from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import ImageHost
@@ -100,12 +102,26 @@ class Serving:
         closed = [each for each in self.listenings if not each.is_open]
         return gatherResults([each.open_persistently() for each in closed]).addCallback(_nothing)
 
+    def is_own_connection(self, transport: Any, address: Address) -> bool:
+        """Return whether what *transport* connected to, at *address*, is this very server."""
+        if address.is_unix:
+            path = os.path.realpath(address.path)
+            return any(
+                isinstance(each.place, Address)
+                and each.place.is_unix
+                and os.path.realpath(each.place.path) == path
+                for each in self.listenings
+            )
+        near_end = transport.getHost()
+        return any(client.transport.getPeer() == near_end for client in self.factory.clients)
+
     def given(self, host: ImageHost, status: int, reason: str) -> None:
         """End, if nothing is left to serve; else only the export's own clients have to go."""
         self._status = max(self._status, status)
         if all(each.given_away for each in self.exports.values()):
             self._ended(self._status, reason)
         else:
+            log.info("export {name!r}: {reason}", name=host.export.name, reason=reason)
             self.factory.close_clients(reason, host.export)
 
     @property

@@ -52,38 +52,50 @@ class Completeness(SynchronousTestCase):
 
 
 class AgainstASetOfBytes(SynchronousTestCase):
-    @given(st.lists(RANGES, max_size=30))
-    def test_any_sequence_covers_what_a_set_covers(self, ranges: list[tuple[int, int]]) -> None:
-        attempt, model = Coverage(SIZE), set[int]()
-        for offset, length in ranges:
+    @given(
+        st.lists(RANGES, max_size=30), st.sampled_from([1, 4, 8, 64, 128]), st.integers(57, SIZE)
+    )
+    def test_any_sequence_covers_what_a_set_covers(
+        self, ranges: list[tuple[int, int]], block_size: int, size: int
+    ) -> None:
+        attempt, model = Coverage(size, block_size), set[int]()
+        for offset, wanted in ranges:
+            length = min(wanted, size - offset)
+            if length <= 0:
+                continue
             attempt.mark(offset, length)
             model.update(range(offset, offset + length))
             self.assertEqual(attempt.covered, len(model))
-            self.assertEqual(attempt.complete, len(model) == SIZE)
-        self.assertEqual(attempt.writes, len(ranges))
+            self.assertEqual(attempt.complete, len(model) == size)
 
     @given(st.lists(RANGES, max_size=30))
     def test_what_is_forgotten_is_never_claimed(self, ranges: list[tuple[int, int]]) -> None:
         self.patch(coverage, "MAX_FRAGMENTS", 4)
         self.patch(coverage, "_KEPT", 3)
-        attempt, model = Coverage(SIZE), set[int]()
+        attempt, model = Coverage(SIZE, 4), set[int]()
         for offset, length in ranges:
             attempt.mark(offset, length)
             model.update(range(offset, offset + length))
             self.assertLessEqual(attempt.covered, len(model))
-            self.assertLessEqual(len(attempt._starts), 4)
+            self.assertLessEqual(len(attempt._parts), 4)
 
 
 class Fragments(SynchronousTestCase):
-    def test_neighbours_are_kept_as_one(self) -> None:
-        upwards = [(offset, 512) for offset in range(0, 65536, 512)]
-        for pieces in (upwards, upwards[::-1], upwards[::2] + upwards[1::2]):
-            self.assertEqual(len(covering(65536, *pieces)._starts), 1)
+    def test_an_image_of_any_number_of_extents_is_complete_once_all_have_come(self) -> None:
+        # First all the holes, then all the data: the worst order, in whole blocks.
+        blocks = 4 * coverage.MAX_FRAGMENTS
+        attempt = Coverage(blocks * 4096)
+        for first in (0, 1):
+            for block in range(first, blocks, 2):
+                attempt.mark(block * 4096, 4096)
+        self.assertTrue(attempt.complete)
 
-    def test_the_smallest_are_forgotten_when_there_are_too_many(self) -> None:
+    def test_the_least_covered_blocks_are_forgotten_when_too_many_are_covered_in_part(self) -> None:
         self.patch(coverage, "MAX_FRAGMENTS", 4)
         self.patch(coverage, "_KEPT", 3)
-        attempt = covering(1000, (0, 10), (100, 1), (200, 30), (300, 2), (400, 20))
+        attempt = Coverage(1000, 64)
+        for offset, length in ((0, 10), (100, 1), (200, 30), (300, 2), (400, 20)):
+            attempt.mark(offset, length)
         self.assertEqual(attempt.covered, 60)
         attempt.mark(0, 1000)
         self.assertTrue(attempt.complete)
@@ -92,5 +104,9 @@ class Fragments(SynchronousTestCase):
         attempt = Coverage(1 << 40)
         for index in range(coverage.MAX_FRAGMENTS + 10):
             attempt.mark(index * 8192, 512)
-        self.assertLessEqual(len(attempt._starts), coverage.MAX_FRAGMENTS)
-        self.assertEqual(attempt.covered, len(attempt._starts) * 512)
+        self.assertLessEqual(len(attempt._parts), coverage.MAX_FRAGMENTS)
+        self.assertEqual(attempt.covered, len(attempt._parts) * 512)
+        self.assertLessEqual(len(attempt._whole), coverage.MAX_BITS)
+
+    def test_the_bits_of_a_huge_image_are_bounded(self) -> None:
+        self.assertLessEqual(len(Coverage(1 << 45)._whole), coverage.MAX_BITS)
