@@ -59,6 +59,7 @@ from flexmigrate.options import (
     REMOTE_EXPORT,
     REMOTE_PORT,
     SIZE,
+    STATUS_EXPORT,
     TLS,
     TLS_CERTIFICATES,
     TLS_HOSTNAME,
@@ -173,9 +174,9 @@ def _serve(given: Given) -> ServeConfig:
     if oldstyle:
         given.refuse(EXPORTS, "the handshake of --oldstyle has no export names")
         given.refuse(TLS, "the handshake of --oldstyle has no TLS")
-    exports = _exports(given)
+    places, exports = _places(given), _exports(given)
     return ServeConfig(
-        places=_places(given),
+        places=places,
         exports=exports,
         default_export=_default_export(given, exports),
         sock=given.optional(OPEN_SOCK),
@@ -273,12 +274,17 @@ class Command:
     words: Words | None = None
 
 
+# Both ends of the synopses.
+_TLS = "[--tls off|on|require] [--tls-certificates DIR]"
+_TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
+_TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
+
 COMMANDS = {
     "serve": Command(
         "serve images to NBD clients, until they have been migrated away",
-        "--addr A --port P --file F [--export NAME[=FILE]]... [--sock S] [--default-deny]"
-        " [--killswitch] [--oldstyle] [--read-only] [--tls off|on|require] [OPTIONS]"
-        " [ACL_ENTRY...]",
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
+        " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
+        f" [--oldstyle] [--read-only] [--max-clients N] {_TLS_SERVER} [ACL_ENTRY...]",
         (
             *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS),
@@ -289,9 +295,9 @@ COMMANDS = {
     ),
     "listen": Command(
         "receive a migrated image; then exit, or serve it",
-        "--addr A --port P --file F [--sock S] [--default-deny] [--oldstyle] [--rebind-addr A]"
-        " [--rebind-port P] [--coverage full|any] [--tls off|on|require] [OPTIONS]"
-        " [ACL_ENTRY...]",
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--sock S] [--default-deny]"
+        " [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
+        f" {_TLS_SERVER} [ACL_ENTRY...]",
         (
             *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
@@ -303,7 +309,7 @@ COMMANDS = {
     "mirror": Command(
         "have a serve start to migrate its image to a listen",
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--export NAME]"
-        " [--remote-export NAME] [--tls off|on|require] [OPTIONS]",
+        f" [--remote-export NAME] {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, EXPORT, REMOTE_EXPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
@@ -326,7 +332,7 @@ COMMANDS = {
     "status": Command(
         "show a server's state, and how far its migration is",
         "--sock S [--export NAME]",
-        (CALL_SOCK, EXPORT),
+        (CALL_SOCK, STATUS_EXPORT),
         lambda given: _call_export(given, "status"),
     ),
     "mirror-max-bps": Command(
@@ -338,14 +344,14 @@ COMMANDS = {
     ),
     "read": Command(
         "copy bytes from a server to standard output",
-        "--addr A --port P | URI --from OFFSET --size N [--bind A] [--tls off|on|require]",
+        f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
         (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(ReadConfig, given),
         URI_WORD,
     ),
     "write": Command(
         "copy bytes from standard input to a server",
-        "--addr A --port P | URI --from OFFSET --size N [--bind A] [--tls off|on|require]",
+        f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
         (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(WriteConfig, given),
         URI_WORD,

@@ -248,7 +248,10 @@ DEFAULT_EXPORT = Option(
     _parse_export,
 )
 EXPORT = Option(
-    "export", "", "NAME", "which export, if the server has more than one", _parse_export
+    "export", "", "NAME", "which of the server's exports (default: the only one)", _parse_export
+)
+STATUS_EXPORT = Option(
+    "export", "", "NAME", "which of the server's exports (default: the default one)", _parse_export
 )
 REMOTE_EXPORT = Option(
     "remote-export",
@@ -262,8 +265,9 @@ ENDPOINT = Option(
     "endpoint",
     "",
     "DESCRIPTION",
-    "listen there as well as, or instead of, at --addr: any Twisted server endpoint, such as"
-    " tcp:10809, unix:/run/nbd or systemd:domain=INET:index=0; can be repeated",
+    "listen there, too: any Twisted server endpoint, such as tcp:10809, unix:/run/nbd or"
+    " systemd:domain=INET:index=0; can be repeated. With it, --addr can be left out (default:"
+    " listen at --addr only)",
     _parse_endpoint,
     repeatable=True,
 )
@@ -287,7 +291,7 @@ TLS_CERTIFICATES = Option(
     "",
     "DIR",
     "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
-    " client-key.pem",
+    " client-key.pem (default: none, and so no TLS)",
     _parse_path,
 )
 TLS_VERIFY_PEER = Flag(
@@ -352,6 +356,9 @@ ACL_WORDS = Words(
     "ACL_ENTRY", "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32", "*"
 )
 URI_WORD = Words(
-    "URI", "of the export, instead of --addr and --port: nbd://HOST/EXPORT, nbds://..., ...", "?"
+    "URI",
+    "where the export is, instead of --addr and --port: nbd://HOST[:PORT]/EXPORT or"
+    " nbd+unix:///EXPORT?socket=PATH; nbds and nbds+unix require TLS",
+    "?",
 )
 LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

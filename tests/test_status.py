@@ -40,9 +40,8 @@ class FormatTests(SynchronousTestCase):
     def test_every_field_says_what_it_means(self) -> None:
         for field in dataclasses.fields(Status):
             self.assertTrue(field.metadata["doc"], field.name)
-            self.assertIn(
-                field.metadata["unit"], ("", "bytes", "seconds", "bytes/second", "connections")
-            )
+            units = ("", "bytes", "seconds", "bytes/second", "connections", "exports")
+            self.assertIn(field.metadata["unit"], units)
 
     def test_a_value_cannot_pretend_to_be_another_pair(self) -> None:
         liar = dataclasses.replace(IDLE, migration_error="gone is_mirroring=true\n0: pid=1 100%")

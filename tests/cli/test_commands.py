@@ -11,6 +11,7 @@ from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
     Config,
+    ExportConfig,
     ListenConfig,
     ReadConfig,
     ServeConfig,
@@ -21,7 +22,8 @@ from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
 from flexmigrate.options import Flag, parse_bytes
 
-HERE = Address.tcp("10.0.0.1", 10809)
+HERE = (Address.tcp("10.0.0.1", 10809),)
+DISK = (ExportConfig("", "disk"),)
 SERVE = "--addr 10.0.0.1 --port 10809 --file disk"
 THERE = "--addr 10.0.0.2 --port 10809"
 
@@ -42,7 +44,7 @@ class CommandLineTestCase(SynchronousTestCase):
 
 class ServeTests(CommandLineTestCase):
     def test_the_least(self) -> None:
-        self.assertEqual(said(f"serve {SERVE}"), ServeConfig(HERE, "disk"))
+        self.assertEqual(said(f"serve {SERVE}"), ServeConfig(HERE, DISK))
 
     def test_everything(self) -> None:
         self.assertEqual(
@@ -51,13 +53,13 @@ class ServeTests(CommandLineTestCase):
                 " --read-only --verbose 10.0.0.0/8 ::1"
             ),
             ServeConfig(
-                address=HERE,
-                file="disk",
+                places=HERE,
+                exports=(ExportConfig("vm7", "disk"),),
+                default_export="vm7",
                 sock="/run/s",
                 acl=("10.0.0.0/8", "::1"),
                 default_deny=True,
                 killswitch=True,
-                export="vm7",
                 read_only=True,
                 verbosity=1,
             ),
@@ -77,7 +79,8 @@ class ServeTests(CommandLineTestCase):
 
     def test_a_unix_socket_has_no_port(self) -> None:
         self.assertEqual(
-            said("serve -l /run/nbd -f disk"), ServeConfig(Address.unix("/run/nbd"), "disk")
+            said("serve -l /run/nbd -f disk"),
+            ServeConfig((Address.unix("/run/nbd"),), DISK),
         )
         self.assert_wrong("serve -l /run/nbd -p 1 -f disk", "--port 1", "no port")
 
@@ -99,9 +102,7 @@ class ServeTests(CommandLineTestCase):
         self.assert_wrong("serve -l ::1 -p 1 --file=", "--file", "''")
 
     def test_the_oldstyle_handshake_has_no_export_names(self) -> None:
-        self.assertEqual(
-            said(f"serve {SERVE} --oldstyle"), ServeConfig(HERE, "disk", oldstyle=True)
-        )
+        self.assertEqual(said(f"serve {SERVE} --oldstyle"), ServeConfig(HERE, DISK, oldstyle=True))
         self.assert_wrong(f"serve {SERVE} --oldstyle --export x", "--export x", "--oldstyle")
 
     def test_an_abbreviation_is_not_guessed(self) -> None:
@@ -127,7 +128,7 @@ class ListenTests(CommandLineTestCase):
                 " --coverage any -v 10.0.0.2"
             ),
             ListenConfig(
-                address=HERE,
+                places=HERE,
                 file="disk",
                 sock="/run/s",
                 acl=("10.0.0.2",),

@@ -32,7 +32,7 @@ class Steady:
         self.acl: list[str] = []
         self.requests: list[MirrorRequest] = []
 
-    def status(self) -> Status:
+    def status(self, export: str | None) -> Status:
         return STATUS
 
     def set_acl(self, entries: list[str]) -> None:
@@ -42,11 +42,11 @@ class Steady:
         self.requests.append(request)
         return succeed("Mirror started")
 
-    def set_max_bps(self, n: int) -> str:
+    def set_max_bps(self, n: int, export: str | None) -> str:
         raise CommandError("Not mirroring")
 
-    def break_mirror(self) -> Deferred[str]:
-        return succeed("mirror stopped")
+    def break_mirror(self, export: str | None) -> str:
+        return "mirror stopped"
 
 
 class RealSocketTests(TestCase):

@@ -29,10 +29,10 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.mirroring: Deferred[str] = Deferred()
-        self.breaking: Deferred[str] = Deferred()
+        self.bug: Exception | None = None
 
-    def status(self) -> Status:
-        self.calls.append(("status",))
+    def status(self, export: str | None) -> Status:
+        self.calls.append(("status", export))
         return STATUS
 
     def set_acl(self, entries: list[str]) -> None:
@@ -43,15 +43,17 @@ class Recorder:
         self.calls.append(("mirror", request))
         return self.mirroring
 
-    def set_max_bps(self, n: int) -> str:
+    def set_max_bps(self, n: int, export: str | None) -> str:
         if n == 404:
             raise CommandError("Not mirroring")
-        self.calls.append(("max_bps", n))
+        self.calls.append(("max_bps", n, export))
         return "updated"
 
-    def break_mirror(self) -> Deferred[str]:
-        self.calls.append(("break",))
-        return self.breaking
+    def break_mirror(self, export: str | None) -> str:
+        if self.bug is not None:
+            raise self.bug
+        self.calls.append(("break", export))
+        return "mirror stopped"
 
 
 class ControlTests(SynchronousTestCase):
@@ -114,7 +116,7 @@ class ControlTests(SynchronousTestCase):
     def test_mirror_max_bps(self) -> None:
         self.say(b"mirror_max_bps\n1000\n\n")
         self.assert_answered(b"0: updated\n")
-        self.assertEqual(self.operator.calls, [("max_bps", 1000)])
+        self.assertEqual(self.operator.calls, [("max_bps", 1000, None)])
 
     def test_a_refusal_that_is_raised(self) -> None:
         self.say(b"mirror_max_bps\n404\n\n")
@@ -122,8 +124,7 @@ class ControlTests(SynchronousTestCase):
 
     def test_break(self) -> None:
         self.say(b"break\n\n")
-        self.assertEqual(self.operator.calls, [("break",)])
-        self.operator.breaking.callback("mirror stopped")
+        self.assertEqual(self.operator.calls, [("break", None)])
         self.assert_answered(b"0: mirror stopped\n")
 
     def test_an_unknown_command(self) -> None:
@@ -154,18 +155,18 @@ class ControlTests(SynchronousTestCase):
     def test_nothing_is_done_after_the_answer(self) -> None:
         self.say(b"status\n\n")
         self.say(b"break\n\n")
-        self.assertEqual(self.operator.calls, [("status",)])
+        self.assertEqual(self.operator.calls, [("status", None)])
 
     def test_who_leaves_without_a_command_is_not_answered(self) -> None:
         self.protocol.readConnectionLost()
         self.assert_answered(b"")
 
     def test_who_half_closes_still_gets_the_answer(self) -> None:
-        self.say(b"break\n\n")
+        self.say(b"mirror\n10.0.0.2\n10809\n\n")
         self.protocol.readConnectionLost()
         self.assertFalse(self.transport.disconnecting)
-        self.operator.breaking.callback("mirror stopped")
-        self.assert_answered(b"0: mirror stopped\n")
+        self.operator.mirroring.callback("Mirror started")
+        self.assert_answered(b"0: Mirror started\n")
 
     def test_what_was_asked_for_goes_on_if_the_asker_has_gone_and_nothing_follows(self) -> None:
         self.say(b"mirror\n10.0.0.2\n10809\n\nbreak\n\n")
@@ -179,16 +180,16 @@ class ControlTests(SynchronousTestCase):
         self.assert_answered(f"1: a line has more than {MAX_LINE} bytes\n".encode())
 
     def test_commands_do_not_pile_up_behind_one_that_takes_its_time(self) -> None:
-        self.say(b"break\n\n")
+        self.say(b"mirror\n10.0.0.2\n10809\n\n")
         self.say(b"status\n\n" * MAX_WAITING)
         self.assertEqual(self.transport.value(), b"")
         self.say(b"status\n\n")
         self.assert_answered(f"1: more than {MAX_WAITING} commands are waiting\n".encode())
-        self.operator.breaking.callback("mirror stopped")
-        self.assertEqual(self.operator.calls, [("break",)])
+        self.operator.mirroring.callback("Mirror started")
+        self.assertEqual([name for name, *_ in self.operator.calls], ["mirror"])
 
     def test_a_bug_is_logged_and_answered_without_its_details(self) -> None:
+        self.operator.bug = ZeroDivisionError("a secret")
         self.say(b"break\n\n")
-        self.operator.breaking.errback(ZeroDivisionError("a secret"))
         self.assert_answered(b"1: internal error; the server's log has the details\n")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.commands import COMMANDS
 from flexmigrate.control.server import COMMANDS as OPERATORS_COMMANDS
-from flexmigrate.service.serving import REQUEST_LIMIT_VARIABLE
+from flexmigrate.service.migrating import REQUEST_LIMIT_VARIABLE
 from support.processes import TESTS
 
 DOCS = TESTS.parent / "docs"
