@@ -37,6 +37,7 @@ class PlainOutlet:
         self._waiting: deque[bytes | tuple[FileSource, int, int]] = deque()
         self._paused = False
         self._gone = False
+        self._finishing = False
         transport.registerProducer(self, True)
 
     @property
@@ -44,17 +45,22 @@ class PlainOutlet:
         return self._paused or bool(self._waiting)
 
     def send(self, data: bytes | bytearray | memoryview, more: bool = False) -> None:
+        if self._gone or self._finishing:
+            return
         if self.congested:
             self._waiting.append(bytes(data))
         else:
             self._transport.write(bytes(data))
 
     def send_file(self, source: FileSource, offset: int, length: int) -> None:
+        if self._gone or self._finishing:
+            return
         self._waiting.append((source, offset, length))
-        if not self._paused:
-            self._pump()
-            if self._waiting and not self._paused:
-                self.pauseProducing()
+        self._pump()
+
+    def finish(self) -> None:
+        self._finishing = True
+        self._close_if_drained()
 
     def pauseProducing(self) -> None:
         """The transport holds enough: nothing more is sent until it says so."""
@@ -66,13 +72,21 @@ class PlainOutlet:
         """The transport drained: send what waits, and when all is sent let the protocol go on."""
         self._paused = False
         self._pump()
-        if not self.congested:
+        if self._finishing:
+            self._close_if_drained()
+        elif not self.congested and not self._gone:
             self._producer.resumeProducing()
 
     def stopProducing(self) -> None:
         """The connection is gone."""
         self._gone = True
         self._waiting.clear()
+
+    def _close_if_drained(self) -> None:
+        if not self.congested and not self._gone:
+            # A transport doesn't close while it has a producer.
+            self._transport.unregisterProducer()
+            self._transport.loseConnection()
 
     def _pump(self) -> None:
         while self._waiting and not self._paused and not self._gone:

@@ -3,11 +3,11 @@ don't copy.
 
 ``streaming(reactor)`` is the one place where the choice is made. It returns a reactor whose
 ``listenTCP``, ``connectTCP``, ``listenUNIX``, ``connectUNIX`` and ``adoptStreamPort`` make stream
-transports, so that
-*every* Twisted endpoint built on it (``serverFromString``, ``HostnameEndpoint``, …) does. A
-  protocol that provides
-:class:`IBufferedProtocol` is then fed through its own buffer instead of ``dataReceived``; any
-    other protocol, and any connection after ``startTLS``, is served just as Twisted does.
+transports, so that *every* Twisted endpoint built on it (``serverFromString``,
+``HostnameEndpoint``, …) does. A protocol that provides :class:`IBufferedProtocol` is then fed
+through its own buffer instead of ``dataReceived``; any other protocol, and any connection after
+``startTLS``, is served just as Twisted does. (But for descriptors sent over a UNIX socket: they go
+with Twisted's own buffer, which isn't used here.)
 """
 
 from __future__ import annotations
@@ -72,6 +72,11 @@ class IOutlet(Interface):
         connection.
         """
 
+    def finish() -> None:
+        """Send no more, and close the connection once all that was sent has left; the producer is
+        not told of anything any more.
+        """
+
 
 class _FilePart:
     """What remains to be sent of a stretch of a file."""
@@ -102,6 +107,7 @@ class _StreamMixin(_Connection):
     protocol: Any
     producer: Any
     _lost = False
+    _reading = False
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting: deque[memoryview | _FilePart] = deque()
@@ -109,10 +115,22 @@ class _StreamMixin(_Connection):
 
     # Receiving
 
+    def startReading(self) -> None:
+        self._reading = True
+        super().startReading()  # type: ignore[no-untyped-call]  # Twisted's
+
+    def stopReading(self) -> None:
+        self._reading = False
+        super().stopReading()  # type: ignore[no-untyped-call]  # Twisted's
+
     def doRead(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
         """Receive once, into the protocol's buffer: what the reactor calls when there is
         something.
         """
+        if not self._reading:
+            # The reactor had seen that there is something before another connection's turn brought
+            # this one to a stop.
+            return None
         if self.TLS or not IBufferedProtocol.providedBy(self.protocol):
             return super().doRead()
         try:
@@ -163,6 +181,9 @@ class _StreamMixin(_Connection):
             super().write(data)  # type: ignore[no-untyped-call]  # Twisted's
         elif data:
             self.send(data)
+            if self.producer is not None and not self.streamingProducer:
+                # It is asked for more by doWrite.
+                self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         """As ITransport has it."""
@@ -184,15 +205,16 @@ class _StreamMixin(_Connection):
         if self._lost or not self._send_waiting():
             return main.CONNECTION_LOST if self._lost else None
         self.stopWriting()  # type: ignore[no-untyped-call]  # Twisted's
-        if self.disconnecting:
-            closing: BaseException | None = self._postLoseConnection()  # type: ignore[no-untyped-call]  # Twisted's
-            return closing
-        if self._writeDisconnecting:
-            self._writeDisconnected = True
-            self._closeWriteConnection()
-        elif self.producer is not None and self.producerPaused:
+        # What follows, and its order, are as in abstract.FileDescriptor.
+        if self.producer is not None and (self.producerPaused or not self.streamingProducer):
             self.producerPaused = False
             self.producer.resumeProducing()
+        elif self.disconnecting:
+            closing: BaseException | None = self._postLoseConnection()  # type: ignore[no-untyped-call]  # Twisted's
+            return closing
+        elif self._writeDisconnecting:
+            self._writeDisconnected = True
+            self._closeWriteConnection()
         return None
 
     def _send_waiting(self) -> bool:
@@ -246,9 +268,19 @@ class _StreamMixin(_Connection):
     def _wait_for(self, piece: memoryview | _FilePart) -> None:
         self._waiting.append(piece)
         self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
-        if self.producer is not None and not self.producerPaused:
+        if self.producer is not None and self.streamingProducer and not self.producerPaused:
             self.producerPaused = True
             self.producer.pauseProducing()
+
+    def finish(self) -> None:
+        self.unregisterProducer()  # type: ignore[no-untyped-call]  # Twisted's
+        self.loseConnection()  # type: ignore[no-untyped-call]  # Twisted's
+
+    def abortConnection(self) -> None:
+        """As ITCPTransport has it; nothing more is sent, and references to images are dropped."""
+        self._lost = True
+        self._waiting.clear()
+        super().abortConnection()  # type: ignore[no-untyped-call]  # Twisted's
 
     def _lose(self) -> None:
         """End the connection from the reactor's next turn: whoever is sending must not be
@@ -316,10 +348,15 @@ class _StreamReactor:
         return listening
 
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> tcp.Port:
-        kind: Any = _StreamUNIXPort if addressFamily == socket.AF_UNIX else _StreamPort
-        listening: tcp.Port = kind._fromListeningDescriptor(
-            self._reactor, fileDescriptor, addressFamily, factory
-        )
+        listening: tcp.Port
+        if addressFamily == socket.AF_UNIX:
+            listening = _StreamUNIXPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
+                self._reactor, fileDescriptor, factory
+            )
+        else:
+            listening = _StreamPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
+                self._reactor, fileDescriptor, addressFamily, factory
+            )
         listening.startListening()
         return listening
 

@@ -124,7 +124,7 @@ class Commands:
                 lambda failure: self._piece_failed(offset, length, failure, write),
             )
             self._track_change(done)
-            done.addCallback(lambda _: self._requests.release(Holds.PIECE))
+            done.addBoth(self._piece_ended)
             self._ended(done)
             return
         try:
@@ -138,11 +138,12 @@ class Commands:
     def _piece_failed(
         self, offset: int, length: int, failure: Failure, write: FailingWrite
     ) -> None:
-        error = failure.value
-        if not isinstance(error, OSError):
-            failure.raiseException()
-        self._failed_change(offset, length, error)
-        write.fail(error)
+        self._failed_change(offset, length, failure.value)
+        write.fail(_as_os_error(failure))
+
+    def _piece_ended(self, result: Any) -> Any:
+        self._requests.release(Holds.PIECE)
+        return result
 
     def written(self, cookie: int, offset: int, durable: bool) -> None:
         """All pieces of a write are done and marked: answer it, after a flush where FUA asked for
@@ -151,21 +152,26 @@ class Commands:
         if not durable:
             self._send(self._style.ok(cookie, offset))
             return
-        self._later(cookie, offset, 0, self._background.flush(), self._reply_ok)
+        self._later(cookie, offset, 0, self._sync(), self._reply_ok)
 
     # Reads
 
     def _read(self, flags: int, cookie: int, offset: int, length: int) -> None:
         whole = bool(flags & CommandFlag.DF) or not self._style.fragments
         if self._image.is_resident(offset, length):
-            self._send_read(cookie, offset, length, self._pieces(offset, length, whole))
+            try:
+                pieces = self._pieces(offset, length, whole)
+            except OSError as error:
+                self.failed(cookie, offset, length, error)
+            else:
+                self._send_read(cookie, offset, pieces)
             return
         self._later(
             cookie,
             offset,
             length,
             self._background.run(self._bring_in, offset, length, whole),
-            lambda cookie, offset, pieces: self._send_read(cookie, offset, length, pieces),
+            self._send_read,
         )
 
     def _bring_in(self, offset: int, length: int, whole: bool) -> list[Extent]:
@@ -185,7 +191,7 @@ class Commands:
             pieces.append(extent)
         return pieces
 
-    def _send_read(self, cookie: int, offset: int, length: int, pieces: list[Extent]) -> None:
+    def _send_read(self, cookie: int, offset: int, pieces: list[Extent]) -> None:
         style, outlet = self._style, self._outlet
         if self._gone:
             return
@@ -201,7 +207,21 @@ class Commands:
             outlet.send(closing)
 
     def read_cold(self, cookie: int, offset: int, length: int) -> None:
-        self._later(cookie, offset, length, self._background.read(offset, length), self._reply_data)
+        """Answer a short read that would have had to wait for the disk."""
+
+        def answer(cookie: int, offset: int, data: bytes | None) -> None:
+            if data is None:
+                self.reply_hole(cookie, offset, length)
+            else:
+                self._reply_data(cookie, offset, data)
+
+        result = self._background.run(self._read_or_hole, offset, length)
+        self._later(cookie, offset, length, result, answer)
+
+    def _read_or_hole(self, offset: int, length: int) -> bytes | None:
+        """On a thread: return the bytes, or None for a hole that may be told as one."""
+        data = self._image.read(offset, length)
+        return None if self._style.fragments and self._image.is_hole(data, offset) else data
 
     def _reply_data(self, cookie: int, offset: int, data: bytes) -> None:
         prefix = self._style.data_prefix
@@ -211,6 +231,7 @@ class Commands:
         self._send(reply)
 
     def reply_hole(self, cookie: int, offset: int, length: int) -> None:
+        """Answer a read of nothing but a hole."""
         style = self._style
         self._send(style.hole(cookie, offset, offset, length) + style.read_closing(cookie, offset))
 
@@ -224,6 +245,7 @@ class Commands:
     # Changes that may wait for the disk
 
     def write_later(self, cookie: int, offset: int, data: bytes) -> None:
+        """Carry out a whole write that may have to wait for the disk."""
         self._change(cookie, offset, len(data), self._background.write(data, offset), 0)
 
     def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
@@ -253,7 +275,7 @@ class Commands:
         done.addCallbacks(mark, spoil)
         self._track_change(done)
         if flags & _FUA:
-            done.addCallback(lambda _: self._background.flush())
+            done.addCallback(lambda _: self._sync())
         self._later(cookie, offset, length, done, self._reply_ok)
 
     def _track_change(self, done: Deferred[Any]) -> None:
@@ -282,7 +304,18 @@ class Commands:
     # The other commands
 
     def _flush(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        self._later(cookie, offset, length, self._background.flush(), self._reply_ok)
+        self._later(cookie, offset, length, self._sync(), self._reply_ok)
+
+    def _sync(self) -> Deferred[None]:
+        """Flush. The kernel tells of a failure once: whoever flushes after this may be told that
+        all is well, and nobody knows which change was lost, so the observer is told of all.
+        """
+
+        def spoil(failure: Failure) -> Failure:
+            self._failed_change(0, self._terms.size, failure.value)
+            return failure
+
+        return self._background.flush().addErrback(spoil)
 
     def _cache(self, flags: int, cookie: int, offset: int, length: int) -> None:
         advised = self._background.run(
@@ -292,10 +325,8 @@ class Commands:
 
     def filtered_status(self, cookie: int, flags: int, offset: int, payload: bytes) -> None:
         """Answer a BLOCK_STATUS that named its effect length and the meta contexts it wants."""
-        ids = [int.from_bytes(payload[at : at + 4], "big") for at in range(8, len(payload), 4)]
-        length = int.from_bytes(payload[:8], "big")
-        known = len(set(ids)) == len(ids) and set(ids) <= set(self._contexts)
-        if len(payload) < 12 or len(payload) % 4 or not known:
+        length, ids = contexts.parse_filter(payload, self._contexts)
+        if not ids:
             text = "the payload isn't a list of different negotiated contexts"
             self.refuse(cookie, offset, Refusal(ErrorCode.EINVAL, text))
             return
@@ -399,12 +430,7 @@ class Commands:
         self._send(self._style.error(cookie, offset, refusal.code, refusal.text))
 
     def _failed_later(self, cookie: int, offset: int, length: int, failure: Failure) -> None:
-        error = failure.value
-        if isinstance(error, OSError):
-            self.failed(cookie, offset, length, error)
-        else:
-            log.failure("a request met a bug", failure)
-            self.failed(cookie, offset, length, OSError(errno.EIO, "internal error"))
+        self.failed(cookie, offset, length, _as_os_error(failure))
 
     def failed(self, cookie: int, offset: int, length: int, error: OSError) -> None:
         """Tell the client that a request failed, narrowed to what it may know; log the real
@@ -419,3 +445,11 @@ class Commands:
             code=name_of(ErrorCode, code),
         )
         self._send(self._style.error(cookie, offset, code, os.strerror(code)))
+
+
+def _as_os_error(failure: Failure) -> OSError:
+    """Return what to tell the client; logged where it is not the disk's error but our bug."""
+    if isinstance(failure.value, OSError):
+        return failure.value
+    log.failure("a request met a bug", failure)
+    return OSError(errno.EIO, "internal error")

@@ -30,12 +30,16 @@ from flexmigrate.wire.handshake import ServerHandshake
 if TYPE_CHECKING:
     from flexmigrate.server.factory import NBDServerFactory
 
-# The longest that writers are made to wait in one go, in seconds: a migration that ends, or is
-# broken off, lets them go at once, but the timer of a connection is not worth chasing.
+# The longest that a writer waits until it is asked again whether it must, in seconds: so soon it
+# notices that the migration that slowed it down has ended.
 LONGEST_THROTTLE = 1.0
 
 # How long a connection that we close may take to read what was sent to it before, in seconds.
 LINGER_SECONDS = 5.0
+
+# The same for one whose client said DISC, with replies that it asked for still on their way: as
+# long as it takes to notice that it has vanished (net.tcp).
+GOODBYE_SECONDS = 60.0
 
 
 @implementer(IBufferedProtocol, IPushProducer)
@@ -58,13 +62,16 @@ class NBDServerProtocol(Protocol):
         self.age = 0
         self._handshake = handshake
         self._transmission: Transmission | None = None
+        self._outlet: Any = None  # an IOutlet, once there is a transmission
         self._left = b""  # received, but not a whole request yet, or held back
         self._serving = False
         self._paused = False
+        self._ending = False
         self._served_before = 0
         self._connected = False
         self._negotiation_timeout: Any = None
         self._linger: Any = None
+        self._throttle: Any = None
 
     def __str__(self) -> str:
         return f"client {self.number}"
@@ -103,12 +110,9 @@ class NBDServerProtocol(Protocol):
             self._negotiation_timeout.cancel()
             self._negotiation_timeout = None
         self.export = self.factory.exports.export(agreement.export.name)
+        self._outlet = outlet_for(self.transport, self)
         self._transmission = Transmission(
-            self.export,
-            agreement,
-            outlet_for(self.transport, self),
-            self.factory.scratch,
-            self,
+            self.export, agreement, self._outlet, self.factory.scratch, self
         )
         self._left = self._handshake.leftover
         self.log.info(
@@ -147,7 +151,7 @@ class NBDServerProtocol(Protocol):
             buffer[:size] = rest[:size]
             rest = rest[size:]
             self.buffer_updated(size)
-        if rest:
+        if rest and not self._transmission.holds & Holds.ENDING:
             # Such a transport may hand over more than was asked for; it is paused now.
             self._left += bytes(rest)
 
@@ -246,22 +250,37 @@ class NBDServerProtocol(Protocol):
         """The client changed *length* bytes: where a migration limits that, it pays by waiting."""
         assert self.export is not None
         delay = self.export.charge(length, self.factory.reactor.seconds())
-        transmission = self._transmission
-        if delay and transmission is not None and not transmission.holds & Holds.THROTTLED:
-            transmission.hold(Holds.THROTTLED)
-            self.factory.reactor.callLater(
-                min(delay, LONGEST_THROTTLE), transmission.release, Holds.THROTTLED
-            )
+        if delay and self._connected and self._throttle is None:
+            assert self._transmission is not None
+            self._transmission.hold(Holds.THROTTLED)
+            self._wait(delay)
+
+    def _wait(self, delay: float) -> None:
+        self._throttle = self.factory.reactor.callLater(min(delay, LONGEST_THROTTLE), self._waited)
+
+    def _waited(self) -> None:
+        """Go on, unless there is still something to pay for."""
+        assert self.export is not None
+        assert self._transmission is not None
+        self._throttle = None
+        delay = self.export.charge(0, self.factory.reactor.seconds())
+        if delay:
+            self._wait(delay)
+        else:
+            self._transmission.release(Holds.THROTTLED)
 
     def tick(self) -> int:
         """Return for how many ticks its current request has been incomplete through the client's
         doing.
+
+        It may send slowly, or not read its replies (and then isn't read from). All other reasons
+        to hold it are ours: a disk that takes its time, say.
         """
         transmission = self._transmission
         if transmission is None:
             return 0
         incomplete = bool(self._left) or transmission.in_payload or bool(transmission.holds)
-        ours = transmission.holds & ~(Holds.OUTPUT | Holds.UNDER_WAY | Holds.PIECE)
+        ours = transmission.holds & ~Holds.OUTPUT
         if not incomplete or ours or transmission.served != self._served_before:
             self._served_before = transmission.served
             self.age = 0
@@ -282,14 +301,14 @@ class NBDServerProtocol(Protocol):
     def _disconnect(self, accepted: bool) -> None:
         if accepted:
             self.log.info("{client} disconnected", client=self)
-            self.transport.loseConnection()
+            self._close(GOODBYE_SECONDS)
         else:
             # A reset, where a peer that waits for the outcome would read a plain close as consent.
-            self.transport.abortConnection()
+            self.abort("its DISC is not accepted")
 
     def _settling_failed(self, failure: Failure) -> None:
         self.log.failure("{client} said DISC, and settling it failed", failure, client=self)
-        self.transport.abortConnection()
+        self.abort("its DISC could not be settled")
 
     def broken(self, reason: str) -> None:
         """See ``transmission.Host``."""
@@ -298,24 +317,41 @@ class NBDServerProtocol(Protocol):
     def end(self, reason: str) -> None:
         """Close the connection, once what was sent has left, for a *reason* that the log tells."""
         self.log.info("closing {client}: {reason}", client=self, reason=reason)
-        if self._transmission is not None:
-            self._transmission.hold(Holds.ENDING)
-        self.transport.loseConnection()
-        if self._connected and self._linger is None:
+        self._close(LINGER_SECONDS)
+
+    def _close(self, linger: float) -> None:
+        """Close the connection once what was sent has left, or after *linger* seconds."""
+        if self._stop():
             self._linger = self.factory.reactor.callLater(
-                LINGER_SECONDS, self.abort, "it doesn't read its replies"
+                linger, self.abort, "it doesn't read its replies"
             )
+            if self._outlet is not None:
+                self._outlet.finish()
+            else:
+                self.transport.loseConnection()
 
     def abort(self, reason: str) -> None:
         """Close the connection at once."""
         self.log.info("closing {client} at once: {reason}", client=self, reason=reason)
+        self._stop()
         self.transport.abortConnection()
+
+    def _stop(self) -> bool:
+        """Take nothing more; return whether the connection is there and was not ending before."""
+        if not self._connected or self._ending:
+            return False
+        self._ending = True
+        if self._transmission is not None:
+            self._transmission.hold(Holds.ENDING)
+        # Now: a transport that was told to close can't be told to pause.
+        self._apply_holds(Holds.ENDING)
+        return True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Nothing of this client's remains but what is under way at the disk."""
         self._connected = False
         self._left = b""
-        for timer in (self._negotiation_timeout, self._linger):
+        for timer in (self._negotiation_timeout, self._linger, self._throttle):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._transmission is not None:

@@ -6,8 +6,9 @@ dirty map, which belongs to the reactor's.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from itertools import islice
+from struct import Struct
 
 from flexmigrate.image.file import Image
 from flexmigrate.wire.constants import AllocationFlag
@@ -21,7 +22,23 @@ DIRTY = 1
 
 Descriptors = list[tuple[int, int]]
 
+_EFFECT_LENGTH = Struct(">Q")
+_ID = Struct(">I")
 _HOLE = int(AllocationFlag.HOLE | AllocationFlag.ZERO)
+
+
+def parse_filter(payload: bytes, known: Container[int]) -> tuple[int, list[int]]:
+    """Return the effect length (bytes) and the context ids that a BLOCK_STATUS payload asks for.
+
+    There are no ids where it isn't a list of different ones that are all *known*.
+    """
+    rest = payload[_EFFECT_LENGTH.size :]
+    if not rest or len(rest) % _ID.size:
+        return 0, []
+    ids = [number for (number,) in _ID.iter_unpack(rest)]
+    if len(set(ids)) < len(ids) or not all(number in known for number in ids):
+        return 0, []
+    return _EFFECT_LENGTH.unpack_from(payload)[0], ids
 
 
 def allocation(image: Image, offset: int, length: int, limit: int) -> Descriptors:

@@ -1,12 +1,13 @@
 """The payload of a request that did not arrive in one piece with its header.
 
 A connection has at most one of these at a time: what is received goes into it until it is whole,
-so memory does not grow with the size of a request. The transmission asks only ``take``,
-``remaining`` and ``complete``.
+so memory does not grow with the size of a request. The transmission asks only ``portion``,
+``take``, ``remaining`` and ``complete``.
 """
 
 from __future__ import annotations
 
+from flexmigrate.image.linux import PAGE
 from flexmigrate.server.commands import Commands
 from flexmigrate.wire.requests import Refusal
 
@@ -23,8 +24,14 @@ class Payload:
         self.offset = offset
         self.remaining = length
 
+    def portion(self, available: int) -> int:
+        """Return how many of *available* bytes to take now; the others are offered again, with
+        more behind them.
+        """
+        return min(available, self.remaining)
+
     def take(self, piece: memoryview) -> None:
-        """Deal with the next *piece*, at most ``remaining`` bytes; it must not be kept."""
+        """Deal with the next *piece*, of ``portion`` bytes; it must not be kept."""
         self.remaining -= len(piece)
 
     def complete(self) -> None:
@@ -61,6 +68,14 @@ class LongWrite(Payload):
         self._length = length
         self._durable = durable
         self._error: OSError | None = None
+
+    def portion(self, available: int) -> int:
+        """Return what ends where a page ends: to write a part of a page, the kernel may have to
+        read it first, and a block of zeroes in two parts would not be seen to be one.
+        """
+        if available >= self.remaining:
+            return self.remaining
+        return max((self._position + available) // PAGE * PAGE - self._position, 0)
 
     def take(self, piece: memoryview) -> None:
         super().take(piece)

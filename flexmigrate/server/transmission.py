@@ -101,6 +101,7 @@ class Transmission:
         )
         self._payload: Payload | None = None
         self._disconnecting = False
+        self._broken: str | None = None
         self.holds = 0
         self.served = 0
 
@@ -144,6 +145,8 @@ class Transmission:
                 break
             seen, flags, command, cookie, offset, length = unpack(received, at)
             if seen != magic:
+                self._outlet.send(replies_view[:filled])
+                filled = 0
                 self._bad_magic(seen, cookie)
                 break
             if filled > full:
@@ -205,6 +208,8 @@ class Transmission:
             self._outlet.send(replies_view[:filled])
         if changed:
             self._host.changed(changed)
+        if self.holds & Holds.ENDING:
+            self._end_if_due()
         return at
 
     def _serve_other(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
@@ -240,7 +245,7 @@ class Transmission:
             self._payload = Drained(self.commands, cookie, offset, payload, refusal)
 
     def _fill_payload(self, payload: Payload, at: int, end: int) -> int:
-        size = min(payload.remaining, end - at)
+        size = payload.portion(end - at)
         if size:
             payload.take(self._scratch.received_view[at : at + size])
         if not payload.remaining and not self.holds & Holds.PIECE:
@@ -270,9 +275,7 @@ class Transmission:
 
     def idle(self) -> None:
         """No request of this connection is with the thread pool any more."""
-        if self._disconnecting:
-            self._disconnecting = False
-            self._host.disconnect_requested()
+        self._end_if_due()
 
     def gone(self) -> None:
         """The connection is lost: nothing more is sent; what is under way ends by itself."""
@@ -288,7 +291,7 @@ class Transmission:
 
     def _break(self, reason: str) -> None:
         self.hold(Holds.ENDING)
-        self._host.broken(reason)
+        self._broken = reason
 
     def _disconnect(self, flags: int, offset: int, length: int) -> None:
         if flags or offset or length:
@@ -297,5 +300,14 @@ class Transmission:
             return
         self.hold(Holds.ENDING)
         self._disconnecting = True
-        if not self.commands.under_way:
-            self.idle()
+
+    def _end_if_due(self) -> None:
+        """Tell the host of the end, once every request before it is answered: a transport may
+        drop what comes behind its ``loseConnection``.
+        """
+        if self._broken is not None:
+            reason, self._broken = self._broken, None
+            self._host.broken(reason)
+        elif self._disconnecting and not self.commands.under_way:
+            self._disconnecting = False
+            self._host.disconnect_requested()
