@@ -51,6 +51,8 @@ Descriptors = Sequence[tuple[int, int]]
 
 def _error_payload(code: int, text: str) -> bytes:
     message = text.encode("utf-8", "replace")[:MAX_STRING]
+    # Where that cuts a character in two, neither half of it is sent.
+    message = message.decode("utf-8", "ignore").encode()
     return _ERROR.pack(code, len(message)) + message
 
 

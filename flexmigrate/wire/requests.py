@@ -71,7 +71,8 @@ class Refusal:
 class Rule:
     """What the specification says of one command.
 
-    :ivar allowed: the command flags that it may carry.
+    :ivar allowed: the command flags that it may carry, beside FUA: that must be accepted with all
+        of them (proto.md, "Command flags"), and means something only where a command writes.
     :ivar needs: the transmission flag that advertises it; 0 where none has to.
     :ivar changes: whether it alters the export, and so is refused on a read-only one.
     :ivar beyond: the error for a range that ends after the export's end; None: it has no range.
@@ -85,16 +86,15 @@ class Rule:
 
 _NO_FLAGS = CommandFlag(0)
 _ALWAYS = TransmissionFlag(0)
-_FUA = CommandFlag.FUA
 
 RULES: dict[int, Rule] = {
     Command.READ: Rule(CommandFlag.DF, _ALWAYS, False, ErrorCode.EINVAL),
-    Command.WRITE: Rule(_FUA, _ALWAYS, True, ErrorCode.ENOSPC),
+    Command.WRITE: Rule(_NO_FLAGS, _ALWAYS, True, ErrorCode.ENOSPC),
     Command.FLUSH: Rule(_NO_FLAGS, TransmissionFlag.SEND_FLUSH, False, None),
-    Command.TRIM: Rule(_FUA, TransmissionFlag.SEND_TRIM, True, ErrorCode.EINVAL),
+    Command.TRIM: Rule(_NO_FLAGS, TransmissionFlag.SEND_TRIM, True, ErrorCode.EINVAL),
     Command.CACHE: Rule(_NO_FLAGS, TransmissionFlag.SEND_CACHE, False, ErrorCode.EINVAL),
     Command.WRITE_ZEROES: Rule(
-        _FUA | CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
+        CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
         TransmissionFlag.SEND_WRITE_ZEROES,
         True,
         ErrorCode.ENOSPC,
@@ -133,7 +133,7 @@ def refuse(command: int, flags: int, offset: int, length: int, terms: Terms) -> 
     """Judge a request; return why it is refused, or None where it may be carried out as it stands.
 
     *offset* and *length* (of the effect on the export, in bytes) may be anything that the layout
-      can hold: Python's integers don't wrap. DISC isn't judged here: it has no answer.
+    can hold: Python's integers don't wrap. DISC isn't judged here: it has no answer.
     """
     rule = RULES.get(command)
     if rule is None:
@@ -158,7 +158,7 @@ def _refuse_flags(rule: Rule, command: int, flags: int, terms: Terms) -> Refusal
             return refusal
         flags &= ~int(CommandFlag.PAYLOAD_LEN)
     # Of an IntFlag, ~ would leave out the bits that have no name (Python 3.11).
-    if flags & ~int(rule.allowed):
+    if flags & ~int(rule.allowed | CommandFlag.FUA):
         return _invalid(f"{name_of(Command, command)} does not take the flags {flags:#06x}")
     for flag, advertised_by in _ADVERTISED_BY.items():
         if flags & flag and not terms.flags & advertised_by:
