@@ -1,0 +1,74 @@
+"""``python -m bench.serving``: how quick the server is, beside Debian's, in one run.
+
+    python -m bench.serving                                        everything: about half an hour
+    python -m bench.serving --rounds 1 --seconds 1                 the same, short: some minutes
+    python -m bench.serving --rows read-4k-1,write-4k-1 --rounds 3 some rows, shown and not kept
+
+The exit status does not depend on any figure: 0 if it came to its end, 130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Iterator, Sequence
+
+from bench.processes import MIB
+from bench.report import Log, Row, publish
+from bench.rows import ROWS
+from bench.running import add_common_options, perform, place_for
+from bench.servers import KINDS, Kind
+from bench.stage import Scale, Stage, Unmeasured
+from bench.tasks import TASKS, Task
+from demo.screen import Screen
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure, show and write down; return the exit status."""
+    options = _options(arguments)
+    rows = [row for row in ROWS if not options.rows or row.name in options.rows]
+    return perform(lambda screen: _run(options, rows, screen))
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="bench.serving", description=__doc__)
+    add_common_options(parser, [row.name for row in ROWS], rounds=5)
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--size", type=int, default=1024, help="MiB of the image")
+    parser.add_argument(
+        "--servers", nargs="+", choices=[kind.name for kind in KINDS], help="only these"
+    )
+    return parser.parse_args(arguments)
+
+
+def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
+    kinds = [kind for kind in KINDS if not options.servers or kind.name in options.servers]
+    wanted = {source.name for row in rows for source in row.sources}
+    steps = list(_order([task for task in TASKS if task.name in wanted], kinds, options.rounds))
+    log = Log([kind.name for kind in kinds], options.rounds)
+    scale = Scale(options.seconds, options.size * MIB)
+    with Stage(scale, options.folder, pinned=not options.no_pin) as stage:
+        screen.progress("writing the image")
+        stage.make_image()
+        for done, (number, task, kind) in enumerate(steps):
+            screen.progress(f"{done}/{len(steps)}: round {number + 1}, {task.name}, {kind.name}")
+            try:
+                log.add(number, task.name, kind.name, task.run(stage, kind))
+            except Unmeasured as error:
+                log.miss(task.name, kind.name, str(error))
+    publish("serving", log, rows, screen, place_for(options))
+
+
+def _order(
+    tasks: Sequence[Task], kinds: Sequence[Kind], rounds: int
+) -> Iterator[tuple[int, Task, Kind]]:
+    """Yield what to do: all servers on one task before the next, each time another one first."""
+    for number in range(rounds):
+        for place, task in enumerate(tasks):
+            first = (number + place) % len(kinds)
+            for kind in (*kinds[first:], *kinds[:first]):
+                yield number, task, kind
+
+
+if __name__ == "__main__":
+    sys.exit(main())

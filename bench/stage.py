@@ -1,0 +1,129 @@
+"""Where a benchmark happens: a folder on a real disk, the image in it, and what it holds.
+
+A `Stage` makes all of it and leaves nothing behind. It does not know what is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import shutil
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+from bench.certificates import issue
+from bench.processes import MIB, pins
+
+# In memory or over a network: what is measured there says nothing of a disk's page cache.
+NOT_DISKS = {"tmpfs", "ramfs", "nfs", "nfs4", "fuse"}
+
+
+class Unmeasured(Exception):
+    """This can't be measured here, or with this server; the text says why."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How large and how long.
+
+    :ivar seconds: that one measurement takes.
+    :ivar size: bytes of the image.
+    """
+
+    seconds: float
+    size: int
+
+
+class Stage:
+    """The folder of one run; a context manager that removes it.
+
+    :ivar image: dense, and in the page cache whenever a measurement begins.
+    :ivar payload: as large as a quarter of the image, to be copied into it.
+    :ivar certificates: a folder in the layout that all these servers and clients share.
+    :param parent: where to make the folder; None: where temporary files are kept.
+    :raises Unmeasured: if that is not on a disk
+    """
+
+    def __init__(self, scale: Scale, parent: Path | None = None, *, pinned: bool = True) -> None:
+        self.scale = scale
+        parent = parent or Path(os.environ.get("TMPDIR", "/var/tmp"))
+        if (kind := filesystem(parent)) in NOT_DISKS:
+            raise Unmeasured(f"{parent} is on {kind}, not on a disk: set TMPDIR, or --folder")
+        self.folder = Path(tempfile.mkdtemp(prefix="flexmigrate-bench-", dir=parent))
+        self.server_pin, self.client_pin = pins(pinned)
+        self.image = self.folder / "image"
+        self.payload = self.folder / "payload"
+        self.certificates = self.folder / "certificates"
+
+    def __enter__(self) -> Stage:
+        try:
+            issue(self.certificates)
+        except BaseException:
+            self._remove()
+            raise
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._remove()
+
+    def _remove(self) -> None:
+        shutil.rmtree(self.folder)
+
+    def make_image(self) -> None:
+        """Write the image and the payload."""
+        dense(self.image, self.scale.size)
+        dense(self.payload, self.scale.size // 4)
+
+
+def dense(path: Path, size: int) -> None:
+    """Make a file of *size* bytes without a hole or a block of zeroes, on the disk and in cache."""
+    with path.open("wb") as file:
+        extend(file.fileno(), 0, size)
+
+
+def extend(descriptor: int, offset: int, length: int) -> None:
+    """Write random bytes there, the same piece over and over, and flush them."""
+    piece = memoryview(random.Random(1).randbytes(min(length, MIB)))
+    end = offset + length
+    while offset < end:
+        offset += os.pwrite(descriptor, piece[: end - offset], offset)
+    os.fsync(descriptor)
+
+
+def warm(path: Path) -> None:
+    """Flush the file and bring it wholly into the page cache."""
+    buffer = bytearray(MIB)
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        while file.readinto(buffer):
+            pass
+
+
+def chill(path: Path, offset: int = 0, length: int = 0) -> None:
+    """Flush the file and drop that part of it (length 0: to its end) from the page cache.
+
+    Nobody else's pages are touched.
+    """
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def filesystem(path: Path) -> str:
+    """Return the type of the filesystem that *path* is on, as in proc(5), mounts."""
+    here = os.stat(path).st_dev
+    found = "unknown"
+    for line in Path("/proc/self/mounts").read_text().splitlines():
+        _, mounted, kind, *_ = line.split(" ")
+        with contextlib.suppress(OSError):
+            if os.stat(mounted.replace(r"\040", " ")).st_dev == here:
+                found = kind
+    return found
