@@ -55,9 +55,11 @@ class Lifetime:
     def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
         """Ask *terminate* for the exit status when a signal comes, and end with that.
 
-        Takes effect once the reactor runs: by then it has installed its own handlers, which would
-        end without asking.
+        Takes effect at once, because a server says that it listens before the reactor runs, and may
+        be told to end as soon as it has said so; and again once the reactor runs, because it has
+        installed handlers of its own by then, which would end without asking.
         """
+        self._install(terminate)
         self._reactor.callWhenRunning(self._install, terminate)
 
     def _install(self, terminate: Callable[[str], Deferred[int]]) -> None:
