@@ -7,9 +7,18 @@ BIN := $(VENV)/bin
 PYTEST_ARGS ?=
 DEMO_ARGS ?=
 
+# How often and how long `make bench` measures each row; `make bench ROUNDS=1 SECONDS=1` is short.
+ROUNDS ?=
+SECONDS ?=
+BENCH_ARGS ?=
+
 # The programs that the tests run as peers, each with the package that Debian has it in.
 PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:nbdkit \
 	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils
+
+# What the benchmarks compare with and ask; whatever is missing all the same is missing in the table.
+RIVALS := fio:fio nbdcopy:libnbd-bin nbdkit:nbdkit qemu-nbd:qemu-utils nbd-server:nbd-server \
+	ip:iproute2 tc:iproute2 taskset:util-linux
 
 # A test file that needs pytest imports it; trial runs all the others.
 TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
@@ -17,13 +26,15 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial lint format tables coverage clean
+.PHONY: help demo test trial bench bench-migration lint format tables coverage clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      move an image that is in use, and see that nothing is lost'
 	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
 	@echo 'make trial     run those that need nothing of pytest, under trial'
+	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
+	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
 	@echo 'make tables    renew the tables of docs/ that follow from the code'
@@ -54,6 +65,15 @@ test: $(VENV)/.developing
 
 trial: $(VENV)/.developing
 	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+
+bench: $(VENV)/.installed
+	-@.ci/need $(RIVALS)
+	$(BIN)/python -m bench.serving $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
+
+bench-migration: $(VENV)/.installed
+	-@.ci/need $(RIVALS)
+	$(BIN)/python -m bench.migrating $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .
