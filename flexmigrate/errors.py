@@ -45,6 +45,10 @@ class Rejected(FlexmigrateError):
     """The server accepted the connection and closed it before it said hello."""
 
 
+class TLSFailed(FlexmigrateError):
+    """TLS could not be agreed on: a certificate, or what one side insists on, was not accepted."""
+
+
 class NoHello(FlexmigrateError):
     """The server accepted the connection and did not say hello in time."""
 

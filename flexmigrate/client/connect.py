@@ -3,7 +3,8 @@
 The reasons are distinct, because an operator acts on them differently: `ConnectFailed` (nobody
 there), `Rejected` (somebody there, who hung up before a word: most often an access list),
 `NoHello` (somebody there, who stays silent), `RemoteProtocolError` (no NBD server, or one that
-won't give what was wished for), `LocalProtocolError` (TLS was wished for without certificates).
+won't give what was wished for), `TLSFailed` (a certificate isn't good enough, of the server or of
+ours), `LocalProtocolError` (TLS was wished for without certificates).
 """
 
 from __future__ import annotations

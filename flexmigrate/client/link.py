@@ -18,7 +18,12 @@ from typing import Any
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer, IReactorTime, ITCPTransport
+from twisted.internet.interfaces import (
+    IPushProducer,
+    IReactorTime,
+    ISSLTransport,
+    ITCPTransport,
+)
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.python.failure import Failure
 from zope.interface import implementer
@@ -28,6 +33,7 @@ from flexmigrate.errors import (
     FlexmigrateError,
     LocalProtocolError,
     Rejected,
+    TLSFailed,
     RemoteProtocolError,
 )
 from flexmigrate.net.outlet import outlet_for
@@ -170,6 +176,10 @@ class Link(Protocol):
             return ConnectionGone(how)
         if not self._heard:
             return Rejected(f"the server said no hello: {how}")
+        if not clean and ISSLTransport.providedBy(self.transport):
+            from flexmigrate.net.tls import fault  # imported late: most connections have no TLS
+
+            return TLSFailed(f"TLS failed: {fault(reason.value)}")
         return RemoteProtocolError(f"negotiation was cut short: {how}")
 
     def _end(self, failure: FlexmigrateError | None) -> None:

@@ -15,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from OpenSSL.crypto import Error as OpenSSLError
+from OpenSSL.SSL import Error as SSLError
+from service_identity import VerificationError
+from twisted.internet.error import VerifyError
 from twisted.internet.ssl import (
     Certificate,
     CertificateOptions,
@@ -63,11 +66,20 @@ def client_context(folder: str, hostname: str) -> Any:
     )
 
 
+def fault(error: BaseException) -> str:
+    """Return what went wrong, where TLS could not be agreed on: OpenSSL speaks in lists of codes."""
+    if isinstance(error, VerificationError):
+        return "the server's certificate is for another name"
+    if isinstance(error, SSLError) and error.args and error.args[0]:
+        return ", ".join(reason for *_, reason in error.args[0] if reason)
+    return "the other side ended it without a reason"
+
+
 def _private(folder: str, role: str) -> PrivateCertificate:
     pem = _read(folder, f"{role}-key.pem") + "\n" + _read(folder, f"{role}-cert.pem")
     try:
         certificate: PrivateCertificate = PrivateCertificate.loadPEM(pem)
-    except (OpenSSLError, ValueError) as error:
+    except (OpenSSLError, ValueError, VerifyError) as error:
         raise UsageError(
             f"{folder}: {role}-key.pem and {role}-cert.pem are not a key and its certificate"
         ) from error

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
-from twisted.internet.interfaces import IPushProducer
+from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -141,6 +141,8 @@ class NBDServerProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Any other transport's way: copy into the same buffer, as often as it takes."""
+        if self._ending:
+            return
         if self._transmission is None:
             self._react(self._handshake.receive(data))
             return
@@ -199,9 +201,11 @@ class NBDServerProtocol(Protocol):
                 self._apply_holds(0)
 
     def _apply_holds(self, holds: int) -> None:
-        if self._connected and bool(holds) != self._paused:
-            self._paused = bool(holds)
-            if holds:
+        # TLS ends when each side has told the other, and so has to read to the end.
+        hold = bool(holds) and not (self._ending and ISSLTransport.providedBy(self.transport))
+        if self._connected and hold != self._paused:
+            self._paused = hold
+            if hold:
                 self.transport.pauseProducing()
             else:
                 self.transport.resumeProducing()
