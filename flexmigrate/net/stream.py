@@ -29,6 +29,11 @@ log = Logger()
 # lets the others have their turn.
 SENDFILE_TURN = 4 * 1024 * 1024
 
+# What receiving comes to, where it isn't a number of bytes.
+_END = 0
+_NOTHING = -1
+_LOST = -2
+
 
 class FileSource(Protocol):
     """What :meth:`IOutlet.send_file` sends from: an open file that is read at offsets."""
@@ -43,6 +48,8 @@ class FileSource(Protocol):
 
 class IBufferedProtocol(Interface):
     """A protocol that provides its own receive buffer, as ``asyncio.BufferedProtocol`` does."""
+
+    poller = Attribute("Poller | None: whether to look for more before sleeping (net.polling).")
 
     def get_buffer() -> memoryview:
         """Return where to put what is received next; never empty, valid until `buffer_updated`."""
@@ -124,25 +131,41 @@ class _StreamMixin(_Connection):
         super().stopReading()  # type: ignore[no-untyped-call]  # Twisted's
 
     def doRead(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
-        """Receive once, into the protocol's buffer: what the reactor calls when there is
-        something.
+        """Receive into the protocol's buffer: what the reactor calls when there is something.
+
+        Once, or again for as long as the poller finds that worthwhile.
         """
         if not self._reading:
             # The reactor had seen that there is something before another connection's turn brought
             # this one to a stop.
             return None
-        if self.TLS or not IBufferedProtocol.providedBy(self.protocol):
+        protocol = self.protocol
+        if self.TLS or not IBufferedProtocol.providedBy(protocol):
             return super().doRead()
-        try:
-            size = self.socket.recv_into(self.protocol.get_buffer())
-        except BlockingIOError:
+        poller = protocol.poller
+        polling = poller is not None and poller.woken(self)
+        size = self._receive()
+        while size > 0:
+            protocol.buffer_updated(size)
+            if not polling or self._is_held() or poller.turn_is_over():
+                return None
+            size = poller.look(self._receive)
+        if size == _NOTHING:
             return None
+        return main.CONNECTION_DONE if size == _END else main.CONNECTION_LOST
+
+    def _is_held(self) -> bool:
+        """Whether serving has left something that nothing more may be received behind."""
+        return not self._reading or bool(self._waiting)
+
+    def _receive(self) -> int:
+        """Receive into the protocol's buffer; return how much, or one of three other things."""
+        try:
+            return self.socket.recv_into(self.protocol.get_buffer())
+        except BlockingIOError:
+            return _NOTHING
         except OSError:
-            return main.CONNECTION_LOST
-        if not size:
-            return main.CONNECTION_DONE
-        self.protocol.buffer_updated(size)
-        return None
+            return _LOST
 
     # Sending
 

@@ -60,6 +60,7 @@ class NBDServerProtocol(Protocol):
         self.log = Logger(namespace="flexmigrate.server")
         self.export: Export | None = None
         self.age = 0
+        self.poller = factory.poller
         self._handshake = handshake
         self._transmission: Transmission | None = None
         self._outlet: Any = None  # an IOutlet, once there is a transmission

@@ -17,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flexmigrate.net.acl import AccessList
+from flexmigrate.net.polling import Poller
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.transmission import Scratch
@@ -112,6 +113,7 @@ class NBDServerFactory(ServerFactory):
         tls: TLSMode = TLSMode.OFF,
         tls_context: Any = None,
         limits: Limits | None = None,
+        poller: Poller | None = None,
     ) -> None:
         self.reactor = reactor
         self.exports = exports
@@ -119,6 +121,7 @@ class NBDServerFactory(ServerFactory):
         self.session: Session = session or OpenSession()
         self.limits = limits or Limits()
         self.scratch = Scratch()
+        self.poller = poller
         self.clients: set[NBDServerProtocol] = set()
         self._style = style
         self._default_export = default_export
@@ -126,7 +129,7 @@ class NBDServerFactory(ServerFactory):
         self._tls_context = tls_context
         self._numbers = itertools.count(1)
         self._hosts: dict[NBDServerProtocol, str | None] = {}
-        self._all_gone: list[Deferred[None]] = []
+        self._going: list[tuple[Export | None, Deferred[None]]] = []
         self._killswitch = LoopingCall(self._tick)
         self._killswitch.clock = reactor
 
@@ -186,16 +189,25 @@ class NBDServerFactory(ServerFactory):
     def close_clients(self, reason: str, export: Export | None = None) -> Deferred[None]:
         """Close every connection; fire when all are gone. Who doesn't read what is left is cut off.
 
-        :param export: close only its clients, and fire at once.
+        :param export: close, and wait for, only its clients.
         """
-        for connection in list(self.clients):
-            if export is None or connection.export is export:
-                connection.end(reason)
-        if not self.clients or export is not None:
-            return succeed(None)
+        for connection in self._clients_of(export):
+            connection.end(reason)
         gone: Deferred[None] = Deferred()
-        self._all_gone.append(gone)
+        self._going.append((export, gone))
+        self._tell_who_is_gone()
         return gone
+
+    def _clients_of(self, export: Export | None) -> list[NBDServerProtocol]:
+        return [each for each in self.clients if export is None or each.export is export]
+
+    def _tell_who_is_gone(self) -> None:
+        going, self._going = self._going, []
+        for export, gone in going:
+            if self._clients_of(export):
+                self._going.append((export, gone))
+            else:
+                gone.callback(None)
 
     # What connections tell
 
@@ -215,9 +227,7 @@ class NBDServerFactory(ServerFactory):
         self.session.lost(connection)
         if not self.clients:
             self._stop_killswitch_if_unused()
-            waiters, self._all_gone = self._all_gone, []
-            for waiter in waiters:
-                waiter.callback(None)
+        self._tell_who_is_gone()
 
     def _tick(self) -> None:
         limit = self.limits.request_seconds

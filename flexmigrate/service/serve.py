@@ -17,6 +17,7 @@ from flexmigrate.control.server import listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
 from flexmigrate.net.acl import AccessList
+from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
@@ -71,6 +72,7 @@ class ServeService(Service):
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
             tls_context=context,
+            poller=Poller(config.poll_seconds),
             limits=Limits(
                 request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
                 clients=config.max_clients,
