@@ -9,7 +9,9 @@ or connected to, and Twisted is not imported.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
+import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -46,6 +48,7 @@ from flexmigrate.options import (
     LIMIT,
     LIMIT_WORD,
     LISTEN_ADDR,
+    LISTEN_EXPORT,
     LISTEN_PORT,
     MAX_CLIENTS,
     NO_LIST,
@@ -74,6 +77,8 @@ from flexmigrate.options import (
 )
 
 _Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
+
+_NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
 
 
 def _address(given: Given, addr: Option[str], port: Option[int]) -> Address:
@@ -150,22 +155,39 @@ def _exports(given: Given) -> tuple[ExportConfig, ...]:
 
 def _default_export(given: Given, exports: tuple[ExportConfig, ...]) -> str:
     name = given.optional(DEFAULT_EXPORT)
+    names = {export.name for export in exports}
     if name is None:
-        return exports[0].name
-    if name not in {export.name for export in exports}:
+        # A client that names none asks for the empty name: an export that has it is reached by it.
+        return "" if "" in names else exports[0].name
+    if name not in names:
         raise UsageError(f"--default-export {name}: there is no such export")
+    if name and "" in names:
+        raise UsageError(f"--default-export {name}: nobody could reach the export without a name")
     return name
 
 
-def _tls(given: Given, *, server: bool) -> TLSConfig:
+def _tls(given: Given, *, server: bool = False, uri: str | None = None) -> TLSConfig:
+    """What is said of TLS; a *uri* may say that it is required.
+
+    Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
+    """
     rule = given.optional(TLS) or "off"
+    because = f"--tls {rule}"
+    if uri is not None and uri.partition(":")[0].lower() in ("nbds", "nbds+unix"):
+        if rule != "require":
+            given.refuse(TLS, f"the URI {uri} requires it")
+        rule, because = "require", f"the URI {uri}"
     certificates = given.optional(TLS_CERTIFICATES)
-    if rule != "off" and certificates is None:
-        raise UsageError(f"--tls-certificates is required with --tls {rule}")
     verify = server and given.flag(TLS_VERIFY_PEER)
-    if verify and rule == "off":
-        raise UsageError("--tls-verify-peer has no meaning without --tls")
     hostname = None if server else given.optional(TLS_HOSTNAME)
+    if rule == "off":
+        given.refuse(TLS_CERTIFICATES, _NOT_ENCRYPTED)
+        if not server:
+            given.refuse(TLS_HOSTNAME, _NOT_ENCRYPTED)
+        if verify:
+            raise UsageError(f"--tls-verify-peer: {_NOT_ENCRYPTED}")
+    elif certificates is None:
+        raise UsageError(f"--tls-certificates is required with {because}")
     return TLSConfig(rule, certificates, verify, hostname)
 
 
@@ -196,10 +218,12 @@ def _listen(given: Given) -> ListenConfig:
     places = _places(given)
     oldstyle = given.flag(OLDSTYLE)
     if oldstyle:
+        given.refuse(LISTEN_EXPORT, "the handshake of --oldstyle has no export names")
         given.refuse(TLS, "the handshake of --oldstyle has no TLS")
     return ListenConfig(
         places=places,
         file=given.required(FILE),
+        export=given.optional(LISTEN_EXPORT) or "",
         sock=given.optional(OPEN_SOCK),
         acl=_acl(given),
         default_deny=given.flag(DEFAULT_DENY),
@@ -220,6 +244,13 @@ def _call_export(given: Given, *lines: str) -> CallConfig:
     return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
 
 
+def _for_elsewhere(tls: TLSConfig) -> TLSConfig:
+    """Name the folder so that a process with another working directory finds it."""
+    if tls.certificates is None:
+        return tls
+    return dataclasses.replace(tls, certificates=os.path.abspath(tls.certificates))
+
+
 def _mirror(given: Given) -> CallConfig:
     address = _address(given, REMOTE_ADDR, REMOTE_PORT)
     request = MirrorRequest(
@@ -229,7 +260,7 @@ def _mirror(given: Given) -> CallConfig:
         max_bps=given.optional(LIMIT) or 0,
         export=given.optional(EXPORT),
         remote_export=given.optional(REMOTE_EXPORT) or "",
-        tls=_tls(given, server=False),
+        tls=_for_elsewhere(_tls(given)),
     )
     return _call(given, *request.lines())
 
@@ -255,7 +286,7 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
         offset=given.required(FROM),
         size=given.required(SIZE),
         bind=_bind(given, server) if isinstance(server, Address) else None,
-        tls=_tls(given, server=False),
+        tls=_tls(given, uri=server if isinstance(server, str) else None),
         verbosity=given.verbosity,
     )
 
@@ -295,11 +326,11 @@ COMMANDS = {
     ),
     "listen": Command(
         "receive a migrated image; then exit, or serve it",
-        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--sock S] [--default-deny]"
-        " [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
+        " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
         f" {_TLS_SERVER} [ACL_ENTRY...]",
         (
-            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, OPEN_SOCK),
+            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
         ),

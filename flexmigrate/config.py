@@ -89,6 +89,7 @@ class ListenConfig:
 
     :ivar places: where the source connects to.
     :ivar file: path of the image that is to be received.
+    :ivar export: what the source, and later clients, can ask for; who names none gets it, too.
     :ivar rebind: where to serve after the migration; ``None`` to exit instead.
     :ivar coverage: what a sender must have written before it can give the image away: every byte
         ("full"), or something ("any").
@@ -96,6 +97,7 @@ class ListenConfig:
 
     places: tuple[Place, ...]
     file: str
+    export: str = ""
     sock: str | None = None
     acl: tuple[str, ...] = ()
     default_deny: bool = False

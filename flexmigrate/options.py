@@ -250,6 +250,14 @@ DEFAULT_EXPORT = Option(
 EXPORT = Option(
     "export", "", "NAME", "which of the server's exports (default: the only one)", _parse_export
 )
+LISTEN_EXPORT = Option(
+    "export",
+    "",
+    "NAME",
+    "name under which the image is received, and then served; who names none gets it, too"
+    ' (default: "")',
+    _parse_export,
+)
 STATUS_EXPORT = Option(
     "export", "", "NAME", "which of the server's exports (default: the default one)", _parse_export
 )

@@ -23,9 +23,10 @@ from flexmigrate.config import NO_TLS, TLSConfig, TLSRule
 from flexmigrate.errors import CommandError
 from flexmigrate.net.address import Address, BadAddress, parse_address, parse_host
 
-# Bounds on what one connection may make the server hold. The longest argument that means something
-# is the path of a socket (107 bytes); an access list may have many entries.
-MAX_LINE = 1024  # bytes, without the line's end
+# Bounds on what one connection may make the server hold. The longest lines that mean something are
+# settings: a name of an export, or a path, has at most 4096 bytes. An access list may have many
+# entries.
+MAX_LINE = 4096 + 64  # bytes, without the line's end
 MAX_LINES = 1024  # in one command
 # A limit is told to flexnbd as an unsigned number of 64 bits.
 MAX_BPS = 2**64 - 1
@@ -163,8 +164,11 @@ def _parse_tls(settings: Mapping[str, str]) -> TLSConfig:
     said = settings.get("tls", "off")
     if said not in rules:
         raise CommandError(f"tls={said}: it is off, on or require")
-    if said != "off" and "tls-certificates" not in settings:
+    if said != "off" and not settings.get("tls-certificates"):
         raise CommandError(f"tls={said} needs tls-certificates=DIR")
+    for name in ("tls-certificates", "tls-hostname"):
+        if said == "off" and name in settings:
+            raise CommandError(f"{name}: without tls=on or tls=require, nothing is encrypted")
     return TLSConfig(
         rules[said], settings.get("tls-certificates"), hostname=settings.get("tls-hostname")
     )

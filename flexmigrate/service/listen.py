@@ -98,7 +98,7 @@ class ListenService(Service):
         self._lock = OwnedLock()
         self._pool = pool or new_pool()
         self._tls_context = tls_context(config.tls)
-        self._host = ImageHost(reactor, self._pool, config.file)
+        self._host = ImageHost(reactor, self._pool, config.file, name=config.export)
         handover = DestinationHandover(
             self._host.image, self._host.background, full_coverage=config.coverage == "full"
         )
@@ -124,6 +124,7 @@ class ListenService(Service):
             self._acl,
             session=session,
             style=handshake_style(self._config.oldstyle),
+            default_export=self._config.export,
             tls=TLSMode(self._config.tls.rule),
             tls_context=self._tls_context,
             limits=limits,
@@ -236,7 +237,7 @@ class ListenService(Service):
 
     def status(self, export: str | None) -> Status:
         """Return what is told about this server now."""
-        size, now = self._host.export.size, self._reactor.seconds()
+        now = self._reactor.seconds()
         if self._serving is not None:
             return with_rebind(
                 serving_status(self._serving, self._mine(export), now), self._serving, now
@@ -247,7 +248,7 @@ class ListenService(Service):
             phase = "waiting"
         elif self._core.handover.owned:
             phase = "complete"
-        return listening_status(self._core, size, len(self._factory.clients), phase)
+        return listening_status(self._core, self._host.export, len(self._factory.clients), phase)
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list; connected clients that it doesn't allow are closed."""
@@ -276,5 +277,5 @@ class ListenService(Service):
         return self._serving.find(export)
 
     def _check_name(self, export: str | None) -> None:
-        if export:
-            raise CommandError(f"there is no export {export!r}; there is ''")
+        if export is not None and export != self._config.export:
+            raise CommandError(f"there is no export {export!r}; there is {self._config.export!r}")

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from flexmigrate.migration.destination import DestinationCore
 from flexmigrate.migration.source import Core
+from flexmigrate.server.export import Export
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
@@ -53,16 +54,17 @@ def _with_migration(status: Status, core: Core, now: float) -> Status:
 
 
 def listening_status(
-    core: DestinationCore, size: int, num_clients: int, phase: ListeningPhase
+    core: DestinationCore, export: Export, num_clients: int, phase: ListeningPhase
 ) -> Status:
     """Return the status of a server that waits for, or receives, a migration."""
     return Status(
         pid=os.getpid(),
-        size=size,
+        size=export.size,
         has_control=core.handover.owned,
         clients_allowed=core.busy is None,
         num_clients=num_clients,
         is_mirroring=False,
+        export=export.name or None,
         listening_phase=phase,
         covered_bytes=core.coverage.covered,
     )

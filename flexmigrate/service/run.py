@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import select
 import sys
@@ -14,7 +15,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.client import NBDClientProtocol, connect, connect_uri, parse_uri
 from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, TransferConfig, WriteConfig
-from flexmigrate.errors import FlexmigrateError
+from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import build
 from flexmigrate.service.lifetime import Lifetime
@@ -92,9 +93,9 @@ def _run_transfer(config: TransferConfig, transfer: Any) -> int:
         the_reactor.stop()
 
     def failed(failure: Failure) -> None:
-        failure.trap(FlexmigrateError, OSError)
+        error = failure.trap(FlexmigrateError, OSError)
         sys.stderr.write(f"flexmigrate: {failure.getErrorMessage()}\n")
-        ended(1)
+        ended(2 if issubclass(error, UsageError) else 1)
 
     def met_a_bug(failure: Failure) -> None:
         failure.printTraceback(sys.stderr)
@@ -124,6 +125,8 @@ async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None
 def _connect(reactor: Any, config: TransferConfig) -> Deferred[NBDClientProtocol]:
     if isinstance(config.server, str):
         uri = parse_uri(config.server)
+        if config.tls.rule == "require":
+            uri = dataclasses.replace(uri, tls=True)  # a server without TLS is not good enough
         return connect_uri(reactor, uri, tls=client_tls(config.tls, uri.tls_hostname or uri.host))
     endpoint = client_endpoint(reactor, config.server, bind=config.bind)
     tls = client_tls(config.tls, config.server.host)

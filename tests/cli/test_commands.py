@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from pathlib import Path
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,11 +14,13 @@ from flexmigrate.config import (
     Config,
     ExportConfig,
     ListenConfig,
+    Place,
     ReadConfig,
     ServeConfig,
+    TLSConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import MAX_BPS, MirrorRequest, parse_mirror
+from flexmigrate.control.grammar import MAX_BPS, MirrorRequest, encode_command, parse_mirror
 from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
 from flexmigrate.options import Flag, parse_bytes
@@ -105,11 +108,176 @@ class ServeTests(CommandLineTestCase):
         self.assertEqual(said(f"serve {SERVE} --oldstyle"), ServeConfig(HERE, DISK, oldstyle=True))
         self.assert_wrong(f"serve {SERVE} --oldstyle --export x", "--export x", "--oldstyle")
 
+        self.assert_wrong(f"serve {SERVE} --oldstyle --export x=y", "--export x=y", "--oldstyle")
+
+    def test_how_many_clients(self) -> None:
+        self.assertEqual(
+            said(f"serve {SERVE} --max-clients 2"), ServeConfig(HERE, DISK, max_clients=2)
+        )
+        for wrong in ("0", "100001", "-1", "many"):
+            self.assert_wrong(f"serve {SERVE} --max-clients={wrong}", "--max-clients", wrong)
+
     def test_an_abbreviation_is_not_guessed(self) -> None:
         self.assert_wrong(f"serve {SERVE} --kill", "--kill")
 
     def test_an_option_without_its_value(self) -> None:
         self.assert_wrong("serve -l ::1 -f disk --port", "--port", "expected one argument")
+
+
+class ExportsTests(CommandLineTestCase):
+    def serve(self, words: str) -> ServeConfig:
+        config = said(f"serve --addr 10.0.0.1 --port 10809 {words}")
+        assert isinstance(config, ServeConfig)
+        return config
+
+    def exports(self, words: str) -> list[tuple[str, str]]:
+        return [(each.name, each.file) for each in self.serve(words).exports]
+
+    def test_one_file_has_no_name_or_the_one_that_is_given(self) -> None:
+        self.assertEqual(self.exports("--file disk"), [("", "disk")])
+        self.assertEqual(self.exports("--file disk --export a"), [("a", "disk")])
+
+    def test_each_name_has_its_file(self) -> None:
+        self.assertEqual(self.exports("--export a=1 --export b=2"), [("a", "1"), ("b", "2")])
+
+    def test_the_file_of_its_own_option_comes_first(self) -> None:
+        self.assertEqual(self.exports("--export b=2 --file 1"), [("", "1"), ("b", "2")])
+        self.assertEqual(self.exports("--export b=2 --export a -f 1"), [("a", "1"), ("b", "2")])
+
+    def test_a_path_may_have_an_equals_sign_and_a_name_may_not(self) -> None:
+        self.assertEqual(self.exports("--export a=/dev/x=y"), [("a", "/dev/x=y")])
+
+    def test_an_empty_name_is_one_too(self) -> None:
+        self.assertEqual(self.exports("--export =1 --export b=2"), [("", "1"), ("b", "2")])
+
+    def test_the_first_is_the_default(self) -> None:
+        self.assertEqual(self.serve("--export a=1 --export b=2").default_export, "a")
+        self.assertEqual(self.serve("--file 1 --export b=2").default_export, "")
+        self.assertEqual(self.serve("--file 1 --export a").default_export, "a")
+
+    def test_an_export_without_a_name_is_the_default_wherever_it_stands(self) -> None:
+        self.assertEqual(self.serve("--export a=1 --export =2").default_export, "")
+
+    def test_another_default(self) -> None:
+        config = self.serve("--export a=1 --export b=2 --default-export b")
+        self.assertEqual(config.default_export, "b")
+
+    def test_a_default_that_would_hide_an_export(self) -> None:
+        wrong = f"serve {SERVE} --export b=2 --default-export b"
+        self.assert_wrong(wrong, "--default-export b", "without a name")
+
+    def test_a_default_that_there_is_not(self) -> None:
+        self.assert_wrong(f"serve {SERVE} --default-export b", "--default-export b", "no such")
+
+    def test_a_name_twice(self) -> None:
+        place = "serve -l ::1 -p 1"
+        self.assert_wrong(f"{place} --export a=1 --export a=2", "--export a", "twice")
+        self.assert_wrong(f"{place} -f 1 --export =2", "--export", "twice")
+
+    def test_a_name_without_a_file(self) -> None:
+        place = "serve -l ::1 -p 1"
+        self.assert_wrong(f"{place} --export a", "--file is required")
+        self.assert_wrong(f"{place} --export a=", "--export a=", "file is missing")
+        self.assert_wrong(f"{place} -f 1 --export a --export b", "--export b", "which file?")
+
+    def test_a_name_too_long(self) -> None:
+        self.assert_wrong(f"serve -l ::1 -p 1 --export {'x' * 4097}=1", "--export", "4096 bytes")
+
+    def test_names_are_told_unless_that_is_switched_off(self) -> None:
+        self.assertTrue(self.serve("--file disk").listable)
+        self.assertFalse(self.serve("--file disk --no-list").listable)
+
+
+class EndpointTests(CommandLineTestCase):
+    def places(self, words: str, command: str = "serve") -> tuple[Place, ...]:
+        config = said(f"{command} --file disk {words}")
+        assert isinstance(config, (ServeConfig, ListenConfig))
+        return config.places
+
+    def test_instead_of_an_address(self) -> None:
+        self.assertEqual(self.places("--endpoint tcp:10809"), ("tcp:10809",))
+
+    def test_beside_an_address_which_comes_first(self) -> None:
+        words = "--endpoint unix:/run/nbd --endpoint tcp6:10809 --addr 10.0.0.1 --port 10809"
+        for command in ("serve", "listen"):
+            self.assertEqual(
+                self.places(words, command), (*HERE, "unix:/run/nbd", "tcp6:10809"), command
+            )
+
+    def test_a_description_is_kept_as_it_was_written(self) -> None:
+        described = r"tcp:10809:interface=\:\:1:backlog=5"
+        self.assertEqual(self.places(f"--endpoint {described}"), (described,))
+
+    def test_what_is_no_description(self) -> None:
+        for wrong in ("10809", ":10809", "/run/nbd", "[::1]:1"):
+            self.assert_wrong(f"serve -f disk --endpoint {wrong}", "--endpoint", wrong)
+
+    def test_a_port_that_would_not_be_opened(self) -> None:
+        self.assert_wrong("serve -f disk --endpoint tcp:1 -p 2", "--port 2", "--addr")
+
+    def test_somewhere_to_listen_is_required(self) -> None:
+        self.assert_wrong("serve -f disk", "--addr is required")
+        self.assert_wrong("listen -f disk", "--addr is required")
+
+    def test_a_rebind_address_is_not_read_from_a_description(self) -> None:
+        listen = "listen -f disk --endpoint tcp:1"
+        self.assert_wrong(f"{listen} --rebind-port 2", "--rebind-addr is required", "--endpoint")
+        self.assert_wrong(f"{listen} --rebind-addr ::1", "--rebind-port is required")
+        config = said(f"{listen} --rebind-addr ::1 --rebind-port 2")
+        assert isinstance(config, ListenConfig)
+        self.assertEqual(config.rebind, Address.tcp("::1", 2))
+
+
+class TLSTests(CommandLineTestCase):
+    def tls(self, line: str) -> TLSConfig:
+        config = said(line)
+        assert not isinstance(config, CallConfig)
+        return config.tls
+
+    def test_without_a_word_there_is_none(self) -> None:
+        for line in (f"serve {SERVE}", f"listen {SERVE}", f"read {THERE} -F 0 -S 1"):
+            self.assertEqual(self.tls(line), TLSConfig(), line)
+            self.assertEqual(self.tls(f"{line} --tls off"), TLSConfig(), line)
+
+    def test_a_server(self) -> None:
+        for name in ("serve", "listen"):
+            for rule in ("on", "require"):
+                line = f"{name} {SERVE} --tls {rule} --tls-certificates d"
+                self.assertEqual(self.tls(line), TLSConfig(rule, "d"))  # type: ignore[arg-type]
+                verified = self.tls(f"{line} --tls-verify-peer")
+                self.assertEqual((verified.certificates, verified.verify_peer), ("d", True))
+
+    def test_a_client(self) -> None:
+        for name in ("read", "write"):
+            line = f"{name} {THERE} -F 0 -S 1 --tls require --tls-certificates d"
+            self.assertEqual(self.tls(line), TLSConfig("require", "d"))
+            named = self.tls(f"{line} --tls-hostname disks.example")
+            self.assertEqual(named, TLSConfig("require", "d", hostname="disks.example"))
+
+    def test_certificates_are_required(self) -> None:
+        for line in (f"serve {SERVE}", f"mirror {THERE} -s /s", f"read {THERE} -F 0 -S 1"):
+            self.assert_wrong(f"{line} --tls on", "--tls-certificates is required", "--tls on")
+
+    def test_who_speaks_of_certificates_is_not_left_without_encryption(self) -> None:
+        for name in (f"serve {SERVE}", f"mirror {THERE} -s /s", "read nbd://h/ -F 0 -S 1"):
+            for off in ("", "--tls off"):
+                line = f"{name} --tls-certificates d {off}"
+                self.assert_wrong(line, "--tls-certificates d", "nothing is encrypted")
+        self.assert_wrong(f"listen {SERVE} --tls-verify-peer", "--tls-verify-peer", "encrypted")
+        self.assert_wrong(f"mirror {THERE} -s /s --tls-hostname h", "--tls-hostname h", "encrypted")
+
+    def test_each_side_has_its_own_options(self) -> None:
+        on = "--tls on --tls-certificates d"
+        self.assert_wrong(f"serve {SERVE} {on} --tls-hostname h", "--tls-hostname")
+        self.assert_wrong(f"mirror {THERE} -s /s {on} --tls-verify-peer", "--tls-verify-peer")
+
+    def test_a_rule_that_there_is_not(self) -> None:
+        self.assert_wrong(f"serve {SERVE} --tls yes --tls-certificates d", "--tls", "'yes'")
+
+    def test_the_oldstyle_handshake_has_no_tls(self) -> None:
+        for name in ("serve", "listen"):
+            line = f"{name} {SERVE} --oldstyle --tls on --tls-certificates d"
+            self.assert_wrong(line, "--tls on", "--oldstyle")
 
 
 class ListenTests(CommandLineTestCase):
@@ -124,21 +292,25 @@ class ListenTests(CommandLineTestCase):
     def test_everything(self) -> None:
         self.assertEqual(
             self.listen(
-                f"{SERVE} -s /run/s -d --oldstyle --rebind-addr 10.0.0.9 --rebind-port 10810"
+                f"{SERVE} -s /run/s -d --export vm7 --rebind-addr 10.0.0.9 --rebind-port 10810"
                 " --coverage any -v 10.0.0.2"
             ),
             ListenConfig(
                 places=HERE,
                 file="disk",
+                export="vm7",
                 sock="/run/s",
                 acl=("10.0.0.2",),
                 default_deny=True,
-                oldstyle=True,
                 rebind=Address.tcp("10.0.0.9", 10810),
                 coverage="any",
                 verbosity=1,
             ),
         )
+
+    def test_the_oldstyle_handshake_has_no_export_names(self) -> None:
+        self.assertTrue(self.listen(f"{SERVE} --oldstyle").oldstyle)
+        self.assert_wrong(f"listen {SERVE} --oldstyle --export x", "--export x", "--oldstyle")
 
     def test_what_is_left_out_of_the_rebind_address_is_as_in_the_other(self) -> None:
         for words, rebind in (
@@ -194,6 +366,34 @@ class MirrorTests(CommandLineTestCase):
         self.assert_wrong("mirror -l /run/d -s /s -b ::1", "--bind ::1", "UNIX socket")
         self.assert_wrong(f"mirror {THERE} -s /s -b eth0", "--bind", "'eth0'")
 
+    def test_which_export_and_its_name_at_the_destination(self) -> None:
+        request = self.request(f"{THERE} --export vm7 --remote-export disk=7")
+        self.assertEqual((request.export, request.remote_export), ("vm7", "disk=7"))
+        request = self.request(THERE)
+        self.assertEqual((request.export, request.remote_export), (None, ""))
+
+    def test_the_default_export_can_be_named(self) -> None:
+        config = said(f"mirror {THERE} -s /s --export=")
+        assert isinstance(config, CallConfig)
+        self.assertEqual(config.lines[-1], "export=")
+
+    def test_the_longest_name_can_be_said(self) -> None:
+        name = "x" * 4096
+        config = said(f"mirror {THERE} -s /s --export {name} --remote-export {name}")
+        assert isinstance(config, CallConfig)
+        self.assertTrue(encode_command(list(config.lines)))
+
+    def test_tls(self) -> None:
+        request = self.request(
+            f"{THERE} -m 5 --tls require --tls-certificates /etc/a=b --tls-hostname disks.example"
+        )
+        self.assertEqual(request.tls, TLSConfig("require", "/etc/a=b", hostname="disks.example"))
+        self.assertEqual(request.max_bps, 5)
+
+    def test_a_folder_is_found_from_the_servers_working_directory(self) -> None:
+        request = self.request(f"{THERE} --tls on --tls-certificates pki")
+        self.assertEqual(request.tls.certificates, str(Path.cwd() / "pki"))
+
     def test_a_port_to_connect_to_is_not_zero(self) -> None:
         self.assert_wrong("mirror -l 10.0.0.2 -p 0 -s /s", "--port", "'0'")
 
@@ -211,6 +411,10 @@ class CallTests(CommandLineTestCase):
             ("acl -s /s 10.0.0.1 ::/0", ("acl", "10.0.0.1", "::/0")),
             ("mirror-max-bps 2K -s /s", ("mirror_max_bps", "2048")),
             ("mirror-max-bps -s /s 0", ("mirror_max_bps", "0")),
+            ("status -s /s --export vm7", ("status", "export=vm7")),
+            ("status -s /s --export=", ("status", "export=")),
+            ("break -s /s --export a=b", ("break", "export=a=b")),
+            ("mirror-max-bps 1 -s /s --export vm7", ("mirror_max_bps", "1", "export=vm7")),
         ):
             self.assertEqual(said(line), CallConfig("/s", lines), line)
 
@@ -225,6 +429,9 @@ class CallTests(CommandLineTestCase):
         self.assert_wrong("mirror-max-bps -s /s", "N")
         self.assert_wrong("mirror-max-bps -s /s 1Q", "N:", "'1Q'")
         self.assert_wrong("mirror-max-bps -s /s 1 2", "2")
+
+    def test_the_access_list_is_all_the_servers(self) -> None:
+        self.assert_wrong("acl -s /s --export vm7", "--export")
 
     def test_words_where_there_are_none(self) -> None:
         self.assert_wrong("status -s /s now", "now")
@@ -242,6 +449,34 @@ class TransferTests(CommandLineTestCase):
             said("write -l ::1 -p 1 -F 0 -S 512 -b ::2 -v"),
             WriteConfig(Address.tcp("::1", 1), 0, 512, bind="::2", verbosity=1),
         )
+
+    def test_a_uri_says_where(self) -> None:
+        uri = "nbd+unix:///vm7?socket=/run/nbd"
+        self.assertEqual(said(f"read {uri} -F 0 -S 1"), ReadConfig(uri, 0, 1))
+        self.assertEqual(said(f"write -F 0 -S 1 {uri}"), WriteConfig(uri, 0, 1))
+
+    def test_a_uri_and_an_address(self) -> None:
+        for option in ("-l 10.0.0.1", "-p 1", "-b 10.0.0.1"):
+            self.assert_wrong(f"read nbd://h/x -F 0 -S 1 {option}", option.split()[1], "nbd://h/x")
+
+    def test_one_uri_at_most(self) -> None:
+        self.assert_wrong("read nbd://h/x nbd://h/y -F 0 -S 1", "nbd://h/y")
+
+    def test_neither_a_uri_nor_an_address(self) -> None:
+        self.assert_wrong("read -F 0 -S 1", "--addr is required")
+
+    def test_a_uri_may_require_tls(self) -> None:
+        for uri in ("nbds://h/x", "NBDS://h/x", "nbds+unix:///x?socket=/s"):
+            config = said(f"read {uri} -F 0 -S 1 --tls-certificates d")
+            self.assertEqual(config, ReadConfig(uri, 0, 1, tls=TLSConfig("require", "d")))
+            self.assert_wrong(f"read {uri} -F 0 -S 1", "--tls-certificates is required", uri)
+            for rule in ("off", "on"):
+                line = f"read {uri} -F 0 -S 1 --tls {rule} --tls-certificates d"
+                self.assert_wrong(line, f"--tls {rule}", "requires")
+
+    def test_a_uri_that_may_do_without_tls(self) -> None:
+        config = said("read nbd://h/x -F 0 -S 1 --tls on --tls-certificates d")
+        self.assertEqual(config, ReadConfig("nbd://h/x", 0, 1, tls=TLSConfig("on", "d")))
 
     def test_reading_is_not_writing(self) -> None:
         read, write = (said(f"{name} {THERE} -F 0 -S 1") for name in ("read", "write"))

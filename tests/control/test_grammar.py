@@ -1,9 +1,13 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
+
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import (
     MAX_BPS,
     MAX_LINE,
@@ -14,6 +18,7 @@ from flexmigrate.control.grammar import (
     encode_answer,
     encode_command,
     parse_answer,
+    parse_export,
     parse_max_bps,
     parse_mirror,
 )
@@ -166,6 +171,76 @@ class MirrorTests(SynchronousTestCase):
             with self.assertRaisesRegex(CommandError, "mirror takes ADDR PORT"):
                 parse_mirror(arguments)
 
+    def test_settings_behind_any_number_of_arguments(self) -> None:
+        arguments = ["10.0.0.2", "10809", "unlink", "10.0.0.1", "5"]
+        for count in range(2, 6):
+            request = parse_mirror([*arguments[:count], "export=a"])
+            plain = parse_mirror(arguments[:count])
+            self.assertEqual(request, dataclasses.replace(plain, export="a"), count)
+
+    def test_settings_come_in_any_order(self) -> None:
+        settings = [
+            "export=a",
+            "remote-export=b",
+            "tls=on",
+            "tls-certificates=/c",
+            "tls-hostname=d",
+        ]
+        expected = MirrorRequest(
+            DESTINATION,
+            export="a",
+            remote_export="b",
+            tls=TLSConfig("on", "/c", hostname="d"),
+        )
+        for order in itertools.permutations(settings):
+            self.assertEqual(parse_mirror(["10.0.0.2", "10809", *order]), expected, order)
+
+    def test_a_value_is_all_behind_the_first_equals_sign(self) -> None:
+        lines = ["/run/a=b", "0", "export=c=d", "tls=require", "tls-certificates=/e=f/g=h"]
+        self.assertEqual(
+            parse_mirror(lines),
+            MirrorRequest(
+                Address.unix("/run/a=b"), export="c=d", tls=TLSConfig("require", "/e=f/g=h")
+            ),
+        )
+
+    def test_an_empty_name_is_not_no_name(self) -> None:
+        arguments = ["10.0.0.2", "10809"]
+        self.assertEqual(parse_mirror([*arguments, "export="]).export, "")
+        self.assertIsNone(parse_mirror(arguments).export)
+
+    def test_a_setting_that_there_is_not_or_that_is_said_twice(self) -> None:
+        for wrong in (["fly=1"], ["export=a", "export=a"], ["tls=on", "fly=1"], ["exports=a"]):
+            with self.assertRaises(CommandError) as caught:
+                parse_mirror(["10.0.0.2", "10809", *wrong])
+            self.assertIn(repr(wrong[-1]), str(caught.exception))
+
+    def test_an_argument_behind_a_setting(self) -> None:
+        with self.assertRaisesRegex(CommandError, "'unlink' can't be said here"):
+            parse_mirror(["10.0.0.2", "10809", "export=a", "unlink"])
+
+    def test_a_setting_alone_is_no_command(self) -> None:
+        with self.assertRaisesRegex(CommandError, "mirror takes ADDR PORT"):
+            parse_mirror(["export=a"])
+
+    def test_what_is_wrong_about_tls(self) -> None:
+        for settings, text in (
+            (["tls=yes", "tls-certificates=/c"], "tls=yes"),
+            (["tls=on"], "tls=on needs tls-certificates"),
+            (["tls=require", "tls-certificates="], "tls=require needs tls-certificates"),
+            (["tls-certificates=/c"], "tls-certificates: .* nothing is encrypted"),
+            (["tls=off", "tls-certificates=/c"], "nothing is encrypted"),
+            (["tls-hostname=h"], "tls-hostname: .* nothing is encrypted"),
+        ):
+            with self.assertRaisesRegex(CommandError, text):
+                parse_mirror(["10.0.0.2", "10809", *settings])
+
+    def test_what_flexnbd_does_not_know_is_only_sent_where_it_is_wanted(self) -> None:
+        request = MirrorRequest(DESTINATION, max_bps=7, export="a", tls=TLSConfig("on", "/c"))
+        self.assertEqual(
+            request.lines()[4:], ["0.0.0.0", "7", "export=a", "tls=on", "tls-certificates=/c"]
+        )
+
     @given(
         st.builds(
             MirrorRequest,
@@ -176,12 +251,39 @@ class MirrorTests(SynchronousTestCase):
             st.sampled_from(Action),
             st.none() | st.sampled_from(["10.0.0.1", "2001:db8::1"]),
             st.integers(0, MAX_BPS),
+            st.none() | st.text(),
+            st.text(),
+            st.just(TLSConfig())
+            | st.builds(
+                TLSConfig,
+                st.sampled_from(["on", "require"]),
+                st.text(min_size=1),
+                st.just(False),
+                st.none() | st.text(),
+            ),
         )
     )
     def test_what_is_asked_for_is_understood(self, request: MirrorRequest) -> None:
         name, *arguments = request.lines()
         self.assertEqual(name, "mirror")
         self.assertEqual(parse_mirror(arguments), request)
+
+
+class ExportTests(SynchronousTestCase):
+    """Commands about one export: ``status``, ``break``, ``mirror_max_bps``."""
+
+    def test_none_is_said(self) -> None:
+        self.assertEqual(parse_export([]), ([], None))
+        self.assertEqual(parse_export(["5"]), (["5"], None))
+
+    def test_one_is_said(self) -> None:
+        self.assertEqual(parse_export(["export=a=b"]), ([], "a=b"))
+        self.assertEqual(parse_export(["5", "export="]), (["5"], ""))
+
+    def test_what_else_is_refused(self) -> None:
+        for wrong in (["tls=on"], ["export=a", "export=b"], ["export=a", "5"]):
+            with self.assertRaisesRegex(CommandError, "can't be said here"):
+                parse_export(wrong)
 
 
 class MaxBpsTests(SynchronousTestCase):

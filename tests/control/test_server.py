@@ -8,6 +8,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import MAX_LINE, Action, MirrorRequest
 from flexmigrate.control.server import MAX_WAITING, ControlFactory, ControlProtocol
 from flexmigrate.errors import CommandError
@@ -126,6 +127,40 @@ class ControlTests(SynchronousTestCase):
         self.say(b"break\n\n")
         self.assertEqual(self.operator.calls, [("break", None)])
         self.assert_answered(b"0: mirror stopped\n")
+
+    def test_which_export_a_command_is_about(self) -> None:
+        for command, call in (
+            (b"status\nexport=vm7\n\n", ("status", "vm7")),
+            (b"break\nexport=\n\n", ("break", "")),
+            (b"mirror_max_bps\n5\nexport=a=b\n\n", ("max_bps", 5, "a=b")),
+        ):
+            self.setUp()
+            self.say(command)
+            self.assertEqual(self.operator.calls, [call])
+            self.assertTrue(self.transport.value().startswith(b"0: "))
+
+    def test_mirror_with_settings(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\nexport=vm7\ntls=on\ntls-certificates=/pki\n\n")
+        request = MirrorRequest(
+            Address.tcp("10.0.0.2", 10809), export="vm7", tls=TLSConfig("on", "/pki")
+        )
+        self.assertEqual(self.operator.calls, [("mirror", request)])
+
+    def test_a_setting_that_cannot_be_said_is_not_ignored(self) -> None:
+        for command in (
+            b"status\ntls=on\n\n",
+            b"break\nexport=a\nexport=b\n\n",
+            b"mirror\n10.0.0.2\n10809\nexports=a\n\n",
+        ):
+            self.setUp()
+            self.say(command)
+            self.assertIn(b"can't be said here", self.transport.value())
+            self.assertEqual(self.operator.calls, [])
+
+    def test_an_access_list_has_no_settings(self) -> None:
+        self.say(b"acl\nexport=a\n\n")
+        self.assertIn(b"1: bad spec: 'export=a'", self.transport.value())
+        self.assertEqual(self.operator.calls, [])
 
     def test_an_unknown_command(self) -> None:
         self.say(b"fly\n\n")
