@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
@@ -94,7 +94,7 @@ class RebindCore:
             else:
                 rebind._hopeless(failure)
 
-        return self.listen().addCallbacks(lambda _: rebind._bound(), failed)
+        return maybeDeferred(self.listen).addCallbacks(lambda _: rebind._bound(), failed)
 
 
 def _attempt(rebind: Rebind, core: RebindCore) -> Deferred[Any]:

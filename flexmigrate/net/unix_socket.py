@@ -30,7 +30,15 @@ BACKLOG = 50
 
 
 class SocketPathError(FlexmigrateError):
-    """A UNIX socket can't be opened; the text names its path and the cause."""
+    """A UNIX socket can't be opened; the text names its path and the cause.
+
+    :ivar errno: the error number, where there is one, as an OSError has it: a server that retries
+        to listen goes by it.
+    """
+
+    def __init__(self, text: str, number: int | None = None) -> None:
+        super().__init__(text)
+        self.errno = number
 
 
 def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
@@ -47,9 +55,10 @@ def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
         port = _PrivatePort(os.fsencode(path), factory, BACKLOG, SOCKET_MODE, reactor)
         port.startListening()
     except CannotListenError as failed:
-        raise SocketPathError(f"{path}: {failed.socketError.strerror}") from failed
+        error = failed.socketError
+        raise SocketPathError(f"{path}: {error.strerror}", error.errno) from failed
     except OSError as failed:
-        raise SocketPathError(f"{path}: {failed.strerror}") from failed
+        raise SocketPathError(f"{path}: {failed.strerror}", failed.errno) from failed
     return port
 
 
@@ -66,7 +75,7 @@ def remove_stale_socket(path: str) -> None:
         probe.setblocking(False)
         outcome = probe.connect_ex(path)
     if outcome != errno.ECONNREFUSED:
-        raise SocketPathError(f"{path} is in use by another server")
+        raise SocketPathError(f"{path} is in use by another server", errno.EADDRINUSE)
     os.unlink(path)
 
 

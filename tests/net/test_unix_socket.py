@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import socket
@@ -33,10 +34,11 @@ class ListenPrivateTests(TestCase):
         with socket.socket(socket.AF_UNIX) as dead:
             dead.bind(os.fspath(self.path))
 
-    def assert_refused(self, reason: str) -> None:
+    def assert_refused(self, reason: str, number: int | None = None) -> None:
         with self.assertRaises(SocketPathError) as caught:
             listen_private(reactor, str(self.path), Factory())
         self.assertEqual(str(caught.exception), f"{self.path}{reason}")
+        self.assertEqual(caught.exception.errno, number)
 
     def test_the_file_is_for_its_owner_alone_whatever_the_umask(self) -> None:
         old = os.umask(0)
@@ -54,7 +56,7 @@ class ListenPrivateTests(TestCase):
 
     def test_a_living_server_is_left_alone(self) -> None:
         self.listen()
-        self.assert_refused(" is in use by another server")
+        self.assert_refused(" is in use by another server", errno.EADDRINUSE)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(os.fspath(self.path))
 
@@ -63,7 +65,7 @@ class ListenPrivateTests(TestCase):
             busy.bind(os.fspath(self.path))
             busy.listen(0)
             client.connect(os.fspath(self.path))
-            self.assert_refused(" is in use by another server")
+            self.assert_refused(" is in use by another server", errno.EADDRINUSE)
 
     def test_a_file_that_is_no_socket_is_left_alone(self) -> None:
         self.path.write_text("precious")
@@ -76,7 +78,7 @@ class ListenPrivateTests(TestCase):
 
     def test_a_folder_that_does_not_exist(self) -> None:
         self.path = self.folder / "missing" / "sock"
-        self.assert_refused(": No such file or directory")
+        self.assert_refused(": No such file or directory", errno.ENOENT)
 
     @inlineCallbacks
     def test_the_file_goes_away_with_the_port(self):
