@@ -44,7 +44,7 @@ class Destination(Protocol):
         """A sender was let in."""
 
     def sender_lost(self, sender: Sender) -> None:
-        """A connection is gone, in whatever way."""
+        """The sender's connection is gone, in whatever way; see ``DestinationCore.is_from``."""
 
     def cancel(self) -> None:
         """The process is told to end."""
@@ -71,8 +71,8 @@ class Destination(Protocol):
 class DestinationCore:
     """What all states share.
 
-    :ivar complete: fires once the image is ours, with what is to be called when its new owner is
-        ready for the sender to be told: the close of the connection is the confirmation.
+    :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
+        ready: the close of the connection is what tells the sender.
     """
 
     def __init__(self, reactor: Any, export: Export, handover: DestinationHandover) -> None:
@@ -93,11 +93,15 @@ class DestinationCore:
             return None
         if self.phase in ("receiving", "settling"):
             return "a sender is connected already"
-        return (
-            "the last sender's requests aren't over yet"
-            if self.phase == "draining"
-            else ("the migration is over")
-        )
+        if self.phase == "draining":
+            return "the last sender's requests aren't over yet"
+        return "the migration is over"
+
+    def is_from(self, sender: Sender) -> bool:
+        """Whether what *sender* does counts: one that was lost, or refused at its DISC, may be
+        heard of again when another has its place.
+        """
+        return self.sender is sender
 
     def forget(self) -> None:
         """What was received counts for nothing."""
@@ -126,13 +130,7 @@ def _drain(destination: Destination, core: DestinationCore, sender: Sender) -> D
     """What a lost sender's requests still do to the image must be over before another may send."""
     core.phase = "draining"
     core.sender = None
-    return core.export.idle().addCallback(lambda _: _be_ready(destination, core))
-
-
-def _be_ready(destination: Destination, core: DestinationCore) -> None:
-    if core.phase == "draining":
-        core.forget()
-    destination._drained()
+    return core.export.idle().addCallback(lambda _: destination._drained())
 
 
 def _decide(
@@ -161,23 +159,18 @@ complete = builder.state("complete")
 cancelled = builder.state("cancelled")
 
 waiting.upon(Destination.sender_connected).to(receiving).returns(None)
-waiting.upon(Destination.cancel).to(cancelled).returns(None)
 # The connection of a sender that said DISC may end before its image is decided about: DISC is
 # what counts.
 settling.upon(Destination.sender_lost, nodata=True).loop().returns(None)
 complete.upon(Destination.sender_lost).loop().returns(None)
 complete.upon(Destination.cancel).loop().returns(None)
-# Connections are closed, and decisions end, after the process was told to end.
+# Connections are closed, and requests end, after the process was told to end.
 waiting.upon(Destination.sender_lost).loop().returns(None)
-for late in (Destination._ours, Destination._not_ours, Destination.cancel):
-    cancelled.upon(late).loop().returns(None)
+cancelled.upon(Destination.cancel).loop().returns(None)
 cancelled.upon(Destination.sender_lost).loop().returns(None)
-cancelled.upon(Destination._failed).loop().returns(None)
 cancelled.upon(Destination._drained).loop().returns(None)
 # Whoever cancels holds the migration lock, and so does the decision until it is made.
 settling.upon(Destination.cancel, nodata=True).loop().returns(None)
-draining.upon(Destination._drained, nodata=True).to(waiting).returns(None)
-draining.upon(Destination.cancel, nodata=True).to(cancelled).returns(None)
 draining.upon(Destination.sender_lost, nodata=True).loop().returns(None)
 
 
@@ -218,13 +211,32 @@ def _too_late(
     answer.callback(False)
 
 
+@draining.upon(Destination._drained).to(waiting)
+def _be_ready(destination: Destination, core: DestinationCore, drained: Deferred[None]) -> None:
+    core.forget()
+
+
+@waiting.upon(Destination.cancel).to(cancelled)
+def _cancel_waiting(destination: Destination, core: DestinationCore) -> None:
+    core.phase = "cancelled"
+
+
+@draining.upon(Destination.cancel).to(cancelled)
+def _cancel_draining(
+    destination: Destination, core: DestinationCore, drained: Deferred[None]
+) -> None:
+    core.phase = "cancelled"
+
+
 @receiving.upon(Destination.cancel).to(cancelled)
 def _cancel_receiving(
     destination: Destination, core: DestinationCore, delayed: IDelayedCall
 ) -> None:
     _stop(delayed)
-    if core.sender is not None:
-        core.sender.abort("this server is told to end")
+    core.phase = "cancelled"
+    sender, core.sender = core.sender, None
+    if sender is not None:
+        sender.abort("this server is told to end")
 
 
 @settling.upon(Destination._ours).to(complete)

@@ -10,8 +10,15 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import FlexmigrateError
-from flexmigrate.migration.rebind import RETRY_SECONDS, RebindCore, RebindMachine, error_number
+from flexmigrate.migration.rebind import (
+    RETRY_SECONDS,
+    Rebind,
+    RebindCore,
+    RebindMachine,
+    error_number,
+)
 from flexmigrate.net.unix_socket import SocketPathError
+from support.machines import states, undeclared
 
 PASSING = (
     errno.EADDRINUSE,
@@ -166,3 +173,19 @@ class CancelTests(SynchronousTestCase):
         scene.tries[0].errback(CancelledError())
         self.assert_over(scene, 1)
         self.failureResultOf(scene.core.bound, CancelledError)
+
+
+TRY_IS_OVER = "only a try says so, and there is one in trying, and a late one in cancelled"
+UNREACHABLE: dict[str, tuple[str, set[str]]] = {
+    "start": ("who makes a rebind starts it, once", states(RebindMachine) - {"new"}),
+    "_try": ("its timer exists only in waiting", states(RebindMachine) - {"waiting"}),
+    "_bound": (TRY_IS_OVER, {"new", "waiting", "bound", "hopeless"}),
+    "_failed": (TRY_IS_OVER, {"new", "waiting", "bound", "hopeless"}),
+    "_hopeless": (TRY_IS_OVER, {"new", "waiting", "bound", "hopeless"}),
+}
+
+
+class TableTests(SynchronousTestCase):
+    def test_every_pair_is_declared_or_has_a_reason_not_to_be(self) -> None:
+        explained = {(state, name) for name, (_, where) in UNREACHABLE.items() for state in where}
+        self.assertEqual(undeclared(RebindMachine, Rebind), explained)

@@ -1,0 +1,382 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.internet.task import Clock
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.migration.destination import (
+    FIRST_REQUEST_SECONDS,
+    Destination,
+    DestinationCore,
+    DestinationMachine,
+)
+from flexmigrate.migration.handover import Verdict
+from support.machines import state_of, states, undeclared
+
+SIZE = 8192
+
+
+class RecordedSender:
+    """A connection of which only is known what it was told."""
+
+    def __init__(self, requests_taken: int = 0) -> None:
+        self.requests_taken = requests_taken
+        self.aborted: list[str] = []
+
+    def abort(self, reason: str) -> None:
+        self.aborted.append(reason)
+
+
+class RecordedHandover:
+    """Decides as the test says, when the test says."""
+
+    def __init__(self) -> None:
+        self.asked: list[Coverage] = []
+        self.decision: Deferred[Verdict] | None = None
+        self.at_once: Verdict | Exception | None = None
+
+    def take(self, coverage: Coverage) -> Deferred[Verdict]:
+        self.asked.append(coverage)
+        self.decision = Deferred()
+        if isinstance(self.at_once, Verdict):
+            self.decision.callback(self.at_once)
+        elif self.at_once is not None:
+            self.decision.errback(self.at_once)
+        return self.decision
+
+
+class RecordedExport:
+    """An export whose requests end when the test says so."""
+
+    class image:  # noqa: N801
+        path = "disk.img"
+
+    size = SIZE
+
+    def __init__(self) -> None:
+        self.observer: Any = None
+        self.busy = False
+        self.waiters: list[Deferred[None]] = []
+
+    def idle(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        self.waiters.append(waiter)
+        if not self.busy:
+            self.become_idle()
+        return waiter
+
+    def become_idle(self) -> None:
+        self.busy = False
+        waiters, self.waiters = self.waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+
+class Scene:
+    """A destination with recorded collaborators."""
+
+    def __init__(self) -> None:
+        self.clock = Clock()
+        export: Any = RecordedExport()
+        handover: Any = RecordedHandover()
+        self.export: RecordedExport = export
+        self.handover: RecordedHandover = handover
+        self.core = DestinationCore(self.clock, export, handover)
+        self.destination: Destination = DestinationMachine(self.core)
+        self.completed: list[None] = []
+        self.core.complete.addCallback(self.completed.append)
+        self.answers: list[bool] = []
+        self.sender = RecordedSender()
+
+    @property
+    def state(self) -> str:
+        return state_of(self.destination)
+
+    def connect(self, requests_taken: int = 0) -> RecordedSender:
+        self.sender = RecordedSender(requests_taken)
+        self.destination.sender_connected(self.sender)
+        return self.sender
+
+    def lose(self) -> None:
+        self.destination.sender_lost(self.sender)
+
+    def goodbye(self) -> None:
+        answer: Deferred[bool] = Deferred()
+        answer.addCallback(self.answers.append)
+        self.destination._goodbye(self.sender, answer)
+
+    def decide(self, verdict: Verdict | Exception) -> None:
+        assert self.handover.decision is not None
+        if isinstance(verdict, Verdict):
+            self.handover.decision.callback(verdict)
+        else:
+            self.handover.decision.errback(verdict)
+
+
+DECISION_IS_OVER = "only the handover says so, once for each time that it was asked in settling"
+UNREACHABLE: dict[str, tuple[str, set[str]]] = {
+    "sender_connected": (
+        "nobody is let in while core.busy tells why",
+        states(DestinationMachine) - {"waiting"},
+    ),
+    "_goodbye": (
+        "only who is_from the core's sender is heard, and it says DISC once",
+        {"waiting", "draining", "settling", "complete"},
+    ),
+    "_drained": (
+        "it is waited for in draining only, and that is left by it or for good",
+        {"waiting", "receiving", "settling", "complete"},
+    ),
+    "_silent": ("its timer exists only in receiving", states(DestinationMachine) - {"receiving"}),
+    "_ours": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
+    "_not_ours": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
+    "_failed": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
+}
+
+
+class TableTests(SynchronousTestCase):
+    def test_every_pair_is_declared_or_has_a_reason_not_to_be(self) -> None:
+        explained = {(state, name) for name, (_, where) in UNREACHABLE.items() for state in where}
+        self.assertEqual(undeclared(DestinationMachine, Destination), explained)
+
+    def test_who_is_busy_says_so_in_every_state_but_waiting(self) -> None:
+        for state, scene in one_in_each_state():
+            self.assertEqual(scene.core.busy is None, state == "waiting", state)
+
+
+def one_in_each_state() -> Iterator[tuple[str, Scene]]:
+    ways: dict[str, Callable[[Scene], object]] = {
+        "waiting": lambda scene: None,
+        "receiving": lambda scene: scene.connect(),
+        "draining": drain,
+        "settling": settle,
+        "complete": lambda scene: (settle(scene), scene.decide(Verdict.OURS)),
+        "cancelled": lambda scene: scene.destination.cancel(),
+    }
+    for state, way in ways.items():
+        scene = Scene()
+        way(scene)
+        assert scene.state == state
+        yield state, scene
+
+
+def settle(scene: Scene) -> None:
+    scene.connect()
+    scene.goodbye()
+
+
+def drain(scene: Scene) -> None:
+    scene.connect()
+    scene.export.busy = True
+    scene.lose()
+
+
+class ReceivingTests(SynchronousTestCase):
+    def test_what_a_sender_brings_counts_from_zero(self) -> None:
+        scene = Scene()
+        for _ in range(3):
+            scene.connect()
+            self.assertEqual(scene.core.coverage.covered, 0)
+            self.assertIs(scene.export.observer, scene.core.coverage)
+            scene.export.observer.mark(0, 4096)
+            scene.lose()
+            self.assertEqual(scene.state, "waiting")
+            self.assertEqual(scene.core.coverage.covered, 0)
+        self.assertEqual(scene.core.attempts, 3)
+        self.assertEqual(scene.handover.asked, [])
+
+    def test_what_a_lost_sender_asked_for_must_be_over_before_the_next(self) -> None:
+        scene = Scene()
+        sender = scene.connect()
+        scene.export.busy = True
+        scene.lose()
+        self.assertEqual(scene.state, "draining")
+        self.assertFalse(scene.core.is_from(sender))
+        self.assertIn("aren't over yet", str(scene.core.busy))
+        scene.export.observer.mark(0, SIZE)  # the last of its requests
+        scene.export.become_idle()
+        self.assertEqual(scene.state, "waiting")
+        self.assertEqual(scene.core.coverage.covered, 0)
+
+    def test_who_asks_for_nothing_loses_the_place(self) -> None:
+        scene = Scene()
+        sender = scene.connect()
+        scene.clock.advance(FIRST_REQUEST_SECONDS - 0.1)
+        self.assertEqual(sender.aborted, [])
+        scene.clock.advance(0.2)
+        self.assertEqual(len(sender.aborted), 1)
+        scene.lose()
+        self.assertEqual(scene.state, "waiting")
+
+    def test_who_has_asked_for_something_keeps_it(self) -> None:
+        scene = Scene()
+        sender = scene.connect(requests_taken=1)
+        scene.clock.advance(10 * FIRST_REQUEST_SECONDS)
+        self.assertEqual(sender.aborted, [])
+
+    def test_no_timer_outlives_its_sender(self) -> None:
+        for end in (Scene.lose, Scene.goodbye, lambda scene: scene.destination.cancel()):
+            scene = Scene()
+            scene.connect()
+            end(scene)
+            self.assertEqual(scene.clock.getDelayedCalls(), [])
+
+    def test_only_the_sender_that_has_the_place_is_heard(self) -> None:
+        scene = Scene()
+        settle(scene)
+        first = scene.sender
+        scene.decide(Verdict.NOT_OURS)
+        # Its connection is being reset; meanwhile another is let in.
+        second = scene.connect()
+        self.assertFalse(scene.core.is_from(first))
+        self.assertTrue(scene.core.is_from(second))
+
+
+class GoodbyeTests(SynchronousTestCase):
+    def test_asks_the_handover_about_what_was_covered(self) -> None:
+        scene = Scene()
+        scene.connect()
+        coverage = scene.core.coverage
+        coverage.mark(0, SIZE)
+        scene.goodbye()
+        self.assertEqual(scene.state, "settling")
+        self.assertEqual(scene.handover.asked, [coverage])
+        self.assertIsNone(scene.export.observer)
+        self.assertEqual((scene.completed, scene.answers), ([], []))
+
+    def test_the_sender_is_told_only_when_the_owner_is_ready(self) -> None:
+        scene = Scene()
+        settle(scene)
+        scene.decide(Verdict.OURS)
+        self.assertEqual((scene.state, scene.core.phase), ("complete", "complete"))
+        self.assertEqual((scene.completed, scene.answers), ([None], []))
+        scene.core.confirm(True)
+        scene.core.confirm(True)
+        self.assertEqual(scene.answers, [True])
+
+    def test_a_refusal_starts_over(self) -> None:
+        scene = Scene()
+        settle(scene)
+        scene.decide(Verdict.NOT_OURS)
+        self.assertEqual((scene.state, scene.answers, scene.completed), ("waiting", [False], []))
+        scene.lose()
+        scene.connect()
+        self.assertEqual(scene.state, "receiving")
+
+    def test_a_failure_starts_over_and_is_logged(self) -> None:
+        scene = Scene()
+        settle(scene)
+        scene.decide(OSError(5, "I/O error"))
+        self.assertEqual((scene.state, scene.answers, scene.completed), ("waiting", [False], []))
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+
+    def test_counts_even_if_the_connection_ends_first(self) -> None:
+        scene = Scene()
+        settle(scene)
+        scene.lose()
+        self.assertEqual(scene.state, "settling")
+        scene.decide(Verdict.OURS)
+        self.assertEqual(scene.completed, [None])
+
+    def test_decided_at_once(self) -> None:
+        ends: tuple[tuple[Verdict | Exception, str], ...] = (
+            (Verdict.OURS, "complete"),
+            (Verdict.NOT_OURS, "waiting"),
+            (OSError(28, "full"), "waiting"),
+        )
+        for verdict, state in ends:
+            scene = Scene()
+            scene.handover.at_once = verdict
+            settle(scene)
+            self.assertEqual(scene.state, state)
+        self.flushLoggedErrors(OSError)
+
+
+class CancelTests(SynchronousTestCase):
+    def test_in_every_state(self) -> None:
+        for state, scene in one_in_each_state():
+            scene.destination.cancel()
+            # Who is told to end while a handover is settled waits for what comes of it.
+            kept = state in ("settling", "complete")
+            self.assertEqual(scene.state, state if kept else "cancelled")
+            self.assertIsNotNone(scene.core.busy)
+            scene.destination.cancel()
+            self.assertEqual(len(scene.sender.aborted), state == "receiving")
+
+    def test_late_events_change_nothing(self) -> None:
+        scene = Scene()
+        drain(scene)
+        scene.destination.cancel()
+        scene.export.become_idle()
+        self.assertEqual(scene.state, "cancelled")
+        self.assertIsNotNone(scene.core.busy)
+
+        scene = Scene()
+        sender = scene.connect()
+        scene.destination.cancel()
+        self.assertFalse(scene.core.is_from(sender))
+        scene.goodbye()
+        scene.lose()
+        self.assertEqual((scene.state, scene.answers), ("cancelled", [False]))
+        self.assertEqual(scene.handover.asked, [])
+
+
+class EveryOrderTests(SynchronousTestCase):
+    """All orders of what can happen to a destination."""
+
+    def events(self, scene: Scene) -> Iterator[Callable[[Scene], object]]:
+        if scene.core.busy is None:
+            yield Scene.connect
+        if scene.core.is_from(scene.sender):
+            yield Scene.lose
+            if scene.state == "receiving":
+                yield Scene.goodbye
+        if scene.clock.getDelayedCalls():
+            yield lambda scene: scene.clock.advance(FIRST_REQUEST_SECONDS)
+        if scene.export.waiters:
+            yield lambda scene: scene.export.become_idle()
+        else:
+            yield lambda scene: setattr(scene.export, "busy", True)
+        if scene.handover.decision is not None and not scene.handover.decision.called:
+            yield lambda scene: scene.decide(Verdict.OURS)
+            yield lambda scene: scene.decide(Verdict.NOT_OURS)
+            yield lambda scene: scene.decide(OSError(5, "I/O error"))
+        yield lambda scene: scene.destination.cancel()
+
+    def check(self, scene: Scene) -> None:
+        self.assertEqual(bool(scene.completed), scene.state == "complete")
+        self.assertEqual(
+            scene.core.sender is not None, scene.state in ("receiving", "settling", "complete")
+        )
+        self.assertEqual(scene.core.busy is None, scene.state == "waiting")
+        self.assertEqual(
+            scene.export.observer is None,
+            scene.state in ("settling", "complete") or not scene.core.attempts,
+        )
+        if scene.state == "waiting":
+            self.assertEqual(scene.core.coverage.writes, 0)
+
+    def test_keeps_to_the_declared_transitions(self) -> None:
+        seen: set[tuple[Any, ...]] = set()
+        paths: list[tuple[Callable[[Scene], object], ...]] = [()]
+        while paths:
+            path = paths.pop()
+            scene = Scene()
+            for event in path:
+                event(scene)
+            self.check(scene)
+            key = (
+                scene.state,
+                min(scene.core.attempts, 2),
+                scene.export.busy,
+                len(scene.clock.getDelayedCalls()),
+            )
+            if key not in seen:
+                seen.add(key)
+                paths += [(*path, event) for event in self.events(scene)]
+        self.assertEqual({state for state, *_ in seen}, states(DestinationMachine))
+        self.flushLoggedErrors(OSError)
