@@ -46,6 +46,7 @@ MILLISECONDS = Unit("ms", 1e-3, 2)
 SECONDS = Unit("s", 1, 2)
 PER_CENT = Unit("%", 0.01, 1)
 OF_THE_MEAN = Unit("of the mean", 1, 2)
+OF_THE_SOURCE = Unit("of the source's", 1, 3)
 MEBIBYTES = Unit("MiB", MIB, 0)
 _RATIO = Unit("", 1, 2)
 
@@ -86,6 +87,7 @@ class Log:
         self.begun = datetime.datetime.now(datetime.timezone.utc)
         self._figures: dict[tuple[int, str, str], dict[str, float]] = {}
         self.missed: dict[tuple[str, str], str] = {}
+        self.notes: list[str] = []
 
     def add(self, number: int, source: str, contestant: str, figures: dict[str, float]) -> None:
         """Keep what one measurement brought, in the round *number* from 0."""
@@ -94,6 +96,11 @@ class Log:
     def miss(self, source: str, contestant: str, why: str) -> None:
         """Keep why a measurement brought nothing."""
         self.missed[source, contestant] = why
+
+    def note(self, text: str) -> None:
+        """Keep what has to be known about the figures, once."""
+        if text not in self.notes:
+            self.notes.append(text)
 
     def figures(self, row: Row, contestant: str) -> list[float | None]:
         """Return a row's figure by round, None where there is none."""
@@ -189,6 +196,8 @@ def _notes(log: Log) -> Iterator[str]:
     for number, ((source, contestant), why) in enumerate(log.missed.items(), 1):
         yield f"[{number}] {contestant}, {source}: {' '.join(why.split())[:200]}"
         yield ""
+    for text in log.notes:
+        yield from (f"Note: {text}", "")
     yield (
         f"Medians of {log.rounds} rounds (the least and the most in brackets), measured on"
         f" {log.begun:%Y-%m-%d}; {_machine()}."
@@ -242,6 +251,7 @@ def _data(log: Log, rows: Sequence[Row]) -> dict[str, Any]:
             }
             for row in rows
         ],
+        "notes": log.notes,
         "missed": [
             {"task": source, "contestant": contestant, "why": why}
             for (source, contestant), why in log.missed.items()

@@ -11,6 +11,7 @@ import os
 import shutil
 import signal
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -18,10 +19,12 @@ from pathlib import Path
 
 from bench.processes import cpu_seconds, is_alive, peak_memory
 from bench.stage import Stage, Unmeasured
-from support.processes import PATIENCE, Children, script
+from support.processes import PATIENCE, Child, Children, script
 from support.raw_nbd import RawClient
 
 HOST = "127.0.0.1"
+
+_ROOT = Path(__file__).resolve().parent.parent
 
 _NBD_SERVER = """
 [generic]
@@ -191,9 +194,9 @@ KINDS = (OURS, *PEERS)
 
 @contextlib.contextmanager
 def serving(
-    kind: Kind, stage: Stage, *, unix: bool = False, tls: bool = False, image: Path | None = None
+    kind: Kind, stage: Stage, *, unix: bool = False, tls: bool = False
 ) -> Iterator[Running]:
-    """Run a server on the stage's image, or another one, while the context lasts.
+    """Run a server on the stage's image while the context lasts.
 
     :raises Unmeasured: if it isn't installed, or doesn't come up
     """
@@ -204,35 +207,39 @@ def serving(
         folder.mkdir()
         ends.callback(shutil.rmtree, folder)
         place = Place(
-            image or stage.image,
+            stage.image,
             folder,
             free_port(),
             folder / "socket" if unix else None,
             stage.certificates if tls else None,
         )
-        children = ends.enter_context(contextlib.closing(_Quiet()))
+        children = ends.enter_context(crew())
         child = children.start(*stage.server_pin, *kind.command(place))
         pid = child.pid
         if kind.forks:
-            pid = _daemon(folder / "pid")
+            pid = await_pid(folder / "pid")
             ends.callback(_end_daemon, pid)
         try:
-            _await(place, kind.name)
+            await_listener(place, kind.name)
         except Unmeasured as error:
             raise Unmeasured(f"{error}: {child.story()}") from None
         yield Running(kind, place, pid)
 
 
-class _Quiet:
-    """Children of which nothing is told at the end."""
-
-    def __init__(self) -> None:
-        self._children = Children()
-        self.start = self._children.start
-
-    def close(self) -> None:
+@contextlib.contextmanager
+def crew() -> Iterator[Children]:
+    """Have children that are ended with the context, without telling their stories."""
+    children = Children()
+    try:
+        yield children
+    finally:
         with contextlib.redirect_stdout(None):
-            self._children.__exit__(None, None, None)
+            children.__exit__(None, None, None)
+
+
+def start_module(children: Children, module: str, *arguments: str) -> Child:
+    """Start ``python -m MODULE ARGUMENTS`` with one of this package's modules."""
+    return children.start(sys.executable, "-m", module, *arguments, env={"PYTHONPATH": str(_ROOT)})
 
 
 def free_port() -> int:
@@ -242,7 +249,7 @@ def free_port() -> int:
     return port
 
 
-def _await(place: Place, name: str) -> None:
+def await_listener(place: Place, name: str) -> None:
     """Wait until somebody listens there."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
@@ -257,14 +264,14 @@ def _await(place: Place, name: str) -> None:
     raise Unmeasured(f"{name} does not listen")
 
 
-def _daemon(path: Path) -> int:
+def await_pid(path: Path) -> int:
     """Wait for the file and return the process id in it."""
     deadline = time.monotonic() + PATIENCE
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError, ValueError):
             return int(path.read_text())
         time.sleep(0.01)
-    raise Unmeasured("nbd-server does not start")
+    raise Unmeasured(f"no process id in {path} after {PATIENCE:.0f} s")
 
 
 def _end_daemon(pid: int) -> None:

@@ -31,7 +31,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="bench.serving", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="bench.serving", description="Serve an image beside Debian's servers."
+    )
     add_common_options(parser, [row.name for row in ROWS], rounds=5)
     parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
     parser.add_argument("--size", type=int, default=1024, help="MiB of the image")

@@ -6,6 +6,7 @@ A `Stage` makes all of it and leaves nothing behind. It does not know what is me
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import random
 import shutil
@@ -105,6 +106,30 @@ def warm(path: Path) -> None:
         os.fsync(file.fileno())
         while file.readinto(buffer):
             pass
+
+
+def warm_data(path: Path) -> None:
+    """Do so with a file that has holes, which are not read."""
+    buffer = bytearray(MIB)
+    with path.open("rb", buffering=0) as file:
+        os.fsync(file.fileno())
+        size = os.fstat(file.fileno()).st_size
+        start = _next_data(file.fileno(), 0, size)
+        while start < size:
+            end = os.lseek(file.fileno(), start, os.SEEK_HOLE)
+            while start < end:
+                start += os.preadv(file.fileno(), [memoryview(buffer)[: end - start]], start)
+            start = _next_data(file.fileno(), end, size)
+
+
+def _next_data(descriptor: int, offset: int, size: int) -> int:
+    """Return where the next data is, *size* if there is none."""
+    try:
+        return os.lseek(descriptor, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # lseek(2): there is no data from there on
+            raise
+        return size
 
 
 def chill(path: Path, offset: int = 0, length: int = 0) -> None:
