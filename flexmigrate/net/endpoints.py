@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.internet.endpoints import (
+    AdoptedStreamServerEndpoint,
     TCP4ClientEndpoint,
     TCP4ServerEndpoint,
     TCP6ClientEndpoint,
@@ -32,10 +34,11 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
     """
     endpoint: Any
     if isinstance(address, str):
-        try:
-            endpoint = serverFromString(streaming(reactor), address)
-        except (ValueError, TypeError, KeyError, IndexError) as error:
-            raise UsageError(f"--endpoint {address}: {error}") from error
+        endpoint = _described(reactor, address)
+        if isinstance(endpoint, AdoptedStreamServerEndpoint):
+            # Listening uses a descriptor up: an address that is given up for a while, and listened
+            # at again, would then adopt whatever got the same number meanwhile.
+            endpoint.fileno = os.dup(endpoint.fileno)
     elif address.is_unix:
         remove_stale_socket(address.path)
         endpoint = UNIXServerEndpoint(streaming(reactor), address.path, backlog=BACKLOG)
@@ -44,6 +47,22 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
         endpoint = kind(streaming(reactor), address.port, BACKLOG, address.host)
     result: IStreamServerEndpoint = endpoint
     return result
+
+
+def check_description(reactor: Any, description: str) -> None:
+    """Raise UsageError unless *description* makes sense as that of a server endpoint."""
+    _described(reactor, description)
+
+
+def _described(reactor: Any, description: str) -> Any:
+    try:
+        return serverFromString(streaming(reactor), description)
+    except (IndexError, KeyError) as error:
+        raise UsageError(
+            f"--endpoint {description}: no such socket was passed to this process"
+        ) from error
+    except (ValueError, TypeError, AttributeError, OSError) as error:
+        raise UsageError(f"--endpoint {description}: {error}") from error
 
 
 def client_endpoint(

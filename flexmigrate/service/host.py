@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
@@ -52,17 +52,21 @@ class ImageHost:
                 size=self.image.file_size,
             )
         self.background = Background(self.image, reactor, pool)
+        self._closing = DeferredLock()
         self.export = Export(name, self.image, self.background, read_only=read_only)
 
     def close(self) -> Deferred[None]:
         """Wait for what is under way, flush, and let go of the image; no request may come any
         more.
 
-        Fails with OSError where the image can't be flushed; it is closed all the same.
+        Fails with OSError where the image can't be flushed; it is closed all the same. Twice is
+        allowed: the second call waits for the first.
         """
-        return Deferred.fromCoroutine(self._close())
+        return self._closing.run(lambda: Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
+        if self.image.fd < 0:
+            return
         await self.export.idle()
         try:
             if not self.export.read_only:

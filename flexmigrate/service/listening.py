@@ -14,7 +14,7 @@ from twisted.logger import Logger
 from flexmigrate.config import Place
 from flexmigrate.migration.rebind import Rebind, RebindCore, RebindMachine
 from flexmigrate.net.address import Address
-from flexmigrate.net.endpoints import server_endpoint
+from flexmigrate.net.endpoints import check_description, server_endpoint
 
 log = Logger()
 
@@ -22,11 +22,14 @@ log = Logger()
 class Listening:
     """One address for one factory.
 
+    :raises UsageError: *place* describes no endpoint.
     :ivar place: where it listens; with the port that the kernel chose, once that is known.
     :ivar rebind: what is known of an address that can't be opened yet, or None.
     """
 
     def __init__(self, reactor: Any, place: Place, factory: Factory) -> None:
+        if isinstance(place, str):
+            check_description(reactor, place)
         self._reactor = reactor
         self._factory = factory
         self._port: IListeningPort | None = None
@@ -38,6 +41,13 @@ class Listening:
     def is_open(self) -> bool:
         """Whether clients can connect."""
         return self._port is not None
+
+    @property
+    def socket_path(self) -> str | None:
+        """The path of the UNIX socket that clients can connect to, if it is one."""
+        port: Any = self._port
+        bound = None if port is None else port.getHost()
+        return os.fsdecode(bound.name or b"") if isinstance(bound, UNIXAddress) else None
 
     def open(self) -> Deferred[None]:
         """Listen. Fails with CannotListenError or FlexmigrateError."""

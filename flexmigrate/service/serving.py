@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from flexmigrate.config import Place
 from flexmigrate.control.grammar import MirrorRequest
@@ -106,23 +107,27 @@ class Serving:
         """Return whether what *transport* connected to, at *address*, is this very server."""
         if address.is_unix:
             path = os.path.realpath(address.path)
-            return any(
-                isinstance(each.place, Address)
-                and each.place.is_unix
-                and os.path.realpath(each.place.path) == path
-                for each in self.listenings
-            )
+            ours = (each.socket_path for each in self.listenings)
+            return any(each is not None and os.path.realpath(each) == path for each in ours)
         near_end = transport.getHost()
         return any(client.transport.getPeer() == near_end for client in self.factory.clients)
 
     def given(self, host: ImageHost, status: int, reason: str) -> None:
-        """End, if nothing is left to serve; else only the export's own clients have to go."""
+        """End, if nothing is left to serve; else only the export's own clients have to go, and
+        then its image is free for whoever comes next.
+        """
         self._status = max(self._status, status)
         if all(each.given_away for each in self.exports.values()):
             self._ended(self._status, reason)
         else:
             log.info("export {name!r}: {reason}", name=host.export.name, reason=reason)
-            self.factory.close_clients(reason, host.export)
+            letting_go = self.factory.close_clients(reason, host.export)
+            letting_go.addCallback(lambda _: host.close())
+            letting_go.addErrback(self._not_let_go, host)
+
+    def _not_let_go(self, failure: Failure, host: ImageHost) -> None:
+        log.error("{path}: {error}", path=host.image.path, error=failure.getErrorMessage())
+        self._status = 1
 
     @property
     def _directory(self) -> ExportDirectory:
