@@ -54,6 +54,7 @@ from flexmigrate.options import (
     NO_LIST,
     OLDSTYLE,
     OPEN_SOCK,
+    POLL,
     QUIET,
     READ_ONLY,
     REBIND_ADDR,
@@ -191,6 +192,11 @@ def _tls(given: Given, *, server: bool = False, uri: str | None = None) -> TLSCo
     return TLSConfig(rule, certificates, verify, hostname)
 
 
+def _poll_seconds(given: Given) -> float:
+    microseconds = given.optional(POLL)
+    return ServeConfig.poll_seconds if microseconds is None else microseconds / 1e6
+
+
 def _serve(given: Given) -> ServeConfig:
     oldstyle = given.flag(OLDSTYLE)
     if oldstyle:
@@ -209,6 +215,7 @@ def _serve(given: Given) -> ServeConfig:
         read_only=given.flag(READ_ONLY),
         listable=not given.flag(NO_LIST),
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
+        poll_seconds=_poll_seconds(given),
         tls=_tls(given, server=True),
         verbosity=given.verbosity,
     )
@@ -315,10 +322,10 @@ COMMANDS = {
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
-        f" [--oldstyle] [--read-only] [--max-clients N] {_TLS_SERVER} [ACL_ENTRY...]",
+        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} [ACL_ENTRY...]",
         (
             *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
-            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS),
+            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
         ),
         _serve,

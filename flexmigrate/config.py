@@ -64,6 +64,7 @@ class ServeConfig:
     :ivar read_only: the images are opened for reading, and offered so.
     :ivar listable: clients may ask for the names of the exports.
     :ivar max_clients: connections at the same time.
+    :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
     :ivar tls: see `TLSConfig`.
     :ivar verbosity: -1 quiet, 0 normal, 1 verbose.
     """
@@ -79,6 +80,7 @@ class ServeConfig:
     read_only: bool = False
     listable: bool = True
     max_clients: int = 1000
+    poll_seconds: float = 50e-6
     tls: TLSConfig = NO_TLS
     verbosity: int = 0
 

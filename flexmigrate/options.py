@@ -19,6 +19,8 @@ T = TypeVar("T")
 
 # off_t has 64 bits with a sign: no image is longer.
 MAX_OFFSET = 2**63 - 1
+# Longer than a disk takes, looking is not polling any more but waiting.
+MAX_POLL = 10000
 _SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -174,6 +176,12 @@ def _parse_count(text: str) -> int:
     return parse_bytes(text, lowest=1, highest=100000)
 
 
+def _parse_microseconds(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
+        raise ValueError(f"{text!r} is not a number of microseconds from 0 to {MAX_POLL}")
+    return int(text)
+
+
 def _parse_tls(text: str) -> TLSRule:
     rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
     if text not in rules:
@@ -285,6 +293,14 @@ MAX_CLIENTS = Option(
     "N",
     "connections at the same time, 1 to 100000 (default: 1000)",
     _parse_count,
+)
+POLL = Option(
+    "poll-us",
+    "",
+    "N",
+    "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
+    " 10000; 0 turns it off (default: 50)",
+    _parse_microseconds,
 )
 TLS = Option(
     "tls",

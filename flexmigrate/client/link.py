@@ -70,6 +70,7 @@ class Link(Protocol):
     agreement: Agreement
     failure: FlexmigrateError | None = None
     writable = True
+    poller = None  # whoever asks can wait for the reactor
     _outlet: Any  # IOutlet, from `ready` on
 
     def __init__(self, wish: Wish, clock: IReactorTime, *, tls: Any = None) -> None:
