@@ -7,11 +7,12 @@ point before the handover is settled: clients go on, and nothing of the attempt 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, maybeDeferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
@@ -21,10 +22,14 @@ from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.copying import Copier, Progress
 from flexmigrate.migration.handover import SourceHandover
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.plan import Next, Pass, RateLimit, after_pass, slower
+from flexmigrate.migration.plan import Next, Pass, RateLimit, after_pass, known_rate, slower
 from flexmigrate.server.export import Export
+from flexmigrate.wire.constants import TransmissionFlag
 
 log = Logger()
+
+WATCH_SECONDS = 1.0
+"""How often it is looked whether the destination makes progress."""
 
 
 class SizeMismatch(MigrationError):
@@ -61,7 +66,7 @@ class Ground(Protocol):
         """Free the serving address; clients stay connected."""
 
     def resume_listening(self) -> Deferred[None]:
-        """Take the serving address again."""
+        """Take the serving address again; may come before ``stop_listening`` has ended."""
 
 
 class Attempt:
@@ -92,6 +97,7 @@ class Attempt:
         self._holds_lock = False
         self._not_listening = False
         self._last = Pass(0, 0.0, 0)
+        self._rate = 0.0
         self._parked_at: float | None = None
         self.passes = 0
 
@@ -107,14 +113,18 @@ class Attempt:
     # The steps, in their order
 
     async def dial(self) -> None:
-        """Connect, and see that the destination's export is as large as the image."""
+        """Connect, and see that the destination's export is as large as the image, and can be
+        written to.
+        """
         client = await self._ground.dial(self._allowances.hello_seconds)
         self._client = client
         if client.size != self._export.size:
             raise SizeMismatch(
                 f"the destination has {client.size} bytes, the image {self._export.size}"
             )
-        self._watchdog.start(1.0, now=False)
+        if client.flags & TransmissionFlag.READ_ONLY:
+            raise MigrationError("the destination's export is read-only")
+        self._watchdog.start(WATCH_SECONDS, now=False)
 
     async def copy(self) -> None:
         """The first pass: everything, once."""
@@ -151,19 +161,21 @@ class Attempt:
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
         self._parked_at = self._reactor.seconds()
+        await self._while_parked(self._send_rest())
+
+    async def _send_rest(self) -> None:
         await self._export.park()
         await self._copying.send_dirty()
         await self._copying.flush()
+        if self._copying.dirty.count:
+            raise MigrationError("the image was changed while clients were parked")
 
     async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
         """Give the image away, under the migration lock; see :class:`SourceHandover` for what it
         raises.
         """
         assert self._client is not None
-        await self._ground.lock.acquire(self)
-        self._holds_lock = True
-        self._not_listening = True
-        await self._ground.stop_listening()
+        await self._while_parked(self._make_way())
         handover = SourceHandover(
             self._reactor,
             self._export.image,
@@ -173,6 +185,24 @@ class Attempt:
             committing=committing,
         )
         await handover.give()
+
+    async def _make_way(self) -> None:
+        await self._ground.lock.acquire(self)
+        self._holds_lock = True
+        self._not_listening = True
+        await self._ground.stop_listening()
+
+    async def _while_parked(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do *work* within what is left of the time for which clients may be parked."""
+        most = self._allowances.max_park
+        left = max(0.0, most - self.parked_seconds(self._reactor.seconds()))
+        working = Deferred.fromCoroutine(work).addTimeout(left, self._reactor)
+        try:
+            await working
+        except DeferredTimeout:
+            raise MigrationError(
+                f"clients were parked for {most:.1f} s, and the handover had not begun"
+            ) from None
 
     # Its end
 
@@ -194,7 +224,8 @@ class Attempt:
         export.write_limit = None
         if self._not_listening:
             self._not_listening = False
-            self._ground.resume_listening().addErrback(
+            # What goes wrong there must not keep those waiting who are connected.
+            maybeDeferred(self._ground.resume_listening).addErrback(
                 lambda failure: log.failure("listening again failed", failure)
             )
         export.unpark()
@@ -222,6 +253,7 @@ class Attempt:
         sent = await self._copying.send_dirty()
         seconds = self._reactor.seconds() - began
         self._last = Pass(sent, seconds, self._copying.dirty.bytes)
+        self._rate = known_rate(self._rate, self._last)
         log.info(
             "pass {number}: {sent} bytes in {seconds:.2f} s, {left} bytes were changed meanwhile",
             number=self.passes,
@@ -231,10 +263,8 @@ class Attempt:
         )
 
     def _send_rate(self) -> float:
-        measured = self._progress.rate.value(self._reactor.seconds())
-        if self._limit.bytes_per_second:
-            return min(self._limit.bytes_per_second, measured or self._limit.bytes_per_second)
-        return measured or self._last.rate
+        limit = self._limit.bytes_per_second
+        return min(limit, self._rate) if limit else self._rate
 
     def _slow_writers(self) -> None:
         limit = slower(self._export.write_limit, self._send_rate())

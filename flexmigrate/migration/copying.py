@@ -38,6 +38,10 @@ ZERO_SIZE = 1024 * 1024 * 1024
 # Extents that are looked up in a thread in one go.
 EXTENTS_AT_ONCE = 4096
 
+# The longest that a limit is waited for before it is asked again, in seconds: it may have been
+# changed, and the operator should see that.
+RECHECK_SECONDS = 0.5
+
 _ZEROES = bytes(REQUEST_SIZE)
 
 
@@ -102,7 +106,7 @@ class Copier:
     async def send_dirty(self) -> int:
         """Walk over the image once and send what is dirty; return how many bytes that was."""
         total = at = 0
-        while (run := self.dirty.take(REQUEST_SIZE, at)) is not None:
+        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at)) is not None:
             offset, length = run
             at = offset + length
             total += length
@@ -124,15 +128,17 @@ class Copier:
 
     async def _send_hole(self, hole: Extent) -> None:
         can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
-        for offset, length in _pieces(hole, ZERO_SIZE if can_zero else REQUEST_SIZE):
+        most = ZERO_SIZE if can_zero else self._limit.piece(REQUEST_SIZE)
+        for offset, length in _pieces(hole, most):
             await self._room(0 if can_zero else length)
-            self._launch(self._zero(offset, length) if can_zero else self._zeroes(offset, length))
+            zero = self._zero if can_zero else self._write_zeroes
+            self._launch(zero(offset, length))
 
     async def _zero(self, offset: int, length: int) -> None:
         await self._client.zero(offset, length)
         self._progress.zeroed += length
 
-    async def _zeroes(self, offset: int, length: int) -> None:
+    async def _write_zeroes(self, offset: int, length: int) -> None:
         """Write zeroes to a server that can't be told of them: what it holds there is unknown."""
         await self._client.write(offset, memoryview(_ZEROES)[:length])
         self._count(length)
@@ -154,13 +160,14 @@ class Copier:
         window.
         """
         self._raise_failure()
-        delay = self._limit.delay(self._reactor.seconds(), length)
-        if delay:
-            await deferLater(self._reactor, delay)
         while self._in_flight >= IN_FLIGHT:
             await self._answered()
         if not self._client.writable:
             await self._client.when_writable()
+        while delay := self._limit.delay(self._reactor.seconds()):
+            await deferLater(self._reactor, min(delay, RECHECK_SECONDS))
+            self._raise_failure()
+        self._limit.charge(self._reactor.seconds(), length)
         self._raise_failure()
 
     def _launch(self, request: Any) -> None:

@@ -13,7 +13,10 @@ from enum import Enum
 # enough that a limit of 1 MiB/s is smooth within a tenth of a second.
 BURST_SECONDS = 0.1
 
-# How long the measured rate remembers.
+# Where nothing shorter can be told apart, a pass took this long.
+CLOCK_RESOLUTION = 1e-6
+
+# Over how long a rate is measured.
 RATE_WINDOW = 1.0
 
 # A pass has to shrink what is dirty at least by this factor, or writers are slowed down.
@@ -23,28 +26,61 @@ SHRINK = 0.5
 # that isn't enough.
 SLOWER = 0.5
 
-# Writers are never slowed below this: at such a rate every pass shrinks to nothing on any link
-# worth the name.
-SLOWEST = 64 * 1024
+# Writers are never slowed below this, a block a second: less would be a stop, and the rest of so
+# little fits into any downtime on any link worth the name.
+SLOWEST = 4096
+
+# A pass that sent less than this says more about the time an answer takes than about the link.
+MEASURABLE = 1024 * 1024
+
+# What is sent at once is a multiple of this where it can be: a page, and the block of nearly every
+# filesystem.
+GRAIN = 4096
 
 
 class RateLimit:
-    """A limit on what is sent, changeable while it runs.
+    """A limit on what is sent, changeable while it runs: by setting ``bytes_per_second``.
+
+    It is kept to over any stretch of time, but for ``BURST_SECONDS`` and one request: what may be
+    sent now is paid for before the next may.
 
     :ivar bytes_per_second: the limit; 0 for none.
     """
 
     def __init__(self, bytes_per_second: int = 0) -> None:
         self.bytes_per_second = bytes_per_second
-        self._paid_until = 0.0
+        self._owed = 0.0
+        self._settled_at: float | None = None
 
-    def delay(self, now: float, length: int) -> float:
-        """Count *length* bytes as sent, and return how long to wait before sending them."""
+    def delay(self, now: float) -> float:
+        """Return how long to wait until the next request may be sent; ask again after that, since
+        the limit may be another by then.
+        """
+        self._settle(now)
+        # Less than a byte is the error of the arithmetic.
+        return self._owed / self.bytes_per_second if self._owed >= 1 else 0.0
+
+    def charge(self, now: float, length: int) -> None:
+        """*length* bytes are sent."""
+        self._settle(now)
+        if self.bytes_per_second:
+            self._owed += length
+
+    def piece(self, most: int) -> int:
+        """Return how much to send in one request, at most *most*, so that it goes smoothly."""
         if not self.bytes_per_second:
-            return 0.0
-        start = max(self._paid_until, now - BURST_SECONDS)
-        self._paid_until = start + length / self.bytes_per_second
-        return max(0.0, start - now)
+            return most
+        smooth = int(self.bytes_per_second * BURST_SECONDS) // GRAIN * GRAIN
+        return min(most, max(smooth, GRAIN))
+
+    def _settle(self, now: float) -> None:
+        """Pay for the time that has passed; nothing can be saved up but the burst."""
+        limit, before = self.bytes_per_second, self._settled_at
+        self._settled_at = now
+        if not limit or before is None:
+            self._owed = 0.0
+        else:
+            self._owed = max(self._owed - (now - before) * limit, -limit * BURST_SECONDS)
 
 
 class Rate:
@@ -60,11 +96,7 @@ class Rate:
         self._amount += length
         elapsed = now - self._since
         if elapsed >= RATE_WINDOW or (not self._rate and elapsed > 0):
-            measured = self._amount / elapsed
-            weight = min(1.0, elapsed / RATE_WINDOW)
-            self._rate = (
-                measured if not self._rate else (weight * measured + (1 - weight) * self._rate)
-            )
+            self._rate = self._amount / elapsed
             self._since, self._amount = now, 0
 
     def value(self, now: float) -> float:
@@ -98,20 +130,26 @@ class Pass:
 
     @property
     def rate(self) -> float:
-        """Return the rate at which it sent; infinite where it took no time that could be
-        measured.
-        """
-        return self.sent / self.seconds if self.seconds > 0 else float("inf")
+        """Return the rate at which it sent."""
+        return self.sent / max(self.seconds, CLOCK_RESOLUTION)
+
+
+def known_rate(before: float, done: Pass) -> float:
+    """Return at which rate the rest can be expected to be sent, after *done*.
+
+    :param before: what this returned after the pass before; 0 for the first.
+    """
+    return done.rate if done.sent >= MEASURABLE else max(before, done.rate)
 
 
 def after_pass(done: Pass, max_downtime: float, rate: float) -> Next:
     """Say what follows *done*: park if the rest can be sent within *max_downtime*, else go on.
 
-    :param rate: at which the rest is expected to be sent.
+    :param rate: at which the rest is expected to be sent; 0 where nothing was sent yet.
     """
     if done.left <= max_downtime * rate:
         return Next.PARK
-    if done.left > SHRINK * done.sent:
+    if rate and done.left > SHRINK * done.sent:
         return Next.SLOW_DOWN
     return Next.AGAIN
 

@@ -16,13 +16,12 @@ from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.control.grammar import Action
-from flexmigrate.errors import Broken, FlexmigrateError, MigrationError
+from flexmigrate.errors import Broken, FlexmigrateError
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.attempt import Allowances, Attempt, Ground
 from flexmigrate.migration.copying import Progress
@@ -155,18 +154,7 @@ def _converge(source: Source, core: Core) -> Step:
 
 
 def _finish(source: Source, core: Core) -> Step:
-    return _step(source, core, "parked", _within_max_park(core), source._equal)
-
-
-async def _within_max_park(core: Core) -> None:
-    finishing = Deferred.fromCoroutine(core.current.finish())
-    finishing.addTimeout(core.allowances.max_park, core.reactor)
-    try:
-        await finishing
-    except DeferredTimeout:
-        raise MigrationError(
-            f"clients were parked for {core.allowances.max_park:.1f} s, and the rest was not sent"
-        ) from None
+    return _step(source, core, "parked", core.current.finish(), source._equal)
 
 
 def _settle(source: Source, core: Core) -> Step:
@@ -266,16 +254,17 @@ def _only_copied(source: Source, core: Core, step: Step) -> None:
 @committing.upon(Source._given).to(given)
 def _handed_over(source: Source, core: Core) -> None:
     core.phase = "given"
-    core.current.close()
+    # Before the lock is free: who waits for it asks then what came of this.
     core.finished.callback(True)
+    core.current.close()
 
 
 @committing.upon(Source._failed).to(given)
 def _not_confirmed(source: Source, core: Core, failure: Failure) -> None:
     """Whatever it was, the image may be the destination's: it isn't served here any more."""
     core.phase = "given"
-    core.current.close()
     core.finished.errback(failure)
+    core.current.close()
 
 
 @new.upon(Source.cancel).to(ended)

@@ -1,0 +1,424 @@
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from twisted.internet.defer import CancelledError, Deferred
+from twisted.internet.task import Clock
+from twisted.python.failure import Failure
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.control.grammar import Action
+from flexmigrate.errors import Broken, MigrationError
+from flexmigrate.migration.attempt import Allowances
+from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.handover import HandoverUncertain, NotGiven
+from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.source import RETRY_SECONDS, Core, Source, SourceMachine
+from support.machines import state_of, states, undeclared
+
+STEPS = ("dial", "copy", "converge", "finish", "settle")
+STATES = {
+    "dial": "dialling",
+    "copy": "copying",
+    "converge": "converging",
+    "finish": "parked",
+    "settle": "settling",
+}
+
+
+class RecordedAttempt:
+    """An attempt that only tells what it was asked for; its steps end as the test says."""
+
+    passes = 0
+    dirty = None
+
+    def __init__(self, log: list[str], instant: dict[str, Exception | None]) -> None:
+        self.log = log
+        self.instant = instant
+        self.step: tuple[str, Deferred[None]] | None = None
+        self.committing: Callable[[], None] | None = None
+
+    async def _begin(self, name: str) -> None:
+        self.log.append(name)
+        if name in self.instant:
+            error = self.instant[name]
+            if error is not None:
+                raise error
+            return
+        step: Deferred[None] = Deferred(lambda _: self.log.append(f"{name} cancelled"))
+        self.step = name, step
+        try:
+            await step
+        finally:
+            self.step = None
+
+    async def dial(self) -> None:
+        await self._begin("dial")
+
+    async def copy(self) -> None:
+        await self._begin("copy")
+
+    async def converge(self) -> None:
+        await self._begin("converge")
+
+    async def finish(self) -> None:
+        await self._begin("finish")
+
+    async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
+        self.log.append(f"{unlink=}")
+        self.committing = committing
+        if "commit" in self.instant:
+            committing()
+        await self._begin("settle")
+
+    def close(self) -> None:
+        self.log.append("close")
+
+    def abandon(self, reason: str) -> None:
+        self.log.append(f"abandon: {reason}")
+
+
+class RecordedCore(Core):
+    """Makes recorded attempts."""
+
+    instant: dict[str, Exception | None]
+    log: list[str]
+
+    def new_attempt(self) -> Any:
+        self.attempts += 1
+        attempt: Any = RecordedAttempt(self.log, self.instant)
+        self.attempt = attempt
+        return attempt
+
+
+class Scene:
+    """A source whose attempts are recorded.
+
+    :param instant: steps that end inside the state's own beginning, and how.
+    """
+
+    def __init__(self, action: Action = Action.EXIT, **instant: Exception | None) -> None:
+        self.clock = Clock()
+        nothing: Any = None
+        self.core = RecordedCore(
+            reactor=self.clock,
+            export=nothing,
+            ground=nothing,
+            action=action,
+            allowances=Allowances(),
+            limit=RateLimit(),
+            began=0.0,
+            progress=Progress(0.0),
+        )
+        self.log: list[str] = []
+        self.core.log, self.core.instant = self.log, instant
+        self.source: Source = SourceMachine(self.core)
+        self.outcomes: dict[str, list[Any]] = {"started": [], "finished": []}
+        self.core.started.addBoth(self.outcomes["started"].append)
+        self.core.finished.addBoth(self.outcomes["finished"].append)
+
+    @property
+    def state(self) -> str:
+        return state_of(self.source)
+
+    @property
+    def attempt(self) -> RecordedAttempt:
+        attempt: Any = self.core.attempt
+        assert isinstance(attempt, RecordedAttempt)
+        return attempt
+
+    def start(self) -> Scene:
+        self.source.start()
+        return self
+
+    def succeed(self) -> Scene:
+        assert self.attempt.step is not None
+        self.attempt.step[1].callback(None)
+        return self
+
+    def fail(self, error: Exception | None = None) -> Scene:
+        assert self.attempt.step is not None
+        self.attempt.step[1].errback(error or MigrationError("no luck"))
+        return self
+
+    def commit(self) -> Scene:
+        assert self.attempt.committing is not None
+        self.attempt.committing()
+        return self
+
+    def until(self, name: str) -> Scene:
+        """Go on until the step *name* is under way."""
+        if self.state == "new":
+            self.start()
+        while self.attempt.step is None or self.attempt.step[0] != name:
+            self.succeed()
+        return self
+
+    def error(self, which: str) -> Exception:
+        (failure,) = self.outcomes[which]
+        assert isinstance(failure, Failure)
+        error = failure.value
+        assert isinstance(error, Exception)
+        return error
+
+
+# Why an input can't come in the states where it isn't declared.
+STEP_IS_OVER = (
+    "only the step of the state that declares it says so, and a step is over, or is cancelled and "
+    "then only fails, when its state is left"
+)
+UNREACHABLE: dict[str, tuple[str, set[str]]] = {
+    "start": (
+        "whoever makes a source starts it, once",
+        set(STATES.values()) | {"committing", "waiting", "redialling", "given", "ended"},
+    ),
+    "_agreed": (STEP_IS_OVER, states(SourceMachine) - {"dialling", "redialling"}),
+    "_copied": (STEP_IS_OVER, states(SourceMachine) - {"copying"}),
+    "_converged": (STEP_IS_OVER, states(SourceMachine) - {"converging"}),
+    "_equal": (STEP_IS_OVER, states(SourceMachine) - {"parked"}),
+    "_committing": (
+        "the handover calls it once, and a cancelled one never comes so far",
+        states(SourceMachine) - {"settling"},
+    ),
+    "_given": (
+        "the handover succeeds once, and only after it was begun in settling",
+        states(SourceMachine) - {"settling", "committing"},
+    ),
+    "_not_given": (
+        "only a handover says so, and it begins in settling",
+        {"new", "dialling", "redialling", "copying", "converging", "parked", "waiting"},
+    ),
+    "_failed": (
+        "no step is under way: none has begun, or the one that there was has failed",
+        {"new", "waiting"},
+    ),
+    "_retry": ("its timer exists only in waiting", states(SourceMachine) - {"waiting"}),
+}
+
+
+class TableTests(SynchronousTestCase):
+    def test_every_pair_is_declared_or_has_a_reason_not_to_be(self) -> None:
+        explained = {(state, name) for name, (_, where) in UNREACHABLE.items() for state in where}
+        self.assertEqual(undeclared(SourceMachine, Source), explained)
+
+
+class WayTests(SynchronousTestCase):
+    def test_to_a_handover(self) -> None:
+        scene = Scene().start()
+        for step in STEPS[:-1]:
+            self.assertEqual(scene.state, STATES[step])
+            self.assertEqual(scene.core.phase, STATES[step])
+            self.assertEqual(len(scene.outcomes["started"]), step != "dial")
+            scene.succeed()
+        scene.commit()
+        self.assertEqual(scene.state, "committing")
+        self.assertEqual(scene.outcomes["finished"], [])
+        scene.succeed()
+        self.assertEqual(scene.state, "given")
+        self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+        self.assertEqual(scene.log, [*STEPS[:-1], "unlink=False", "settle", "close"])
+
+    def test_unlinks_if_asked_to(self) -> None:
+        scene = Scene(Action.UNLINK).until("settle")
+        self.assertIn("unlink=True", scene.log)
+
+    def test_what_came_of_it_is_told_before_the_lock_is_free(self) -> None:
+        for end in (Scene.succeed, Scene.fail):
+            scene = Scene().until("settle").commit()
+            seen: list[bool] = []
+            for outcome in (scene.core.finished,):
+                outcome.addBoth(lambda _, scene=scene, seen=seen: seen.append("close" in scene.log))
+            end(scene)
+            self.assertEqual(seen, [False])
+            self.assertEqual(scene.log[-1], "close")
+
+    def test_a_copy_is_no_handover(self) -> None:
+        scene = Scene(Action.NOTHING).until("finish").succeed()
+        self.assertEqual(scene.state, "ended")
+        self.assertEqual(scene.log, [*STEPS[:-1], "abandon: the copy is complete"])
+        self.assertEqual(scene.outcomes["finished"], [False])
+
+    def test_with_steps_that_end_at_once(self) -> None:
+        scene = Scene(**dict.fromkeys((*STEPS, "commit"))).start()
+        self.assertEqual(scene.state, "given")
+        self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+
+    def test_with_steps_of_which_one_fails_at_once(self) -> None:
+        for failing in STEPS[1:]:
+            instant: dict[str, Exception | None] = dict.fromkeys(STEPS)
+            instant[failing] = MigrationError("at once")
+            scene = Scene(**instant).start()
+            self.assertEqual(scene.state, "waiting")
+            self.assertEqual(scene.log[-1], "abandon: at once")
+            scene.core.instant = dict.fromkeys((*STEPS, "commit"))
+            scene.clock.advance(RETRY_SECONDS)
+            self.assertEqual(scene.state, "given")
+
+    def test_with_a_handover_that_fails_at_once(self) -> None:
+        steps: dict[str, Exception | None] = dict.fromkeys((*STEPS, "commit"))
+        scene = Scene(**{**steps, "settle": NotGiven("the file is busy")}).start()
+        self.assertEqual(scene.state, "waiting")
+        scene = Scene(**{**steps, "settle": HandoverUncertain("who knows")}).start()
+        self.assertEqual(scene.state, "given")
+
+
+class FirstAttemptTests(SynchronousTestCase):
+    def test_its_failure_is_the_answer_and_the_end(self) -> None:
+        for scene in (Scene().start().fail(), Scene(dial=MigrationError("no luck")).start()):
+            self.assertEqual(scene.state, "ended")
+            self.assertEqual(str(scene.error("started")), "no luck")
+            self.assertEqual(scene.outcomes["finished"], [])
+            self.assertEqual(scene.log, ["dial", "abandon: no luck"])
+            self.assertEqual(scene.clock.getDelayedCalls(), [])
+
+    def test_once_agreed_later_failures_are_retried(self) -> None:
+        for step in STEPS[1:]:
+            scene = Scene().until(step).fail()
+            self.assertEqual(scene.state, "waiting")
+            self.assertEqual(scene.log[-1], "abandon: no luck")
+            self.assertEqual(scene.core.last_error, "no luck")
+            scene.clock.advance(RETRY_SECONDS * 0.99)
+            self.assertEqual(scene.core.attempts, 1)
+            scene.clock.advance(RETRY_SECONDS * 0.02)
+            self.assertEqual((scene.state, scene.core.attempts), ("redialling", 2))
+            scene.fail()
+            self.assertEqual(scene.state, "waiting")
+            scene.clock.advance(RETRY_SECONDS)
+            scene.until("settle").commit().succeed()
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+            self.assertEqual(scene.core.attempts, 3)
+
+    def test_an_error_that_nobody_expects_is_logged_and_retried(self) -> None:
+        scene = Scene().until("copy").fail(ZeroDivisionError())
+        self.assertEqual(scene.state, "waiting")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class HandoverTests(SynchronousTestCase):
+    def test_that_did_not_happen_is_retried(self) -> None:
+        for scene in (Scene().until("settle"), Scene().until("settle").commit()):
+            scene.fail(NotGiven("the file is busy"))
+            self.assertEqual(scene.state, "waiting")
+            self.assertEqual(scene.log[-1], "abandon: the file is busy")
+
+    def test_that_may_have_happened_ends_serving(self) -> None:
+        for error in (HandoverUncertain("who knows"), OSError(5, "I/O error"), CancelledError()):
+            scene = Scene().until("settle").commit().fail(error)
+            self.assertEqual(scene.state, "given")
+            self.assertIs(scene.error("finished"), error)
+            self.assertEqual(scene.log[-1], "close")
+            self.assertEqual(scene.core.phase, "given")
+            self.assertNotIn("abandon", " ".join(scene.log))
+
+    def test_can_not_be_broken_off_once_it_was_begun(self) -> None:
+        scene = Scene().until("settle").commit()
+        scene.source.cancel("too late")
+        self.assertEqual(scene.state, "committing")
+        self.assertNotIn("settle cancelled", scene.log)
+        scene.succeed()
+        scene.source.cancel("much too late")
+        self.assertEqual(scene.outcomes["finished"], [True])
+
+
+class CancelTests(SynchronousTestCase):
+    def assert_broken(self, scene: Scene, which: str) -> None:
+        self.assertEqual((scene.state, scene.core.phase), ("ended", "ended"))
+        self.assertIsInstance(scene.error(which), Broken)
+        self.assertEqual(str(scene.error(which)), "because")
+        self.assertEqual(scene.clock.getDelayedCalls(), [])
+        scene.source.cancel("again")
+        scene.clock.advance(10 * RETRY_SECONDS)
+        self.assertEqual(scene.state, "ended")
+
+    def test_before_the_start(self) -> None:
+        scene = Scene()
+        scene.source.cancel("because")
+        self.assert_broken(scene, "started")
+        self.assertEqual(scene.log, [])
+
+    def test_in_the_first_attempt_before_it_is_agreed(self) -> None:
+        scene = Scene().start()
+        scene.source.cancel("because")
+        self.assert_broken(scene, "started")
+        self.assertEqual(scene.log, ["dial", "dial cancelled", "abandon: because"])
+        self.assertEqual(scene.outcomes["finished"], [])
+
+    def test_in_every_later_step(self) -> None:
+        for step in STEPS[1:]:
+            scene = Scene().until(step)
+            scene.source.cancel("because")
+            self.assert_broken(scene, "finished")
+            self.assertEqual(scene.log[-2:], [f"{step} cancelled", "abandon: because"])
+
+    def test_between_two_attempts_and_in_the_next(self) -> None:
+        scene = Scene().until("copy").fail()
+        scene.source.cancel("because")
+        self.assert_broken(scene, "finished")
+        scene = Scene().until("copy").fail()
+        scene.clock.advance(RETRY_SECONDS)
+        self.assertEqual(scene.state, "redialling")
+        scene.source.cancel("because")
+        self.assert_broken(scene, "finished")
+
+    def test_by_who_is_told_that_it_has_started(self) -> None:
+        for instant in ((), ("copy",), ("copy", "converge", "finish")):
+            scene = Scene(**dict.fromkeys(instant))
+            scene.core.started.addCallback(lambda _, scene=scene: scene.source.cancel("because"))
+            scene.until("dial").succeed()
+            self.assert_broken(scene, "finished")
+
+
+class EveryOrderTests(SynchronousTestCase):
+    """All orders in which steps can end, time can pass, and somebody can break off."""
+
+    def events(self, scene: Scene) -> Iterator[tuple[str, Callable[[Scene], object]]]:
+        yield "cancel", lambda scene: scene.source.cancel("because")
+        if scene.clock.getDelayedCalls():
+            yield "time", lambda scene: scene.clock.advance(RETRY_SECONDS)
+        if scene.state == "new":
+            yield "start", Scene.start
+        elif scene.core.attempt is not None and scene.attempt.step is not None:
+            if scene.attempt.step[0] != "settle" or scene.state == "committing":
+                yield "succeed", Scene.succeed
+            elif scene.attempt.committing is not None:
+                yield "commit", Scene.commit
+            yield "fail", Scene.fail
+            if scene.attempt.step[0] == "settle":
+                yield "not given", lambda scene: scene.fail(NotGiven("no"))
+
+    def check(self, scene: Scene) -> None:
+        """What holds in every state, whatever has happened."""
+        log, state = scene.log, scene.state
+        working = scene.core.attempt is not None and scene.attempt.step is not None
+        self.assertEqual(working, state in {*STATES.values(), "redialling", "committing"})
+        self.assertEqual(bool(scene.clock.getDelayedCalls()), state == "waiting")
+        self.assertEqual("close" in log, state == "given")
+        if state in ("ended", "waiting") and scene.core.attempt is not None:
+            self.assertTrue(log[-1].startswith("abandon"))
+        if state in ("committing", "given"):
+            # From the last step on, nothing brings the image back but the handover's own word.
+            last = len(log) - log[::-1].index("settle")
+            self.assertNotIn("abandon", " ".join(log[last:]))
+        over = state in ("given", "ended")
+        told = len(scene.outcomes["finished"]) + sum(
+            isinstance(each, Failure) for each in scene.outcomes["started"]
+        )
+        self.assertEqual(told, over)
+
+    def test_keeps_to_the_declared_transitions(self) -> None:
+        seen: set[tuple[Any, ...]] = set()
+        paths: list[tuple[Callable[[Scene], object], ...]] = [()]
+        while paths:
+            path = paths.pop()
+            scene = Scene()
+            for event in path:
+                event(scene)
+            self.check(scene)
+            attempts = min(scene.core.attempts, 3)
+            key = (scene.state, attempts, *scene.log[-1:])
+            if key not in seen:
+                seen.add(key)
+                paths += [(*path, event) for _, event in self.events(scene)]
+        self.assertEqual({state for state, *_ in seen}, states(SourceMachine))
+        self.assertEqual(self.flushLoggedErrors(), [])
