@@ -130,12 +130,16 @@ class Image:
     def is_hole(self, view: Readable, offset: int) -> bool:
         """Tell whether *view*, which was read at *offset*, is zeroes because it lies in a hole.
 
-        Costs a comparison where it isn't zeroes, and a system call where it is.
+        Costs a comparison where it isn't zeroes, and a system call where it is. False where that
+        fails: the zeroes were read, whatever has become of the file since.
         """
         if not self._may_have_holes or not ZEROES.startswith(view):
             return False
         length = len(memoryview(view))
-        return next(self.extents(offset, length)) == Extent(offset, length, False)
+        try:
+            return next(self.extents(offset, length)) == Extent(offset, length, False)
+        except OSError:
+            return False
 
     def is_resident(self, offset: int, length: int) -> bool:
         """Tell whether all of a range is in memory now, so that sending it will not wait.

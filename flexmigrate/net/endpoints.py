@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
 from flexmigrate.net.stream import streaming
-from flexmigrate.net.unix_socket import remove_stale_socket
+from flexmigrate.net.unix_socket import SOCKET_MODE, remove_stale_socket
 
 BACKLOG = 128
 """Connections that may wait to be accepted: as many virtual machines as one host starts at once."""
@@ -41,7 +41,9 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
             endpoint.fileno = os.dup(endpoint.fileno)
     elif address.is_unix:
         remove_stale_socket(address.path)
-        endpoint = UNIXServerEndpoint(streaming(reactor), address.path, backlog=BACKLOG)
+        endpoint = UNIXServerEndpoint(
+            streaming(reactor), address.path, backlog=BACKLOG, mode=SOCKET_MODE
+        )
     else:
         kind = TCP6ServerEndpoint if ":" in address.host else TCP4ServerEndpoint
         endpoint = kind(streaming(reactor), address.port, BACKLOG, address.host)

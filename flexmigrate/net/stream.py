@@ -23,6 +23,8 @@ from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
 
+from flexmigrate.net.unix_socket import OwnedPort
+
 log = Logger()
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
@@ -155,8 +157,8 @@ class _StreamMixin(_Connection):
         return main.CONNECTION_DONE if size == _END else main.CONNECTION_LOST
 
     def _is_held(self) -> bool:
-        """Whether serving has left something that nothing more may be received behind."""
-        return not self._reading or bool(self._waiting)
+        """Whether nothing more may be received behind what was served, or not into that buffer."""
+        return not self._reading or bool(self._waiting) or self.TLS
 
     def _receive(self) -> int:
         """Receive into the protocol's buffer; return how much, or one of three other things."""
@@ -339,7 +341,7 @@ class _StreamPort(tcp.Port):
     transport = _StreamServer
 
 
-class _StreamUNIXPort(unix.Port):
+class _StreamUNIXPort(OwnedPort):
     transport = _StreamUNIXServer
 
 
@@ -406,7 +408,7 @@ class _StreamReactor:
         listening = _StreamUNIXPort(
             os.fsencode(address), factory, backlog, mode, self._reactor, wantPID
         )
-        listening.startListening()  # type: ignore[no-untyped-call]  # Twisted's
+        listening.startListening()
         return listening
 
     def connectUNIX(

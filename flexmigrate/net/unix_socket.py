@@ -52,7 +52,7 @@ def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
     """
     try:
         remove_stale_socket(path)
-        port = _PrivatePort(os.fsencode(path), factory, BACKLOG, SOCKET_MODE, reactor)
+        port = OwnedPort(os.fsencode(path), factory, BACKLOG, SOCKET_MODE, reactor)
         port.startListening()
     except CannotListenError as failed:
         error = failed.socketError
@@ -79,11 +79,11 @@ def remove_stale_socket(path: str) -> None:
     os.unlink(path)
 
 
-class _PrivatePort(unix.Port):
-    """A UNIX port whose file is never open to others, and which removes no file but its own."""
+class OwnedPort(unix.Port):
+    """A UNIX port whose file never has another mode, and which removes no file but its own."""
 
     _created: socket.socket
-    _identity: tuple[int, int]
+    _identity: tuple[int, int] | None = None
 
     def startListening(self) -> None:
         try:
@@ -94,7 +94,8 @@ class _PrivatePort(unix.Port):
             assert self.factory is not None  # It has just been started.
             self.factory.doStop()
             raise
-        self._identity = _identity(self._bindPath)
+        if not self._bindPath.startswith(b"\0"):  # unix(7), "abstract": it has no file
+            self._identity = _identity(self._bindPath)
 
     def createInternetSocket(self) -> socket.socket:
         self._created = super().createInternetSocket()  # type: ignore[no-untyped-call]  # Twisted's
@@ -107,7 +108,7 @@ class _PrivatePort(unix.Port):
         # Unlike unix.Port's own: if the file has gone, or is another server's by now, the port is
         # closed all the same.
         with contextlib.suppress(FileNotFoundError):
-            if _identity(self._bindPath) == self._identity:
+            if self._identity and _identity(self._bindPath) == self._identity:
                 os.unlink(self._bindPath)
         tcp.Port.connectionLost(self, reason)
 

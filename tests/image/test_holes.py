@@ -224,3 +224,20 @@ class Granules(SynchronousTestCase):
         ):
             self.assertEqual(holes.inner(offset, length, 4096), expected)
         self.assertEqual(holes.inner(5, 7, 1), (5, 12))
+
+
+class HolesThatWereRead(WithAnImage):
+    def test_only_zeroes_without_storage_are_a_hole(self) -> None:
+        image = self.blank()
+        image.write(DATA, BLOCK)
+        image.trim(BLOCK, BLOCK)
+        image.write(b"\x01", 3 * BLOCK)
+        image.write(b"\x00", 3 * BLOCK)
+        self.assertTrue(image.is_hole(EMPTY, BLOCK))
+        self.assertFalse(image.is_hole(EMPTY, 3 * BLOCK))
+        self.assertFalse(image.is_hole(DATA, 8 * BLOCK))
+
+    def test_zeroes_of_a_file_that_was_truncated_since_are_no_hole(self) -> None:
+        image = self.blank()
+        os.truncate(self.path, BLOCK)
+        self.assertFalse(image.is_hole(EMPTY, 2 * BLOCK))

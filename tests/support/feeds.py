@@ -11,7 +11,9 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import time
 from collections import deque
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.address import IPv4Address, UNIXAddress
@@ -28,6 +30,9 @@ BUFFER = 64 * 1024
 
 # More turns than anything here takes: a test that would turn for ever ends.
 TURNS = 10_000
+
+# Seconds that the kernel may take for what takes it less than a millisecond.
+PATIENCE = 20
 
 
 class HandPool:
@@ -96,6 +101,13 @@ class Bench:
             if quiet == 4:
                 return
         raise AssertionError("it never settles")
+
+    def until(self, happened: Callable[[], Any]) -> None:
+        """Turn until something has happened for which the kernel may need a moment."""
+        deadline = time.monotonic() + PATIENCE
+        while not happened():
+            assert time.monotonic() < deadline, "it never happens"
+            self.reactor.iterate(0.05)
 
     def close(self) -> None:
         """Free the descriptors, and end what still stands."""
