@@ -55,11 +55,12 @@ class Lifetime:
     def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
         """Ask *terminate* for the exit status when a signal comes, and end with that.
 
-        Takes effect at once, because a server says that it listens before the reactor runs, and may
-        be told to end as soon as it has said so; and again once the reactor runs, because it has
-        installed handlers of its own by then, which would end without asking.
+        A server says that it listens before the reactor runs, and may be told to end as soon as it
+        has said so; and the reactor, when it begins to run, installs handlers of its own, which
+        would end without asking. So signals wait until ours are in their place, however short that
+        time is.
         """
-        self._install(terminate)
+        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         self._reactor.callWhenRunning(self._install, terminate)
 
     def _install(self, terminate: Callable[[str], Deferred[int]]) -> None:
@@ -71,6 +72,7 @@ class Lifetime:
 
         for number in SIGNALS:
             signal.signal(number, received)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
     def _signalled(self, name: str, terminate: Callable[[str], Deferred[int]]) -> None:
         log.info("received {name}", name=name)

@@ -42,6 +42,7 @@ class Signals(SynchronousTestCase):
     def setUp(self) -> None:
         for number in SIGNALS:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
+        self.addCleanup(signal.pthread_sigmask, signal.SIG_UNBLOCK, SIGNALS)
         self.reactor = Reactor()
         self.lifetime = Lifetime(self.reactor)
         self.told: list[str] = []
@@ -57,6 +58,14 @@ class Signals(SynchronousTestCase):
         self.reactor.run()
         self.assertEqual(self.told, ["SIGTERM"])
         self.assertEqual((self.lifetime.status, self.reactor.stopped), (0, 1))
+
+    def test_one_that_comes_while_the_reactor_installs_its_handlers_is_heeded_too(self) -> None:
+        self.lifetime.heed_signals(self.terminate)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGTERM)  # by default, it would end this process
+        self.reactor.run()
+        self.assertEqual(self.told, ["SIGTERM"])
 
     def test_handlers_that_the_reactor_has_installed_are_replaced(self) -> None:
         self.lifetime.heed_signals(self.terminate)
