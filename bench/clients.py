@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,22 @@ def fio(stage: Stage, uri: str, load: Load) -> Seen:
         return finish_fio(process, stage.scale.seconds)
 
 
-def start_fio(stage: Stage, uri: str, load: Load) -> subprocess.Popen[str]:
-    """Start fio, to be waited for with `finish_fio`."""
+@contextlib.contextmanager
+def start_fio(stage: Stage, uri: str, load: Load) -> Iterator[subprocess.Popen[str]]:
+    """Run fio, to be waited for with `finish_fio`; it doesn't outlive the context."""
     argv = [*stage.client_pin, need("fio"), *load.options(uri, stage.scale.seconds)]
-    return subprocess.Popen(
+    with subprocess.Popen(
         argv,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
         cwd=stage.folder,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def finish_fio(process: subprocess.Popen[str], seconds: float) -> Seen:
@@ -97,7 +103,6 @@ def finish_fio(process: subprocess.Popen[str], seconds: float) -> Seen:
     try:
         said, complaint = process.communicate(timeout=seconds + GRACE)
     except subprocess.TimeoutExpired:
-        process.kill()
         raise Unmeasured("fio did not end") from None
     if process.returncode:
         raise Unmeasured(f"fio: {(complaint or said).strip()[-300:]}")

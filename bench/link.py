@@ -55,8 +55,8 @@ def long_link(delay: float, note: Callable[[str], None]) -> Iterator[Link]:
         try:
             link = ends.enter_context(_namespaces(delay))
         except Unmeasured as error:
-            note(f"the long links are relays, not namespaces with netem: {error}")
-            link = ends.enter_context(_relayed(delay))
+            note(f"The long links are relays, not namespaces with netem: {error}")
+            link = ends.enter_context(relayed(delay))
         yield link
 
 
@@ -94,7 +94,8 @@ def _namespaces(delay: float) -> Iterator[Link]:
 
 
 @contextlib.contextmanager
-def _relayed(delay: float) -> Iterator[Link]:
+def relayed(delay: float) -> Iterator[Link]:
+    """Put a relay between the two, on this host."""
     with crew() as children:
 
         def through(port: int) -> tuple[str, int]:

@@ -29,7 +29,7 @@ class Line:
         self.pieces = int(rate * delay + _QUEUE) // _PIECE + 1
 
     def carry(self, length: int) -> float:
-        """Take so many bytes, once there is place for them; return the time at which they arrive."""
+        """Take so many bytes, once there is place for them; return when they arrive."""
         with self._lock:
             now = time.monotonic()
             self._free = free = max(self._free, now) + length / self._rate

@@ -109,17 +109,20 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--size", type=int, default=1024, help="MiB of the dense image (default: 1024)"
     )
+    parser.add_argument("--alone", action="store_true", help="without nbdcopy")
     return parser.parse_args(arguments)
 
 
 def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
     wanted = {source.name for row in rows for source in row.sources}
-    steps = list(_order([task for task in MIGRATIONS if task.name in wanted], options.rounds))
-    log = Log([OURS, THEIRS], options.rounds)
+    steps = list(_order([task for task in MIGRATIONS if task.name in wanted], options))
+    log = Log([OURS] if options.alone else [OURS, THEIRS], options.rounds)
     # No measurement here has a time that could be chosen, and two cores have three processes.
     with Stage(Scale(0, options.size * MIB), options.folder, pinned=False) as stage:
+        log.note(f"The images are on {stage.kind}.")
         screen.progress("writing the image")
         stage.make_image()
+        screen.note(f"{len(steps)} measurements")
         grounds = Grounds(stage, options.handovers, log.note)
         for done, (number, task, who) in enumerate(steps):
             screen.progress(f"{done}/{len(steps)}: round {number + 1}, {task.name}, {who}")
@@ -142,13 +145,15 @@ def _measure(task: Migrating, who: str, grounds: Grounds) -> Figures:
         raise Unmeasured(str(error)) from error
 
 
-def _order(tasks: Sequence[Migrating], rounds: int) -> Iterator[tuple[int, Migrating, str]]:
+def _order(
+    tasks: Sequence[Migrating], options: argparse.Namespace
+) -> Iterator[tuple[int, Migrating, str]]:
     """Yield what to do: both contestants on one task, in turns the first, then the next."""
-    for number in range(rounds):
+    for number in range(options.rounds):
         for place, task in enumerate(tasks):
             if number and task.once:
                 continue
-            both = (OURS, THEIRS) if task.theirs else (OURS,)
+            both = (OURS, THEIRS) if task.theirs and not options.alone else (OURS,)
             yield from (
                 (number, task, who) for who in (both if (number + place) % 2 else both[::-1])
             )

@@ -162,7 +162,7 @@ def migration(
     certificates = stage.certificates if tls else None
     protection = ("--tls", "require", "--tls-certificates", str(certificates)) if tls else ()
     with crew() as children:
-        sock = folder / "source.sock"
+        sock = stage.sockets / folder.name
         source = children.start(
             *(*link.near, script("flexmigrate"), "serve", "--addr", HOST, "--port", "0"),
             *("--file", str(image), "--sock", str(sock)),

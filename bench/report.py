@@ -131,22 +131,39 @@ def _known(figures: Sequence[float | None]) -> list[float]:
 
 def publish(name: str, log: Log, rows: Sequence[Row], screen: Screen, out: Path | None) -> None:
     """Show the table, and write it to the folder *out*, if that is given."""
-    markdown = "\n".join([*_markdown(_table(log, rows)), "", *_notes(log)])
+    text = markdown(log, rows)
     screen.clear()
-    screen.note(markdown)
+    screen.note(text)
     if out is None:
         return
     out.mkdir(parents=True, exist_ok=True)
-    (out / f"{name}.md").write_text(f"{markdown}\n")
-    (out / f"{name}.inc").write_text("\n".join([*_listed(_table(log, rows)), "", *_notes(log), ""]))
-    (out / f"{name}.json").write_text(f"{json.dumps(_data(log, rows), indent=1)}\n")
+    (out / f"{name}.md").write_text(f"{text}\n")
+    (out / f"{name}.inc").write_text(f"{listed(log, rows)}\n")
+    (out / f"{name}.json").write_text(f"{json.dumps(data(log, rows), indent=1)}\n")
     (out / f"{name}.svg").write_text(draw(log.contestants, list(_bars(log, rows))))
     screen.note(f"written to {out}: {name}.md, {name}.inc, {name}.json, {name}.svg")
 
 
-def _table(log: Log, rows: Sequence[Row]) -> list[list[str]]:
+def markdown(log: Log, rows: Sequence[Row]) -> str:
+    """Return table and notes in Markdown."""
+    header, *others = table(log, rows)
+    lines = [header, ["---"] * len(header), *others]
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *_notes(log)])
+
+
+def listed(log: Log, rows: Sequence[Row]) -> str:
+    """Return table and notes in reStructuredText, with its directive ``list-table``."""
+    lines = [".. list-table::", "   :header-rows: 1", ""]
+    for cells in table(log, rows):
+        marks = ["* -", *["  -"] * (len(cells) - 1)]
+        lines += [f"   {mark} {cell}".rstrip() for mark, cell in zip(marks, cells, strict=True)]
+    return "\n".join([*lines, "", *_notes(log)])
+
+
+def table(log: Log, rows: Sequence[Row]) -> list[list[str]]:
+    """Return the cells of all rows, the header first."""
     best = ["ratio to the best"] if len(log.contestants) > 1 else []
-    header = ["row", "unit", *log.contestants, *best, "wanted", ""]
+    header = ["row", "unit", *log.contestants, *best, "wanted", "met"]
     return [header, *([*_cells(log, row)] for row in rows)]
 
 
@@ -197,7 +214,7 @@ def _notes(log: Log) -> Iterator[str]:
         yield f"[{number}] {contestant}, {source}: {' '.join(why.split())[:200]}"
         yield ""
     for text in log.notes:
-        yield from (f"Note: {text}", "")
+        yield from (text, "")
     yield (
         f"Medians of {log.rounds} rounds (the least and the most in brackets), measured on"
         f" {log.begun:%Y-%m-%d}; {_machine()}."
@@ -212,23 +229,8 @@ def _machine() -> str:
     )
 
 
-def _markdown(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    header, *rows = table
-    yield f"| {' | '.join(header)} |"
-    yield f"|{'---|' * len(header)}"
-    for row in rows:
-        yield f"| {' | '.join(row)} |"
-
-
-def _listed(table: Sequence[Sequence[str]]) -> Iterator[str]:
-    """Yield the table as reStructuredText's directive ``list-table``."""
-    yield from (".. list-table::", "   :header-rows: 1", "")
-    for row in table:
-        for number, cell in enumerate(row):
-            yield f"   {'  -' if number else '* -'} {cell}".rstrip()
-
-
-def _data(log: Log, rows: Sequence[Row]) -> dict[str, Any]:
+def data(log: Log, rows: Sequence[Row]) -> dict[str, Any]:
+    """Return every figure of every round, and how to read them, as JSON has it."""
     return {
         "begun": log.begun.isoformat(timespec="seconds"),
         "machine": _machine(),

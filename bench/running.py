@@ -33,7 +33,7 @@ def add_common_options(parser: argparse.ArgumentParser, rows: Sequence[str], rou
     parser.add_argument(
         "--folder",
         type=Path,
-        help="on whose disk the images are (default: TMPDIR, or /var/tmp)",
+        help="where to make the images (default: TMPDIR or /var/tmp, whichever is on a disk)",
     )
     parser.add_argument(
         "--no-pin", action="store_true", help="let servers and clients run on all cores"

@@ -210,9 +210,11 @@ def serving(
             stage.image,
             folder,
             free_port(),
-            folder / "socket" if unix else None,
+            stage.sockets / "server" if unix else None,
             stage.certificates if tls else None,
         )
+        if place.path:
+            ends.callback(place.path.unlink, missing_ok=True)
         children = ends.enter_context(crew())
         child = children.start(*stage.server_pin, *kind.command(place))
         pid = child.pid

@@ -46,12 +46,14 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
     kinds = [kind for kind in KINDS if not options.servers or kind.name in options.servers]
     wanted = {source.name for row in rows for source in row.sources}
-    steps = list(_order([task for task in TASKS if task.name in wanted], kinds, options.rounds))
+    steps = list(order([task for task in TASKS if task.name in wanted], kinds, options.rounds))
     log = Log([kind.name for kind in kinds], options.rounds)
     scale = Scale(options.seconds, options.size * MIB)
     with Stage(scale, options.folder, pinned=not options.no_pin) as stage:
+        log.note(f"The images are on {stage.kind}.")
         screen.progress("writing the image")
         stage.make_image()
+        screen.note(f"{len(steps)} measurements")
         for done, (number, task, kind) in enumerate(steps):
             screen.progress(f"{done}/{len(steps)}: round {number + 1}, {task.name}, {kind.name}")
             try:
@@ -61,7 +63,7 @@ def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> No
     publish("serving", log, rows, screen, place_for(options))
 
 
-def _order(
+def order(
     tasks: Sequence[Task], kinds: Sequence[Kind], rounds: int
 ) -> Iterator[tuple[int, Task, Kind]]:
     """Yield what to do: all servers on one task before the next, each time another one first."""

@@ -19,7 +19,7 @@ from bench.certificates import issue
 from bench.processes import MIB, pins
 
 # In memory or over a network: what is measured there says nothing of a disk's page cache.
-NOT_DISKS = {"tmpfs", "ramfs", "nfs", "nfs4", "fuse"}
+NOT_DISKS = frozenset({"tmpfs", "ramfs", "nfs", "nfs4", "fuse"})
 
 
 class Unmeasured(Exception):
@@ -42,18 +42,21 @@ class Stage:
     """The folder of one run; a context manager that removes it.
 
     :ivar image: dense, and in the page cache whenever a measurement begins.
+    :ivar sockets: a folder for UNIX sockets.
     :ivar payload: as large as a quarter of the image, to be copied into it.
     :ivar certificates: a folder in the layout that all these servers and clients share.
-    :param parent: where to make the folder; None: where temporary files are kept.
-    :raises Unmeasured: if that is not on a disk
+    :ivar kind: of the filesystem that it is on.
+    :param parent: where to make the folder; None: where temporary files are kept, on a disk.
+    :raises Unmeasured: if there is no such place
     """
 
     def __init__(self, scale: Scale, parent: Path | None = None, *, pinned: bool = True) -> None:
         self.scale = scale
-        parent = parent or Path(os.environ.get("TMPDIR", "/var/tmp"))
-        if (kind := filesystem(parent)) in NOT_DISKS:
-            raise Unmeasured(f"{parent} is on {kind}, not on a disk: set TMPDIR, or --folder")
+        parent = parent or _on_a_disk()
+        self.kind = filesystem(parent)
         self.folder = Path(tempfile.mkdtemp(prefix="flexmigrate-bench-", dir=parent))
+        # A UNIX socket's path can have 107 bytes (unix(7)), however long the folder's is.
+        self.sockets = Path(tempfile.mkdtemp(prefix="flexmigrate-bench-", dir="/tmp"))
         self.server_pin, self.client_pin = pins(pinned)
         self.image = self.folder / "image"
         self.payload = self.folder / "payload"
@@ -77,11 +80,21 @@ class Stage:
 
     def _remove(self) -> None:
         shutil.rmtree(self.folder)
+        shutil.rmtree(self.sockets)
 
     def make_image(self) -> None:
         """Write the image and the payload."""
         dense(self.image, self.scale.size)
         dense(self.payload, self.scale.size // 4)
+
+
+def _on_a_disk() -> Path:
+    """Return a folder for temporary files that is on a disk."""
+    places = [Path(place) for place in (tempfile.gettempdir(), "/var/tmp", os.getcwd())]
+    for place in places:
+        if place.is_dir() and filesystem(place) not in NOT_DISKS:
+            return place
+    raise Unmeasured(f"none of {', '.join(map(str, places))} is on a disk: choose a --folder")
 
 
 def dense(path: Path, size: int) -> None:
