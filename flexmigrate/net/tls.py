@@ -66,8 +66,8 @@ def client_context(folder: str, hostname: str) -> Any:
     )
 
 
-def fault(error: BaseException) -> str:
-    """Return what went wrong, where TLS could not be agreed on: OpenSSL speaks in lists of codes."""
+def fault(error: BaseException | None) -> str:
+    """Return why TLS could not be agreed on, for an operator: OpenSSL speaks in lists of codes."""
     if isinstance(error, VerificationError):
         return "the server's certificate is for another name"
     if isinstance(error, SSLError) and error.args and error.args[0]:

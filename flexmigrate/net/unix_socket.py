@@ -80,29 +80,53 @@ def remove_stale_socket(path: str) -> None:
 
 
 class OwnedPort(unix.Port):
-    """A UNIX port whose file never has another mode, and which removes no file but its own."""
+    """A UNIX port whose file never has another mode, and which removes no file but its own: a
+    socket that was handed to it belongs to whoever has opened it.
+    """
 
-    _created: socket.socket
+    _created: socket.socket | None = None
     _identity: tuple[int, int] | None = None
 
     def startListening(self) -> None:
+        has_file = not self._bindPath.startswith(b"\0")  # unix(7), "abstract"
+        if self._preexistingSocket is not None:
+            # Unlike tcp.Port, unix.Port would end the socket for whoever else has it, and let
+            # everybody in.
+            self._shouldShutdown = False
+            if has_file:
+                self.mode = stat.S_IMODE(os.stat(self._bindPath).st_mode)
         try:
             super().startListening()  # type: ignore[no-untyped-call]  # Twisted's
         except CannotListenError:
-            # It has started the factory and made a socket by then, and leaves both behind.
-            self._created.close()
-            assert self.factory is not None  # It has just been started.
-            self.factory.doStop()
+            self._take_back()
             raise
-        if not self._bindPath.startswith(b"\0"):  # unix(7), "abstract": it has no file
+        if self._created is not None and has_file:
             self._identity = _identity(self._bindPath)
 
+    def _take_back(self) -> None:
+        """Undo what Twisted leaves behind when it can't bind: the socket, the lock of its file, and
+        a factory that was started.
+        """
+        if self._created is None:  # the lock is another server's
+            self.lockFile = None
+            return
+        self._created.close()
+        assert self.factory is not None  # It has just been started.
+        self.factory.doStop()
+        self._unlock()
+
+    def _unlock(self) -> None:
+        if self.lockFile is not None:
+            self.lockFile.unlock()
+            self.lockFile = None
+
     def createInternetSocket(self) -> socket.socket:
-        self._created = super().createInternetSocket()  # type: ignore[no-untyped-call]  # Twisted's
+        created: socket.socket = super().createInternetSocket()  # type: ignore[no-untyped-call]  # Twisted's
         # Linux gives the file the mode of the socket when it is bound. A chmod afterwards would
         # leave it open for a moment to whom the umask lets in.
-        os.fchmod(self._created.fileno(), self.mode)
-        return self._created
+        os.fchmod(created.fileno(), self.mode)
+        self._created = created
+        return created
 
     def connectionLost(self, reason: Failure) -> None:
         # Unlike unix.Port's own: if the file has gone, or is another server's by now, the port is
@@ -110,6 +134,7 @@ class OwnedPort(unix.Port):
         with contextlib.suppress(FileNotFoundError):
             if self._identity and _identity(self._bindPath) == self._identity:
                 os.unlink(self._bindPath)
+        self._unlock()
         tcp.Port.connectionLost(self, reason)
 
 

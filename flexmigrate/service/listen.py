@@ -102,7 +102,6 @@ class ListenService(Service):
         handover = DestinationHandover(
             self._host.image, self._host.background, full_coverage=config.coverage == "full"
         )
-        handover.expect()
         self._core = DestinationCore(reactor, self._host.export, handover)
         self._destination: Destination = DestinationMachine(self._core)
         self._acl = AccessList(config.acl, config.default_deny)
@@ -114,6 +113,8 @@ class ListenService(Service):
         self._serving: Serving | None = None
         self._control: IListeningPort | None = None
         self._core.complete.addCallback(lambda _: self._complete())
+        # The last thing here: a command line that is wrong says nothing about the image.
+        handover.expect()
 
     def _new_factory(
         self, session: ReceivingSession | None, limits: Limits | None

@@ -10,11 +10,12 @@ from pathlib import Path
 
 from twisted.internet import reactor
 from twisted.internet.defer import inlineCallbacks
+from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
 from twisted.trial.unittest import TestCase
 
-from flexmigrate.net.unix_socket import SocketPathError, listen_private
+from flexmigrate.net.unix_socket import OwnedPort, SocketPathError, listen_private
 
 
 class ListenPrivateTests(TestCase):
@@ -99,3 +100,55 @@ class ListenPrivateTests(TestCase):
         self.leave_behind()
         yield port.stopListening()
         self.assertTrue(self.path.is_socket())
+
+
+class EndpointPortTests(TestCase):
+    """The port behind ``unix:`` endpoints, which has a lock file, and behind ``systemd:`` ones."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.path = self.folder / "sock"
+
+    def listen(self) -> IListeningPort:
+        port = OwnedPort(os.fsencode(self.path), Factory(), 50, 0o600, reactor, wantPID=True)
+        port.startListening()
+        self.addCleanup(port.stopListening)
+        return port
+
+    @inlineCallbacks
+    def test_what_was_closed_can_be_opened_again_by_the_same_process(self):
+        port = self.listen()
+        yield port.stopListening()
+        self.assertEqual(list(self.folder.iterdir()), [])
+        self.listen()
+
+    def test_a_lock_that_another_has_is_left_to_it(self) -> None:
+        port = self.listen()
+        with self.assertRaises(CannotListenError):
+            self.listen()
+        self.assertTrue(self.path.is_socket())
+        self.assertTrue(port.lockFile.locked)
+
+    def test_where_binding_fails_the_lock_is_freed(self) -> None:
+        self.path.write_text("precious")
+        for _ in range(2):
+            with self.assertRaises(CannotListenError) as caught:
+                self.listen()
+            self.assertEqual(caught.exception.socketError.errno, errno.EADDRINUSE)
+        self.assertEqual([each.name for each in self.folder.iterdir()], ["sock"])
+
+    @inlineCallbacks
+    def test_a_socket_that_was_handed_over_keeps_its_file_and_its_mode(self):
+        with socket.socket(socket.AF_UNIX) as theirs:
+            theirs.bind(os.fspath(self.path))
+            theirs.listen()
+            theirs.setblocking(False)
+            self.path.chmod(0o640)
+            port = OwnedPort._fromListeningDescriptor(reactor, theirs.fileno(), Factory())
+            port.startListening()
+            self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o640)
+            yield port.stopListening()
+            self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o640)
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(os.fspath(self.path))  # its owner still listens
