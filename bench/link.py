@@ -74,7 +74,8 @@ def _namespaces(delay: float) -> Iterator[Link]:
         )
         for name, address in ((near, _NEAR), (far, _FAR)):
             _ip("-n", name, "address", "add", f"{address}/24", "dev", "end")
-            _ip("-n", name, "link", "set", "end", "up")
+            for device in ("end", "lo"):
+                _ip("-n", name, "link", "set", device, "up")
             inside = ("ip", "netns", "exec", name)
             for direction in ("rmem", "wmem"):
                 path = f"/proc/sys/net/ipv4/tcp_{direction}"

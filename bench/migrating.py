@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from bench.figures import at_least, at_most, ratio_at_least
 from bench.link import GIGABIT
@@ -42,7 +43,7 @@ from bench.report import (
     Row,
     publish,
 )
-from bench.running import add_common_options, perform, place_for
+from bench.running import Step, add_common_options, perform, place_for, shown_if_interrupted, take
 from bench.stage import Scale, Stage, Unmeasured
 from demo.screen import Screen
 
@@ -115,21 +116,23 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
     wanted = {source.name for row in rows for source in row.sources}
-    steps = list(_order([task for task in MIGRATIONS if task.name in wanted], options))
+    tasks = [task for task in MIGRATIONS if task.name in wanted]
     log = Log([OURS] if options.alone else [OURS, THEIRS], options.rounds)
     # No measurement here has a time that could be chosen, and two cores have three processes.
-    with Stage(Scale(0, options.size * MIB), options.folder, pinned=False) as stage:
+    scale = Scale(0, options.size * MIB)
+    with (
+        shown_if_interrupted("migrating", log, rows, screen),
+        Stage(scale, options.folder, pinned=False) as stage,
+    ):
         log.note(f"The images are on {stage.kind}.")
         screen.progress("writing the image")
         stage.make_image()
-        screen.note(f"{len(steps)} measurements")
         grounds = Grounds(stage, options.handovers, log.note)
-        for done, (number, task, who) in enumerate(steps):
-            screen.progress(f"{done}/{len(steps)}: round {number + 1}, {task.name}, {who}")
-            try:
-                log.add(number, task.name, who, _measure(task, who, grounds))
-            except Unmeasured as error:
-                log.miss(task.name, who, str(error))
+        steps = [
+            Step(number, task.name, who, partial(_measure, task, who, grounds))
+            for number, task, who in _order(tasks, options)
+        ]
+        take(steps, log, screen)
     publish("migrating", log, rows, screen, place_for(options))
 
 

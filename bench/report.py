@@ -10,6 +10,7 @@ import datetime
 import json
 import os
 import platform
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,9 @@ OF_THE_MEAN = Unit("of the mean", 1, 2)
 OF_THE_SOURCE = Unit("of the source's", 1, 3)
 MEBIBYTES = Unit("MiB", MIB, 0)
 _RATIO = Unit("", 1, 2)
+
+# What has a meaning in reStructuredText, and may stand in what a program complains of.
+_MARKS = re.compile(r"[\\*`|_]")
 
 
 class Source(Protocol):
@@ -157,7 +161,7 @@ def listed(log: Log, rows: Sequence[Row]) -> str:
     for cells in table(log, rows):
         marks = ["* -", *["  -"] * (len(cells) - 1)]
         lines += [f"   {mark} {cell}".rstrip() for mark, cell in zip(marks, cells, strict=True)]
-    return "\n".join([*lines, "", *_notes(log)])
+    return "\n".join([*lines, "", *(_MARKS.sub(r"\\\g<0>", line) for line in _notes(log))])
 
 
 def table(log: Log, rows: Sequence[Row]) -> list[list[str]]:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from bench.report import Log, Row, publish
 from bench.stage import Unmeasured
 from demo.screen import Screen
 
@@ -64,6 +67,45 @@ def perform(run: Callable[[Screen], None]) -> int:
         screen.note(f"nothing can be measured: {error}")
         return 1
     return 0
+
+
+@dataclass(frozen=True)
+class Step:
+    """One measurement.
+
+    :ivar round: its number, from 0.
+    :ivar measure: takes it.
+    """
+
+    round: int
+    source: str
+    contestant: str
+    measure: Callable[[], dict[str, float]]
+
+
+def take(steps: Sequence[Step], log: Log, screen: Screen) -> None:
+    """Take all measurements, and keep what they bring; what can't be measured stops nothing."""
+    screen.note(f"{len(steps)} measurements")
+    for done, step in enumerate(steps):
+        screen.progress(
+            f"{done}/{len(steps)}: round {step.round + 1}, {step.source}, {step.contestant}"
+        )
+        try:
+            log.add(step.round, step.source, step.contestant, step.measure())
+        except Unmeasured as error:
+            log.miss(step.source, step.contestant, str(error))
+
+
+@contextlib.contextmanager
+def shown_if_interrupted(
+    name: str, log: Log, rows: Sequence[Row], screen: Screen
+) -> Iterator[None]:
+    """Show what there is on Ctrl-C: half of a table is of some use, too."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        publish(name, log, rows, screen, None)
+        raise
 
 
 def _chosen(rows: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

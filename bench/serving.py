@@ -12,13 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 from bench.processes import MIB
 from bench.report import Log, Row, publish
 from bench.rows import ROWS
-from bench.running import add_common_options, perform, place_for
+from bench.running import Step, add_common_options, perform, place_for, shown_if_interrupted, take
 from bench.servers import KINDS, Kind
-from bench.stage import Scale, Stage, Unmeasured
+from bench.stage import Scale, Stage
 from bench.tasks import TASKS, Task
 from demo.screen import Screen
 
@@ -46,20 +47,21 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
     kinds = [kind for kind in KINDS if not options.servers or kind.name in options.servers]
     wanted = {source.name for row in rows for source in row.sources}
-    steps = list(order([task for task in TASKS if task.name in wanted], kinds, options.rounds))
+    tasks = [task for task in TASKS if task.name in wanted]
     log = Log([kind.name for kind in kinds], options.rounds)
     scale = Scale(options.seconds, options.size * MIB)
-    with Stage(scale, options.folder, pinned=not options.no_pin) as stage:
+    with (
+        shown_if_interrupted("serving", log, rows, screen),
+        Stage(scale, options.folder, pinned=not options.no_pin) as stage,
+    ):
         log.note(f"The images are on {stage.kind}.")
         screen.progress("writing the image")
         stage.make_image()
-        screen.note(f"{len(steps)} measurements")
-        for done, (number, task, kind) in enumerate(steps):
-            screen.progress(f"{done}/{len(steps)}: round {number + 1}, {task.name}, {kind.name}")
-            try:
-                log.add(number, task.name, kind.name, task.run(stage, kind))
-            except Unmeasured as error:
-                log.miss(task.name, kind.name, str(error))
+        steps = [
+            Step(number, task.name, kind.name, partial(task.run, stage, kind))
+            for number, task, kind in order(tasks, kinds, options.rounds)
+        ]
+        take(steps, log, screen)
     publish("serving", log, rows, screen, place_for(options))
 
 

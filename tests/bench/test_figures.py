@@ -89,6 +89,10 @@ class Reports(SynchronousTestCase):
         self.assertEqual(self.cells()[-1], "?")
         self.assertIn("[1] other, idle-64: it is not there", markdown(self.log, [self.row]))
 
+    def test_what_a_program_says_is_no_markup(self) -> None:
+        self.log.miss(IDLE.name, "other", r"*no* `such_file` C:\x")
+        self.assertIn(r"\*no\* \`such\_file\` C:\\x", listed(self.log, [self.row]))
+
     def test_of_several_sources_it_is_the_largest(self) -> None:
         row = Row("both", "", PER_SECOND, "rate", (IDLE, COLD), at_most(100))
         self.log.add(0, IDLE.name, OURS.name, {"rate": 70})

@@ -136,6 +136,7 @@ def test_sigterm_ends_it_and_all_that_it_started(bench: Bench, grounds: Path) ->
     program.wait_for("0/1: round 1, read-4k-1, flexmigrate")
     program.send(signal.SIGTERM)
     program.expect_exit(130, PATIENCE)
+    program.wait_for(r"^\| 4 KiB random read, depth 1 \| requests/s \| - \|")
     assert not list(grounds.iterdir())
 
 
