@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.errors import to_nbd
 from flexmigrate.image.extents import Extent
-from flexmigrate.server import contexts
+from flexmigrate.server import contexts, reads
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.wire.constants import (
@@ -41,10 +41,6 @@ SMALL_READ = 64 * 1024
 # Requests of one connection that may be with the thread pool at once. A client may have more
 # under way; the rest waits in its socket.
 MAX_UNDER_WAY = 64
-
-# A structured read tells at most so many extents as such and the rest as data, so that a reply's
-# head room is bounded however the file is fragmented.
-MAX_READ_EXTENTS = 64
 
 _FUA = int(CommandFlag.FUA)
 
@@ -160,7 +156,7 @@ class Commands:
         whole = bool(flags & CommandFlag.DF) or not self._style.fragments
         if self._image.is_resident(offset, length):
             try:
-                pieces = self._pieces(offset, length, whole)
+                pieces = reads.pieces(self._image, offset, length, whole)
             except OSError as error:
                 self.failed(cookie, offset, length, error)
             else:
@@ -170,26 +166,9 @@ class Commands:
             cookie,
             offset,
             length,
-            self._background.run(self._bring_in, offset, length, whole),
+            self._background.run(reads.bring_in, self._image, offset, length, whole),
             self._send_read,
         )
-
-    def _bring_in(self, offset: int, length: int, whole: bool) -> list[Extent]:
-        """On a thread: have the range in the page cache, and know its extents."""
-        self._image.make_resident(offset, length)
-        return self._pieces(offset, length, whole)
-
-    def _pieces(self, offset: int, length: int, whole: bool) -> list[Extent]:
-        if whole or not self._image.may_have_holes:
-            return [Extent(offset, length, True)]
-        pieces: list[Extent] = []
-        for extent in self._image.extents(offset, length):
-            if len(pieces) == MAX_READ_EXTENTS:
-                at = pieces[-1].offset + pieces[-1].length
-                pieces.append(Extent(at, offset + length - at, True))
-                break
-            pieces.append(extent)
-        return pieces
 
     def _send_read(self, cookie: int, offset: int, pieces: list[Extent]) -> None:
         style, outlet = self._style, self._outlet
@@ -215,13 +194,9 @@ class Commands:
             else:
                 self._reply_data(cookie, offset, data)
 
-        result = self._background.run(self._read_or_hole, offset, length)
+        whole = not self._style.fragments
+        result = self._background.run(reads.data_or_hole, self._image, offset, length, whole)
         self._later(cookie, offset, length, result, answer)
-
-    def _read_or_hole(self, offset: int, length: int) -> bytes | None:
-        """On a thread: return the bytes, or None for a hole that may be told as one."""
-        data = self._image.read(offset, length)
-        return None if self._style.fragments and self._image.is_hole(data, offset) else data
 
     def _reply_data(self, cookie: int, offset: int, data: bytes) -> None:
         prefix = self._style.data_prefix

@@ -138,11 +138,14 @@ def refuse(command: int, flags: int, offset: int, length: int, terms: Terms) -> 
     rule = RULES.get(command)
     if rule is None:
         return _invalid(f"{name_of(Command, command)} is not a command of this server")
+    if rule.changes and terms.flags & TransmissionFlag.READ_ONLY:
+        # Before all else: such an export doesn't advertise most of these commands.
+        return Refusal(ErrorCode.EPERM, "the export is read-only")
     if rule.needs & ~terms.flags:
         return _invalid(f"{name_of(Command, command)} was not advertised")
     return (
         _refuse_flags(rule, command, flags, terms)
-        or _refuse_export(rule, command, terms)
+        or _refuse_context(command, terms)
         or _refuse_range(rule, command, offset, length, terms)
     )
 
@@ -177,9 +180,7 @@ def _refuse_payload_flag(command: int, flags: int, terms: Terms) -> Refusal | No
     return _invalid(f"{name_of(Command, command)} takes no payload")
 
 
-def _refuse_export(rule: Rule, command: int, terms: Terms) -> Refusal | None:
-    if rule.changes and terms.flags & TransmissionFlag.READ_ONLY:
-        return Refusal(ErrorCode.EPERM, "the export is read-only")
+def _refuse_context(command: int, terms: Terms) -> Refusal | None:
     if command == Command.BLOCK_STATUS and not terms.context_ids:
         return _invalid("BLOCK_STATUS without a negotiated meta context")
     return None

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 import itertools
 import os
+import random
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
 from flexmigrate.net.acl import AccessList
 from flexmigrate.server.export import Export, ExportDirectory
-from flexmigrate.server.factory import NBDServerFactory
+from flexmigrate.server.factory import Limits, NBDServerFactory, OpenSession
 from flexmigrate.wire.agreement import Agreement, Ready, Send
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import ClientHandshake, Wish
@@ -284,6 +286,30 @@ class Client:
         return bool(self.feed.ended)
 
 
+class NotingSession(OpenSession):
+    """Notes what it is told; DISC is settled as the test says.
+
+    :ivar settled: returns what a DISC is answered with.
+    """
+
+    def __init__(self) -> None:
+        self.events: list[str] = []
+        self.settled: Callable[[], Deferred[bool]] = lambda: succeed(True)
+
+    def connected(self, connection: Any) -> None:
+        self.events.append("connected")
+
+    def transmitting(self, connection: Any) -> None:
+        self.events.append("transmitting")
+
+    def disconnecting(self, connection: Any) -> Deferred[bool]:
+        self.events.append("disconnecting")
+        return self.settled()
+
+    def lost(self, connection: Any) -> None:
+        self.events.append("lost")
+
+
 class Recorder:
     """An observer of an export that notes the order of events, replies among them."""
 
@@ -298,6 +324,34 @@ class Recorder:
 
     def refused(self, text: str) -> None:
         self.events.append(("refused", text))
+
+
+class SuiteBase:
+    """What each test of a suite begins with; see `each_way`.
+
+    :cvar size: of the image, in bytes.
+    :cvar limits: of the server.
+    :ivar bytes: what the image holds.
+    """
+
+    feed: Any
+    wish: Any
+    size = 4 << 20
+    limits: Limits | None = None
+    addCleanup: Callable[..., None]  # noqa: N815  # unittest's
+
+    def setUp(self) -> None:
+        self.bytes = bytearray(random.Random(11).randbytes(self.size))
+        self.session = NotingSession()
+        self.served = Served(bytes(self.bytes), session=self.session, limits=self.limits)
+        self.addCleanup(self.served.close)
+        self.bench = self.served.bench
+        self.export = self.served.export
+        self.client = self.connect()
+
+    def connect(self) -> Client:
+        """Return another client."""
+        return self.served.client(self.feed, self.wish)
 
 
 def each_way(suite: type, namespace: dict[str, Any]) -> None:

@@ -156,10 +156,11 @@ class CommandTests(SynchronousTestCase):
             self.assertEqual(code(command, terms=Terms(SIZE, TransmissionFlag(0))), 0)
 
     def test_nothing_changes_a_read_only_export(self):
-        terms = Terms(SIZE, ALL | TransmissionFlag.READ_ONLY, context_ids=(1,))
-        for command in TAKES:
-            expected = ErrorCode.EPERM if command in CHANGES else 0
-            self.assertEqual(code(command, terms=terms), expected)
+        for flags in (ALL, ALL & ~TransmissionFlag.SEND_TRIM & ~TransmissionFlag.SEND_WRITE_ZEROES):
+            terms = Terms(SIZE, flags | TransmissionFlag.READ_ONLY, context_ids=(1,))
+            for command in TAKES:
+                expected = ErrorCode.EPERM if command in CHANGES else 0
+                self.assertEqual(code(command, terms=terms), expected)
 
     def test_block_status_needs_a_context(self):
         terms = Terms(SIZE, ALL)
