@@ -47,7 +47,10 @@ def filesystem_image(path: Path, size: int, contents: Path) -> Path:
     if found is None:
         raise FileNotFoundError("mke2fs (Debian's package e2fsprogs) is needed to make the image")
     blank_image(path, size)
-    subprocess.run([found, "-q", "-F", "-t", "ext4", "-d", str(contents), str(path)], check=True)
+    subprocess.run(
+        [found, "-q", "-F", "-t", "ext4", "-b", str(BLOCK), "-d", str(contents), str(path)],
+        check=True,
+    )
     return path
 
 

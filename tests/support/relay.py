@@ -36,6 +36,7 @@ class Relay:
         self.connections = 0
         self._changed = threading.Condition()
         self._stalled = False
+        self._secretive = False
         self._cut_at: int | None = None
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
@@ -80,6 +81,10 @@ class Relay:
             self._stalled = False
             self._changed.notify_all()
 
+    def keep_the_end_secret(self) -> None:
+        """Don't tell clients that the target has closed its connection."""
+        self._secretive = True
+
     def wait_for_connection(self, number: int) -> None:
         """Wait until there have been so many connections."""
         with self._changed:
@@ -116,14 +121,15 @@ class Relay:
             self._run(self._forward, client, target, True)
             self._run(self._forward, target, client, False)
 
-    def _forward(self, giver: socket.socket, taker: socket.socket, counted: bool) -> None:
+    def _forward(self, giver: socket.socket, taker: socket.socket, to_target: bool) -> None:
         try:
             while piece := giver.recv(_PIECE):
                 self._wait_while_stalled()
                 taker.sendall(piece)
-                if counted:
+                if to_target:
                     self._count(len(piece))
-            taker.shutdown(socket.SHUT_WR)
+            if to_target or not self._secretive:
+                taker.shutdown(socket.SHUT_WR)
         except OSError:
             # What one end sees is what the other end is to see.
             _reset(giver)
