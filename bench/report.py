@@ -219,10 +219,13 @@ def _notes(log: Log) -> Iterator[str]:
         yield ""
     for text in log.notes:
         yield from (text, "")
-    yield (
-        f"Medians of {log.rounds} rounds (the least and the most in brackets), measured on"
-        f" {log.begun:%Y-%m-%d}; {_machine()}."
-    )
+    yield (f"{_rounds(log.rounds)}, measured on {log.begun:%Y-%m-%d}; {_machine()}.")
+
+
+def _rounds(number: int) -> str:
+    if number == 1:
+        return "Figures of one round"
+    return f"Medians of {number} rounds (the least and the most in brackets)"
 
 
 def _machine() -> str:

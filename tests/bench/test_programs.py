@@ -106,7 +106,7 @@ def test_migrating_has_a_figure_for_every_kind_of_row(
     figures = figures_of(program, tmp_path / "out", "migrating")
     assert list(figures) == rows
     for row in figures.values():
-        assert row["flexmigrate"][0] > 0
+        assert row["flexmigrate"][0] is not None
     assert not list(grounds.iterdir())
 
 
