@@ -84,11 +84,12 @@ class DirtyMap:
     def refused(self, text: str) -> None:
         """A change was refused before it began: nothing is dirty for it."""
 
-    def take(self, max_bytes: int, start: int = 0) -> tuple[int, int] | None:
+    def take(self, max_bytes: int, start: int = 0, bridge: int = 0) -> tuple[int, int] | None:
         """Take the marks from the next run of marked blocks, and return its (offset, length).
 
         :param max_bytes: the length isn't more than this, but for one block, which is the least.
         :param start: bytes; the search begins with the block that this is in, and doesn't go round.
+        :param bridge: bytes; runs with no more than so many clean ones between them are one.
         :return: None when no block is marked from there to the end.
         """
         marks, shift = self._marks, self._shift
@@ -97,8 +98,13 @@ class DirtyMap:
             return None
         limit = min(first + max(max_bytes >> shift, 1), len(marks))
         end = self._run_end(first, limit)
+        marked = end - first
+        gap = bridge >> shift
+        while gap and (after := marks.find(_DIRTY, end, min(end + gap + 1, limit))) >= 0:
+            end = self._run_end(after, limit)
+            marked += end - after
         marks[first:end] = bytes(end - first)
-        self.count -= end - first
+        self.count -= marked
         return self._range(first, end)
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

@@ -25,11 +25,18 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.plan import Rate, RateLimit
 from flexmigrate.wire.constants import TransmissionFlag
 
-# Bytes in one write request, and how many may be in flight. Together 16 MiB: more than loopback
-# or a gigabit link with 50 ms of delay each way need, and little enough to be sent within the
-# allowed downtime.
+# Bytes in one write request, and how many such requests may be in flight: together more than
+# loopback or a gigabit link with 50 ms of delay each way need, and little enough to be sent within
+# the allowed downtime.
 REQUEST_SIZE = 1024 * 1024
 IN_FLIGHT = 16
+
+# Of smaller requests more may be, while they carry no more bytes: each costs a round trip.
+MOST_IN_FLIGHT = 256
+
+# Clean bytes between two dirty blocks that are sent with them, rather than sending two requests: a
+# request costs about as much as so many bytes on a gigabit link.
+BRIDGED = 32 * 1024
 
 # Bytes that one request may zero: aligned for any server, and answered before anybody gets
 # impatient.
@@ -82,6 +89,7 @@ class Copier:
         self._limit = limit
         self._progress = progress
         self._in_flight = 0
+        self._bytes_in_flight = 0
         self._failure: Failure | None = None
         self._waiter: Deferred[None] | None = None
 
@@ -106,14 +114,14 @@ class Copier:
     async def send_dirty(self) -> int:
         """Walk over the image once and send what is dirty; return how many bytes that was."""
         total = at = 0
-        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at)) is not None:
+        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, BRIDGED)) is not None:
             offset, length = run
             at = offset + length
             total += length
             for extent in self._image.extents(offset, length):
                 if extent.data:
                     await self._room(extent.length)
-                    self._launch(self._send_data(extent.offset, extent.length))
+                    self._launch(self._send_data(extent.offset, extent.length), extent.length)
                 else:
                     await self._send_hole(extent)
         await self._all_answered()
@@ -130,9 +138,10 @@ class Copier:
         can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
         most = ZERO_SIZE if can_zero else self._limit.piece(REQUEST_SIZE)
         for offset, length in _pieces(hole, most):
-            await self._room(0 if can_zero else length)
+            carried = 0 if can_zero else length
+            await self._room(carried)
             zero = self._zero if can_zero else self._write_zeroes
-            self._launch(zero(offset, length))
+            self._launch(zero(offset, length), carried)
 
     async def _zero(self, offset: int, length: int) -> None:
         await self._client.zero(offset, length)
@@ -160,7 +169,10 @@ class Copier:
         window.
         """
         self._raise_failure()
-        while self._in_flight >= IN_FLIGHT:
+        while self._in_flight and (
+            self._in_flight >= MOST_IN_FLIGHT
+            or self._bytes_in_flight + length > IN_FLIGHT * REQUEST_SIZE
+        ):
             await self._answered()
         if not self._client.writable:
             await self._client.when_writable()
@@ -170,15 +182,18 @@ class Copier:
         self._limit.charge(self._reactor.seconds(), length)
         self._raise_failure()
 
-    def _launch(self, request: Any) -> None:
+    def _launch(self, request: Any, length: int) -> None:
+        """Begin a request that carries *length* bytes."""
         self._in_flight += 1
-        Deferred.fromCoroutine(request).addErrback(self._failed).addBoth(self._ended)
+        self._bytes_in_flight += length
+        Deferred.fromCoroutine(request).addErrback(self._failed).addBoth(self._ended, length)
 
     def _failed(self, failure: Failure) -> None:
         self._failure = self._failure or failure
 
-    def _ended(self, _: object) -> None:
+    def _ended(self, _: object, length: int) -> None:
         self._in_flight -= 1
+        self._bytes_in_flight -= length
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.callback(None)

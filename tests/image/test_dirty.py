@@ -105,6 +105,34 @@ class Takes(SynchronousTestCase):
         self.assertEqual(blocks.take(GIB), (4096, 4096))
 
 
+class Bridges(SynchronousTestCase):
+    def marked(self, *blocks: int) -> DirtyMap:
+        dirty = DirtyMap(100 * 4096)
+        for block in blocks:
+            dirty.mark(block * 4096, 4096)
+        return dirty
+
+    def test_runs_with_a_small_gap_between_them_are_taken_as_one(self) -> None:
+        dirty = self.marked(3, 5, 8)
+        self.assertEqual(dirty.take(1 << 20, 0, 2 * 4096), (3 * 4096, 6 * 4096))
+        self.assertEqual((dirty.count, dirty.take(1 << 20)), (0, None))
+
+    def test_a_larger_gap_divides_them(self) -> None:
+        dirty = self.marked(3, 5, 9)
+        self.assertEqual(dirty.take(1 << 20, 0, 2 * 4096), (3 * 4096, 3 * 4096))
+        self.assertEqual(dirty.take(1 << 20, 0, 2 * 4096), (9 * 4096, 4096))
+
+    def test_a_bridge_leads_neither_beyond_the_most_bytes_nor_beyond_the_end(self) -> None:
+        dirty = self.marked(0, 2, 4, 99)
+        self.assertEqual(dirty.take(4 * 4096, 0, 8 * 4096), (0, 3 * 4096))
+        self.assertEqual(dirty.take(4 * 4096, 0, 8 * 4096), (4 * 4096, 4096))
+        self.assertEqual(dirty.take(1 << 20, 0, 1 << 20), (99 * 4096, 4096))
+        self.assertEqual(dirty.count, 0)
+
+    def test_less_than_a_block_is_no_bridge(self) -> None:
+        self.assertEqual(self.marked(3, 5).take(1 << 20, 0, 4095), (3 * 4096, 4096))
+
+
 class AgainstASetOfBlocks(SynchronousTestCase):
     @given(
         st.lists(
