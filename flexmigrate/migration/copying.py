@@ -34,9 +34,9 @@ IN_FLIGHT = 16
 # Of smaller requests more may be, while they carry no more bytes: each costs a round trip.
 MOST_IN_FLIGHT = 256
 
-# Clean bytes between two dirty blocks that are sent with them, rather than sending two requests: a
-# request costs about as much as so many bytes on a gigabit link.
-BRIDGED = 32 * 1024
+# What a request costs beside its bytes, in seconds: so many clean bytes between two dirty blocks as
+# the link takes in that time are sent with them, rather than sending two requests.
+REQUEST_SECONDS = 250e-6
 
 # Bytes that one request may zero: aligned for any server, and answered before anybody gets
 # impatient.
@@ -114,7 +114,8 @@ class Copier:
     async def send_dirty(self) -> int:
         """Walk over the image once and send what is dirty; return how many bytes that was."""
         total = at = 0
-        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, BRIDGED)) is not None:
+        bridge = int(self._progress.rate.value(self._reactor.seconds()) * REQUEST_SECONDS)
+        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)) is not None:
             offset, length = run
             at = offset + length
             total += length
