@@ -51,6 +51,12 @@ OF_THE_SOURCE = Unit("of the source's", 1, 3)
 MEBIBYTES = Unit("MiB", MIB, 0)
 _RATIO = Unit("", 1, 2)
 
+# Where programs and temporary files are on this machine is nobody's business; their names are.
+_FOLDERS = re.compile(r"(?<![\w:/.])/(?:[\w.+-]+/)+")
+
+# Characters of what a program complains of that are kept.
+WHY = 200
+
 # What has a meaning in reStructuredText, and may stand in what a program complains of.
 _MARKS = re.compile(r"[\\*`|_]")
 
@@ -99,7 +105,7 @@ class Log:
 
     def miss(self, source: str, contestant: str, why: str) -> None:
         """Keep why a measurement brought nothing."""
-        self.missed[source, contestant] = why
+        self.missed[source, contestant] = _FOLDERS.sub("", " ".join(why.split()))[:WHY]
 
     def note(self, text: str) -> None:
         """Keep what has to be known about the figures, once."""
@@ -215,7 +221,7 @@ def _wanted(row: Row) -> str:
 def _notes(log: Log) -> Iterator[str]:
     """Yield lines that are the same in both kinds of table."""
     for number, ((source, contestant), why) in enumerate(log.missed.items(), 1):
-        yield f"[{number}] {contestant}, {source}: {' '.join(why.split())[:200]}"
+        yield f"[{number}] {contestant}, {source}: {why}"
         yield ""
     for text in log.notes:
         yield from (text, "")

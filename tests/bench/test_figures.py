@@ -89,6 +89,12 @@ class Reports(SynchronousTestCase):
         self.assertEqual(self.cells()[-1], "?")
         self.assertIn("[1] other, idle-64: it is not there", markdown(self.log, [self.row]))
 
+    def test_no_folder_of_this_machine_is_told(self) -> None:
+        self.log.miss("a", "b", "$ /opt/bin/fio --uri=nbd://127.0.0.1:1/disk?tls=/opt/x y")
+        self.assertEqual(
+            list(self.log.missed.values()), ["$ fio --uri=nbd://127.0.0.1:1/disk?tls=x y"]
+        )
+
     def test_what_a_program_says_is_no_markup(self) -> None:
         self.log.miss(IDLE.name, "other", r"*no* `such_file` C:\x")
         self.assertIn(r"\*no\* \`such\_file\` C:\\x", listed(self.log, [self.row]))
