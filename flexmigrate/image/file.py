@@ -235,6 +235,17 @@ class Image:
 
     # The end
 
+    @property
+    def has_name(self) -> bool:
+        """Whether the name by which it was opened still leads to it.
+
+        :raises OSError: as stat(2), but not because there is no such name.
+        """
+        try:
+            return identity_of(self._name) == self.identity
+        except FileNotFoundError:
+            return False
+
     def unlink(self) -> None:
         """Remove the file's name, durably. The image stays open, and keeps its bytes until closed.
 

@@ -15,17 +15,17 @@ message would close; an error in it is :class:`HandoverUncertain`, and a matter 
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable
 from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
-from flexmigrate.errors import FlexmigrateError, ImageError, MigrationError
+from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
@@ -89,14 +89,15 @@ class SourceHandover:
         self._committing()
         if self._unlink:
             await self._remove()
-        goodbye = self._client.disconnect()
-        goodbye.addTimeout(CLOSE_SECONDS, self._reactor)
+        silence = ConnectionGone(f"it did not close the connection within {CLOSE_SECONDS:g} s")
+        timer = self._reactor.callLater(CLOSE_SECONDS, self._client.abort, silence)
         try:
-            await goodbye
+            await self._client.disconnect()
         except FlexmigrateError as error:
             raise HandoverUncertain(self._describe(error)) from error
-        except DeferredTimeout as error:
-            raise HandoverUncertain(self._describe("it did not close the connection")) from error
+        finally:
+            if timer.active():
+                timer.cancel()
 
     async def _remove(self) -> None:
         try:
@@ -104,7 +105,7 @@ class SourceHandover:
         except ImageError as error:
             raise NotGiven(str(error)) from error
         except OSError as error:
-            if os.path.lexists(self._image.path):
+            if self._image.has_name:
                 raise NotGiven(f"{self._image.path} can't be unlinked: {error}") from error
             # The name is gone, but would come back if the machine crashed at once.
             log.error("unlinking {path}: {error}", path=self._image.path, error=error)
@@ -149,14 +150,17 @@ class DestinationHandover:
         :raises ImageError: where it can't be written.
         """
         try:
-            fd = os.open(self.marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-            with open(fd, "w", encoding="utf-8") as file:
-                file.write(_MARKER_TEXT)
-                file.flush()
-                os.fsync(fd)
-            _sync_folder(self.marker)
+            self._write_marker()
         except OSError as error:
             raise ImageError(f"can't write the marker {self.marker}: {error.strerror}") from error
+
+    def _write_marker(self) -> None:
+        fd = os.open(self.marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        with open(fd, "w", encoding="utf-8") as file:
+            file.write(_MARKER_TEXT)
+            file.flush()
+            os.fsync(fd)
+        _sync_folder(self.marker)
 
     def judge(self, coverage: Coverage) -> str | None:
         """Return why a DISC after *coverage* does not give the image to us, or None if it does."""
@@ -188,8 +192,14 @@ class DestinationHandover:
         return Verdict.OURS
 
     def _remove_marker(self) -> None:
-        os.unlink(self.marker)
-        _sync_folder(self.marker)
+        with contextlib.suppress(FileNotFoundError):  # the operator has removed it: so be it
+            os.unlink(self.marker)
+        try:
+            _sync_folder(self.marker)
+        except OSError:
+            # It may come back after a crash. The image isn't ours then, and the marker says so.
+            self._write_marker()
+            raise
 
 
 def incomplete(path: str) -> bool:

@@ -314,6 +314,14 @@ class Unlinking(WithAFolder):
         self.assertFalse(self.path.exists())
         self.assertEqual(image.read(0, SIZE), content)
 
+    def test_it_is_known_whether_the_name_is_still_its_own(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        self.assertTrue(image.has_name)
+        os.replace(random_image(self.folder / "other", SIZE), self.path)
+        self.assertFalse(image.has_name)
+        os.unlink(self.path)
+        self.assertFalse(image.has_name)
+
     def test_a_file_that_took_the_name_is_left_alone(self) -> None:
         image = self.image(blank_image(self.path, SIZE))
         os.replace(random_image(self.folder / "other", SIZE), self.path)

@@ -1,0 +1,353 @@
+from __future__ import annotations
+
+import itertools
+import random
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.errors import ConnectionGone, RequestFailed
+from flexmigrate.image.background import Background
+from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.file import Image
+from flexmigrate.migration.copying import IN_FLIGHT, RECHECK_SECONDS, REQUEST_SIZE, Copier, Progress
+from flexmigrate.migration.plan import RateLimit
+from flexmigrate.testing import InlineClock, InlineThreads
+from flexmigrate.wire.constants import TransmissionFlag
+
+BLOCK = 4096
+MIB = 1 << 20
+ALL = TransmissionFlag.SEND_WRITE_ZEROES | TransmissionFlag.SEND_FLUSH
+
+
+class Asked:
+    """One request, which is answered when the test says so."""
+
+    def __init__(self, command: str, offset: int, length: int, data: bytes = b"") -> None:
+        self.command = command
+        self.offset = offset
+        self.length = length
+        self.data = data
+        self.answer: Deferred[None] = Deferred()
+
+    @property
+    def what(self) -> tuple[str, int, int]:
+        return self.command, self.offset, self.length
+
+
+class RecordedClient:
+    """A connection that keeps what is asked of it, and an image to see what came of that."""
+
+    def __init__(self, size: int, flags: TransmissionFlag = ALL) -> None:
+        self.flags = flags
+        self.image = bytearray(random.Random(2).randbytes(size))
+        self.asked: list[Asked] = []
+        self.waiting: list[Asked] = []
+        self.writable = True
+        self.at_once = False
+        self._writable_waiters: list[Deferred[None]] = []
+
+    def _ask(self, asked: Asked) -> Deferred[None]:
+        for other in self.waiting:
+            overlap = asked.offset < other.offset + other.length
+            if overlap and other.offset < asked.offset + asked.length:
+                raise AssertionError(f"{asked.what} overlaps {other.what}")
+        self.asked.append(asked)
+        self.waiting.append(asked)
+        if self.at_once:
+            self.answer()
+        return asked.answer
+
+    def write(self, offset: int, data: Any) -> Deferred[None]:
+        return self._ask(Asked("write", offset, len(data), bytes(data)))
+
+    def write_from(self, image: Image, offset: int, length: int) -> Deferred[None]:
+        return self._ask(Asked("write", offset, length, image.read(offset, length)))
+
+    def zero(self, offset: int, length: int) -> Deferred[None]:
+        return self._ask(Asked("zero", offset, length, bytes(length)))
+
+    def flush(self) -> Deferred[None]:
+        return self._ask(Asked("flush", 0, 0))
+
+    def when_writable(self) -> Deferred[None]:
+        waiter: Deferred[None] = Deferred()
+        self._writable_waiters.append(waiter)
+        return waiter
+
+    def drain(self) -> None:
+        self.writable = True
+        waiters, self._writable_waiters = self._writable_waiters, []
+        for waiter in waiters:
+            waiter.callback(None)
+
+    def answer(self, which: int = 0, error: Exception | None = None) -> Asked:
+        asked = self.waiting.pop(which)
+        if error is not None:
+            asked.answer.errback(error)
+        else:
+            self.image[asked.offset : asked.offset + asked.length] = asked.data
+            asked.answer.callback(None)
+        return asked
+
+    def answer_all(self) -> None:
+        while self.waiting:
+            self.answer(-1)
+
+
+class CopierCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.clock = InlineClock()
+        self.numbers = itertools.count(1)
+
+    def make(
+        self, size: int, data: list[tuple[int, int]], flags: TransmissionFlag = ALL, limit: int = 0
+    ) -> Copier:
+        """Make an image of *size* bytes with random *data*, and what copies it."""
+        path = self.folder / f"disk{next(self.numbers)}.img"
+        with path.open("wb") as file:
+            file.truncate(size)
+            for offset, length in data:
+                file.seek(offset)
+                file.write(random.Random(offset).randbytes(length))
+        self.image = Image.open(str(path))
+        self.addCleanup(self.image.close)
+        self.client = RecordedClient(size, flags)
+        self.dirty = DirtyMap(size)
+        self.limit = RateLimit(limit)
+        self.progress = Progress(0.0)
+        threads: Any = InlineThreads()
+        reactor: Any = self.clock
+        client: Any = self.client
+        return Copier(
+            self.clock,
+            self.image,
+            Background(self.image, reactor, threads),
+            client,
+            self.dirty,
+            self.limit,
+            self.progress,
+        )
+
+    def change(self, offset: int, data: bytes) -> None:
+        """Do what a client's write does."""
+        self.image.write(data, offset)
+        self.dirty.mark(offset, len(data))
+
+    def begin(self, work: Any) -> Deferred[Any]:
+        return Deferred.fromCoroutine(work)
+
+    def asked(self) -> list[tuple[str, int, int]]:
+        return [each.what for each in self.client.asked]
+
+    def assert_equal_images(self) -> None:
+        self.assertEqual(bytes(self.client.image), self.image.read(0, self.image.size))
+
+
+class HoleTests(CopierCase):
+    def test_holes_are_zeroed_and_data_is_marked(self) -> None:
+        copier = self.make(4 * MIB, [(MIB, MIB)])
+        sending = self.begin(copier.send_holes())
+        self.assertEqual(self.asked(), [("zero", 0, MIB), ("zero", 2 * MIB, 2 * MIB)])
+        self.assertNoResult(sending)
+        self.client.answer_all()
+        self.successResultOf(sending)
+        self.assertEqual(list(self.dirty.runs(0, 4 * MIB)), [(MIB, MIB)])
+        self.assertEqual((self.progress.zeroed, self.progress.sent), (3 * MIB, 0))
+
+    def test_zeroes_are_written_to_who_can_not_be_told_of_them(self) -> None:
+        copier = self.make(3 * MIB, [(0, BLOCK)], TransmissionFlag(0))
+        self.client.at_once = True
+        self.successResultOf(self.begin(copier.send_holes()))
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.assertEqual({command for command, _, _ in self.asked()}, {"write"})
+        self.assertLessEqual(max(length for _, _, length in self.asked()), REQUEST_SIZE)
+        self.assert_equal_images()
+
+    def test_what_was_written_into_a_hole_comes_after_its_zeroes(self) -> None:
+        copier = self.make(MIB, [])
+        sending = self.begin(copier.send_holes())
+        self.change(0, b"x" * BLOCK)
+        self.client.answer_all()
+        self.successResultOf(sending)
+        self.client.at_once = True
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.assert_equal_images()
+
+    def test_a_dirty_hole_is_zeroed(self) -> None:
+        copier = self.make(MIB, [(0, MIB)])
+        self.client.at_once = True
+        self.image.zero(BLOCK, BLOCK, may_punch=True)
+        self.dirty.mark(0, MIB)
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.assertIn(("zero", BLOCK, BLOCK), self.asked())
+        self.assert_equal_images()
+
+    def test_flush_is_left_out_where_there_is_none(self) -> None:
+        copier = self.make(MIB, [], TransmissionFlag(0))
+        self.successResultOf(self.begin(copier.flush()))
+        self.assertEqual(self.asked(), [])
+        copier = self.make(MIB, [])
+        flushing = self.begin(copier.flush())
+        self.assertNoResult(flushing)
+        self.client.answer()
+        self.successResultOf(flushing)
+
+
+class DirtyTests(CopierCase):
+    def test_a_mark_is_gone_before_its_block_is_read(self) -> None:
+        copier = self.make(MIB, [(0, MIB)])
+        self.dirty.mark(0, BLOCK)
+        seen: list[int] = []
+        read = self.client.write_from
+
+        def write_from(image: Image, offset: int, length: int) -> Deferred[None]:
+            seen.append(self.dirty.count)
+            answer = read(image, offset, length)
+            self.change(0, b"y" * BLOCK)  # right after the read: a new mark
+            return answer
+
+        self.client.write_from = write_from  # type: ignore[method-assign]
+        sending = self.begin(copier.send_dirty())
+        self.client.answer_all()
+        self.assertEqual(self.successResultOf(sending), BLOCK)
+        self.assertEqual((seen, self.dirty.count), ([0], 1))
+
+    def test_each_block_is_sent_once_in_a_walk(self) -> None:
+        copier = self.make(3 * MIB, [(0, 3 * MIB)])
+        self.dirty.mark(0, 3 * MIB)
+        sending = self.begin(copier.send_dirty())
+        while self.client.waiting:
+            asked = self.client.answer()
+            self.change(asked.offset, b"z" * BLOCK)
+        self.assertEqual(self.successResultOf(sending), 3 * MIB)
+        self.assertEqual(self.dirty.bytes, 3 * BLOCK)
+
+    def test_a_walk_ends_only_when_all_is_answered(self) -> None:
+        copier = self.make(4 * MIB, [(0, 4 * MIB)])
+        self.dirty.mark(0, 4 * MIB)
+        sending = self.begin(copier.send_dirty())
+        while len(self.client.waiting) > 1:
+            self.client.answer(-1)
+            self.assertNoResult(sending)
+        self.client.answer()
+        self.assertEqual(self.successResultOf(sending), 4 * MIB)
+        self.assertEqual(self.progress.sent, 4 * MIB)
+
+    def test_no_more_is_in_flight_than_the_window(self) -> None:
+        size = 2 * IN_FLIGHT * REQUEST_SIZE
+        copier = self.make(size, [(0, size)])
+        self.dirty.mark(0, size)
+        sending = self.begin(copier.send_dirty())
+        while self.client.waiting:
+            self.assertLessEqual(len(self.client.waiting), IN_FLIGHT)
+            self.client.answer(random.Random(1).randrange(len(self.client.waiting)))
+        self.successResultOf(sending)
+        self.assert_equal_images()
+
+    def test_a_link_that_is_full_is_waited_for(self) -> None:
+        copier = self.make(2 * MIB, [(0, 2 * MIB)])
+        self.dirty.mark(0, 2 * MIB)
+        self.client.writable = False
+        sending = self.begin(copier.send_dirty())
+        self.assertEqual(self.asked(), [])
+        self.client.drain()
+        self.client.answer_all()
+        self.successResultOf(sending)
+
+    def test_any_writes_at_any_time_are_caught_up_with(self) -> None:
+        for seed in range(30):
+            draw = random.Random(seed)
+            copier = self.make(MIB, [(draw.randrange(64) * BLOCK, 40 * BLOCK)])
+            for walk in (copier.send_holes, copier.send_dirty, copier.send_dirty):
+                sending = self.begin(walk())
+                while self.client.waiting:
+                    if draw.randrange(2):
+                        self.change(draw.randrange(256) * BLOCK, draw.randbytes(BLOCK))
+                    self.client.answer(draw.randrange(len(self.client.waiting)))
+                self.successResultOf(sending)
+            self.client.at_once = True
+            self.successResultOf(self.begin(copier.send_dirty()))
+            self.assertEqual(self.dirty.count, 0)
+            self.assert_equal_images()
+
+
+class FailureTests(CopierCase):
+    def test_of_any_request_ends_the_walk(self) -> None:
+        for which in range(4):
+            copier = self.make(4 * MIB, [(0, 4 * MIB)])
+            self.dirty.mark(0, 4 * MIB)
+            sending = self.begin(copier.send_dirty())
+            self.client.answer(which, RequestFailed(28, "full"))
+            self.client.answer_all()
+            self.failureResultOf(sending, RequestFailed)
+
+    def test_nothing_more_is_sent_after_it(self) -> None:
+        size = 2 * IN_FLIGHT * REQUEST_SIZE
+        copier = self.make(size, [(0, size)])
+        self.dirty.mark(0, size)
+        sending = self.begin(copier.send_dirty())
+        self.client.answer(5, RequestFailed(5, "I/O error"))
+        self.assertEqual(len(self.client.asked), IN_FLIGHT)
+        self.failureResultOf(sending, RequestFailed)
+
+    def test_of_a_zeroing_ends_it_too(self) -> None:
+        copier = self.make(MIB, [])
+        sending = self.begin(copier.send_holes())
+        self.client.answer(0, ConnectionGone("lost"))
+        self.failureResultOf(sending, ConnectionGone)
+
+    def test_a_truncated_image_is_not_sent_as_zeroes(self) -> None:
+        copier = self.make(MIB, [(0, MIB)])
+        (self.folder / "disk1.img").write_bytes(b"short")
+        self.failureResultOf(self.begin(copier.send_holes()), OSError)
+
+    def test_what_comes_late_after_it_harms_nobody(self) -> None:
+        copier = self.make(4 * MIB, [(0, 4 * MIB)])
+        self.dirty.mark(0, 4 * MIB)
+        sending = self.begin(copier.send_dirty())
+        sending.cancel()
+        self.failureResultOf(sending)
+        while self.client.waiting:
+            self.client.answer(0, ConnectionGone("given up"))
+        self.assertEqual(self.flushLoggedErrors(), [])
+
+
+class LimitTests(CopierCase):
+    def test_is_kept_to(self) -> None:
+        copier = self.make(4 * MIB, [(0, 4 * MIB)], limit=MIB)
+        self.client.at_once = True
+        self.dirty.mark(0, 4 * MIB)
+        sending = self.begin(copier.send_dirty())
+        for tenth in range(1, 60):
+            self.clock.advance(0.1)
+            sent = sum(length for _, _, length in self.asked())
+            if sent < 4 * MIB:
+                self.assertLessEqual(abs(sent / MIB - tenth * 0.1), 0.11)
+        self.successResultOf(sending)
+
+    def test_that_is_raised_is_noticed_soon(self) -> None:
+        copier = self.make(4 * MIB, [(0, 4 * MIB)], limit=1000)
+        self.client.at_once = True
+        self.dirty.mark(0, 4 * MIB)
+        sending = self.begin(copier.send_dirty())
+        self.clock.advance(1.0)
+        self.assertNoResult(sending)
+        self.limit.bytes_per_second = 0
+        self.clock.advance(RECHECK_SECONDS)
+        self.successResultOf(sending)
+
+    def test_that_is_waited_for_when_the_connection_is_lost(self) -> None:
+        copier = self.make(MIB, [(0, MIB)], limit=1000)
+        self.dirty.mark(0, MIB)
+        sending = self.begin(copier.send_dirty())
+        self.client.answer(0, ConnectionGone("lost"))
+        self.clock.advance(RECHECK_SECONDS)
+        self.failureResultOf(sending, ConnectionGone)
+        self.assertEqual(self.clock.getDelayedCalls(), [])

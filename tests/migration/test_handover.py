@@ -1,0 +1,324 @@
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import stat
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from twisted.internet.defer import Deferred
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError
+from flexmigrate.image.background import Background
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.file import Image
+from flexmigrate.migration import handover
+from flexmigrate.migration.handover import (
+    CLOSE_SECONDS,
+    DestinationHandover,
+    HandoverUncertain,
+    NotGiven,
+    SourceHandover,
+    Verdict,
+    incomplete,
+)
+from flexmigrate.testing import InlineClock, InlineThreads
+
+SIZE = 8192
+
+
+def what_is(fd: int) -> str:
+    """Describe an open file."""
+    status = os.fstat(fd)
+    if stat.S_ISDIR(status.st_mode):
+        return "a folder"
+    return "a file with text" if status.st_size else "an empty file"
+
+
+class ImageCase(SynchronousTestCase):
+    """A real image, whose slow calls are done at once; what is done is told in ``log``."""
+
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.path = self.folder / "disk.img"
+        self.path.write_bytes(bytes(SIZE))
+        self.image = Image.open(str(self.path))
+        self.addCleanup(self.image.close)
+        self.clock = InlineClock()
+        threads: Any = InlineThreads()
+        reactor: Any = self.clock
+        self.background = Background(self.image, reactor, threads)
+        self.log: list[str] = []
+
+    def watch(self, target: Any, name: str, tell: Callable[..., str | None]) -> None:
+        """Tell of each call of *target*'s *name* before it is made."""
+        original = getattr(target, name)
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            what = tell(*args)
+            if what is not None:
+                self.log.append(what)
+            return original(*args, **kwargs)
+
+        self.patch(target, name, call)
+
+    def fail_at(self, name: str, number: int) -> None:
+        """Let ``os``'s *name* fail."""
+
+        def fail(*args: Any, **kwargs: Any) -> None:
+            raise OSError(number, os.strerror(number))
+
+        self.patch(os, name, fail)
+
+
+class RecordedClient:
+    """A connection of which only is known that DISC was said, and when it is over."""
+
+    def __init__(self, log: list[str], path: Path) -> None:
+        self.failure: FlexmigrateError | None = None
+        self.goodbye: Deferred[None] = Deferred()
+        self._log = log
+        self._path = path
+
+    def disconnect(self) -> Deferred[None]:
+        self._log.append(f"DISC, the file {'is there' if self._path.exists() else 'is gone'}")
+        if self.failure is not None:
+            self.goodbye.errback(self.failure)
+        return self.goodbye
+
+    def abort(self, reason: FlexmigrateError) -> None:
+        self._log.append("abort")
+        self.failure = reason
+        self.goodbye.errback(reason)
+
+
+class SourceHandoverTests(ImageCase):
+    def give(self, *, unlink: bool = False, gone: bool = False) -> Deferred[None]:
+        self.client = RecordedClient(self.log, self.path)
+        if gone:
+            self.client.failure = ConnectionGone("it was lost")
+        client: Any = self.client
+        giving = SourceHandover(
+            self.clock,
+            self.image,
+            self.background,
+            client,
+            unlink=unlink,
+            committing=lambda: self.log.append("committing"),
+        )
+        return Deferred.fromCoroutine(giving.give())
+
+    def test_is_done_when_the_destination_closes(self) -> None:
+        given = self.give()
+        self.assertEqual(self.log, ["committing", "DISC, the file is there"])
+        self.assertNoResult(given)
+        self.client.goodbye.callback(None)
+        self.assertIsNone(self.successResultOf(given))
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_with_unlink_the_file_is_gone_before_disc(self) -> None:
+        given = self.give(unlink=True)
+        self.assertEqual(self.log, ["committing", "DISC, the file is gone"])
+        self.client.goodbye.callback(None)
+        self.successResultOf(given)
+
+    def test_unlinking_is_durable_before_disc(self) -> None:
+        self.watch(os, "unlink", lambda path: "unlink")
+        self.watch(os, "fsync", lambda fd: "sync the folder")
+        self.give(unlink=True)
+        self.assertEqual(
+            self.log, ["committing", "unlink", "sync the folder", "DISC, the file is gone"]
+        )
+
+    def test_without_a_connection_nothing_begins(self) -> None:
+        for unlink in (False, True):
+            self.log.clear()
+            failure = self.failureResultOf(self.give(unlink=unlink, gone=True), NotGiven)
+            self.assertIn("it was lost", failure.getErrorMessage())
+            self.assertEqual(self.log, [])
+        self.assertTrue(self.path.exists())
+
+    def test_a_file_that_can_not_be_unlinked_is_not_given(self) -> None:
+        self.fail_at("unlink", errno.EACCES)
+        failure = self.failureResultOf(self.give(unlink=True), NotGiven)
+        self.assertIn("Permission denied", failure.getErrorMessage())
+        self.assertEqual(self.log, ["committing"])
+        self.assertTrue(self.path.exists())
+
+    def test_so_it_is_wherever_the_process_has_gone(self) -> None:
+        os.chdir(self.folder)
+        self.addCleanup(os.chdir, os.getcwd())
+        self.image.close()
+        self.image = Image.open("disk.img")
+        self.addCleanup(self.image.close)
+        os.chdir("/")
+        self.fail_at("unlink", errno.EACCES)
+        self.failureResultOf(self.give(unlink=True), NotGiven)
+        self.assertEqual(self.log, ["committing"])
+
+    def test_a_name_that_leads_elsewhere_is_not_given(self) -> None:
+        self.path.rename(self.folder / "moved.img")
+        self.path.write_bytes(b"another")
+        self.failureResultOf(self.give(unlink=True), NotGiven)
+        self.assertEqual(self.path.read_bytes(), b"another")
+
+    def test_a_name_that_is_gone_but_not_durably_is_given(self) -> None:
+        self.fail_at("fsync", errno.EIO)
+        given = self.give(unlink=True)
+        self.assertEqual(self.log[-1], "DISC, the file is gone")
+        self.client.goodbye.callback(None)
+        self.successResultOf(given)
+
+    def test_a_connection_that_ends_otherwise_leaves_it_uncertain(self) -> None:
+        for unlink, fate in ((False, "was kept"), (True, "was removed")):
+            given = self.give(unlink=unlink)
+            self.client.goodbye.errback(ConnectionGone("reset by peer"))
+            text = self.failureResultOf(given, HandoverUncertain).getErrorMessage()
+            for part in ("reset by peer", str(self.path), fate):
+                self.assertIn(part, text)
+            self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_a_connection_that_does_not_end_leaves_it_uncertain(self) -> None:
+        given = self.give()
+        self.clock.advance(CLOSE_SECONDS - 0.1)
+        self.assertNoResult(given)
+        self.clock.advance(0.2)
+        text = self.failureResultOf(given, HandoverUncertain).getErrorMessage()
+        self.assertIn(f"within {CLOSE_SECONDS:g} s", text)
+        self.assertEqual(self.log[-1], "abort")
+
+    def test_a_connection_lost_while_the_file_is_unlinked_leaves_it_uncertain(self) -> None:
+        self.watch(os, "unlink", lambda path: setattr(self.client, "failure", ConnectionGone("x")))
+        self.failureResultOf(self.give(unlink=True), HandoverUncertain)
+        self.assertFalse(self.path.exists())
+
+
+class MarkerCase(ImageCase):
+    """A destination's handover, before anything has been expected."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.handover = DestinationHandover(self.image, self.background)
+        self.marker = self.folder / "disk.img.INCOMPLETE"
+
+
+class MarkerTests(MarkerCase):
+    def test_stands_durably_once_something_is_expected(self) -> None:
+        self.assertFalse(incomplete(str(self.path)))
+        self.watch(os, "fsync", what_is)
+        self.handover.expect()
+        self.assertEqual(self.log, ["a file with text", "a folder"])
+        self.assertTrue(self.marker.exists())
+        self.assertTrue(incomplete(str(self.path)))
+        self.handover.expect()  # after a crash it stands already
+
+    def test_is_told_of_if_it_can_not_be_written(self) -> None:
+        self.marker.mkdir()
+        with self.assertRaises(ImageError) as caught:
+            self.handover.expect()
+        self.assertIn(str(self.marker), str(caught.exception))
+
+    def test_a_dangling_link_counts_as_one(self) -> None:
+        self.marker.symlink_to("nowhere")
+        self.assertTrue(incomplete(str(self.path)))
+
+
+class TakeTests(MarkerCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.handover.expect()
+        self.coverage = Coverage(SIZE)
+        self.coverage.mark(0, SIZE)
+
+    def take(self) -> Deferred[Verdict]:
+        return self.handover.take(self.coverage)
+
+    def test_flushes_before_the_marker_goes(self) -> None:
+        self.watch(os, "fdatasync", lambda fd: f"flush, {self.marker.exists()}")
+        self.watch(os, "unlink", lambda path: f"unlink, {self.handover.owned}")
+        self.watch(os, "fsync", lambda fd: f"sync folder, {self.handover.owned}")
+        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
+        self.assertEqual(self.log, ["flush, True", "unlink, False", "sync folder, False"])
+        self.assertTrue(self.handover.owned)
+        self.assertFalse(self.marker.exists())
+
+    def test_what_can_not_be_flushed_is_not_ours(self) -> None:
+        self.fail_at("fdatasync", errno.EIO)
+        self.failureResultOf(self.take(), OSError)
+        self.assertTrue(self.marker.exists())
+        self.assertFalse(self.handover.owned)
+
+    def test_a_marker_that_can_not_be_removed_means_not_ours(self) -> None:
+        self.fail_at("unlink", errno.EROFS)
+        self.failureResultOf(self.take(), OSError)
+        self.assertTrue(self.marker.exists())
+        self.assertFalse(self.handover.owned)
+
+    def test_a_marker_that_may_come_back_is_set_again_and_means_not_ours(self) -> None:
+        syncs = iter((OSError(errno.EIO, "I/O error"), None))
+
+        def sync(path: str) -> None:
+            if (error := next(syncs)) is not None:
+                raise error
+
+        self.patch(handover, "_sync_folder", sync)
+        self.failureResultOf(self.take(), OSError)
+        self.assertTrue(self.marker.exists())
+        self.assertFalse(self.handover.owned)
+
+    def test_a_marker_that_somebody_has_removed_is_no_hindrance(self) -> None:
+        self.marker.unlink()
+        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
+
+
+class JudgeTests(MarkerCase):
+    """What a DISC means after what was covered."""
+
+    def verdicts(self, coverage: Coverage) -> tuple[bool, bool]:
+        """Return whether it gives the image away where all must be covered, and where any may."""
+        judges = (
+            DestinationHandover(self.image, self.background, full_coverage=full)
+            for full in (True, False)
+        )
+        return tuple(judge.judge(coverage) is None for judge in judges)  # type: ignore[return-value]
+
+    def test_nothing(self) -> None:
+        self.assertEqual(self.verdicts(Coverage(SIZE)), (False, False))
+
+    def test_everything(self) -> None:
+        coverage = Coverage(SIZE)
+        coverage.mark(SIZE // 2, SIZE // 2)
+        coverage.mark(0, SIZE // 2)
+        self.assertEqual(self.verdicts(coverage), (True, True))
+
+    def test_a_part(self) -> None:
+        coverage = Coverage(SIZE)
+        coverage.mark(0, SIZE - 1)
+        self.assertEqual(self.verdicts(coverage), (False, True))
+        self.assertIn("1 of 8192 bytes", str(self.handover.judge(coverage)))
+
+    def test_something_that_failed(self) -> None:
+        coverage = Coverage(SIZE)
+        coverage.mark(0, SIZE)
+        coverage.failed(0, 512, OSError(28, "full"))
+        self.assertEqual(self.verdicts(coverage), (False, False))
+
+    def test_something_that_was_refused(self) -> None:
+        coverage = Coverage(SIZE)
+        coverage.mark(0, SIZE)
+        coverage.refused("beyond the end")
+        self.assertEqual(self.verdicts(coverage), (False, False))
+
+    def test_what_is_refused_changes_nothing(self) -> None:
+        self.handover.expect()
+        self.watch(os, "fdatasync", lambda fd: "flush")
+        verdict = self.successResultOf(self.handover.take(Coverage(SIZE)))
+        self.assertIs(verdict, Verdict.NOT_OURS)
+        self.assertEqual(self.log, [])
+        self.assertTrue(self.marker.exists())
+        self.assertFalse(self.handover.owned)
