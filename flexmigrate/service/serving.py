@@ -7,7 +7,7 @@ When the last export has been migrated away, it is done.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
@@ -94,14 +94,14 @@ class Serving:
         """Let no new client reach the export; where it was the only one, free the addresses."""
         self._directory.withdraw(host.export.name)
         if self._directory.is_empty:
-            return gatherResults([each.close() for each in self.listenings]).addCallback(_nothing)
-        return gatherResults([]).addCallback(_nothing)
+            return _all(each.close() for each in self.listenings)
+        return _all(())
 
     def restore(self, host: ImageHost) -> Deferred[None]:
         """Take that back; addresses that can't be opened are tried again once a second."""
         self._directory.restore(host.export)
         closed = [each for each in self.listenings if not each.is_open]
-        return gatherResults([each.open_persistently() for each in closed]).addCallback(_nothing)
+        return _all(each.open_persistently() for each in closed)
 
     def is_own_connection(self, transport: Any, address: Address) -> bool:
         """Return whether what *transport* connected to, at *address*, is this very server."""
@@ -147,6 +147,11 @@ class Serving:
         for each in self.exports.values():
             await each.host.export.park()
         await self.factory.close_clients("this server ends")
+
+
+def _all(results: Iterable[Deferred[None]]) -> Deferred[None]:
+    """Fire when all *results* have, or fail as the first that fails; so it is with cancelling."""
+    return gatherResults(list(results), consumeErrors=True).addCallback(_nothing)
 
 
 def _nothing(_: object) -> None:

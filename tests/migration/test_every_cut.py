@@ -1,0 +1,107 @@
+"""Migrations whose connection is cut, at any byte, while a client writes.
+
+Whatever happens, one end has the image, and holds every write that was acknowledged. Only where the
+last message may have been lost does the source end without knowing; the copy at the destination is
+whole then.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+
+from flexmigrate.control.grammar import Action
+from support.scene import Scene, SceneCase
+
+BLOCK = 4096
+ENDS = (
+    "kept, asked again",
+    "kept, retried",
+    "uncertain, not owned",
+    "uncertain, owned",
+    "moved",
+)
+
+
+class EveryCutTests(SceneCase):
+    image = random.Random(3).randbytes(512)
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.ends: Counter[str] = Counter()
+
+    def measure(self, action: Action, image: bytes) -> dict[str, int]:
+        """Return how many bytes arrive at each side in a migration that isn't cut."""
+        scene = Scene(self.folder, image)
+        scene.world.result_of(scene.mirror(action))
+        scene.finish()
+        self.assert_moved(scene)
+        (connection,) = scene.migrations
+        scene.close()
+        return {
+            "destination": connection.server.wire.arrived,
+            "source": connection.client.wire.arrived,
+        }
+
+    def check(
+        self, action: Action, side: str, at: int, image: bytes, seed: int | None = None
+    ) -> None:
+        """Cut once *at* bytes have arrived at *side*, and see who has the image."""
+        scene = Scene(self.folder, image, seed=seed)
+        scene.cut(side, at)
+        asked = scene.mirror(action)
+        answer: list[object] = []
+        asked.addBoth(answer.append)
+        scene.world.run_until(lambda: answer and scene.migrations[0].is_over)
+        scene.world.settle()
+        self.ends[self.judge(scene, action, answer[0])] += 1
+        scene.close()
+
+    def judge(self, scene: Scene, action: Action, answer: object) -> str:
+        if scene.source.status == 1:
+            # It doesn't know, and so must not serve. Nothing was lost: all had been sent.
+            self.assertFalse(scene.serves)
+            self.assertEqual(scene.faults(scene.destination_image), [])
+            self.assertEqual(scene.source_image.exists(), action is not Action.UNLINK)
+            return "uncertain, owned" if scene.owned else "uncertain, not owned"
+        if not scene.serves:
+            self.assertEqual(scene.source.status, 0)
+            scene.finish()
+            self.assert_moved(scene)
+            self.assertEqual(scene.source_image.exists(), action is not Action.UNLINK)
+            return "moved"
+        self.assert_kept(scene)
+        end = "kept, retried"
+        if not scene.migrating.is_mirroring:
+            end = "kept, asked again"
+            self.assertNotEqual(answer, "Mirror started")
+            self.assertEqual(scene.world.result_of(scene.mirror(action)), "Mirror started")
+        scene.finish()
+        self.assert_moved(scene)
+        return end
+
+    def check_all(self, action: Action, step: int = 1) -> None:
+        for side, total in self.measure(action, self.image).items():
+            for at in range(total + 2):
+                if at % step == 0 or at > total - 64:
+                    self.check(action, side, at, self.image)
+        for end in ENDS:
+            self.assertTrue(self.ends[end], f"never {end}: {self.ends}")
+
+    def test_at_every_byte(self) -> None:
+        self.check_all(Action.EXIT)
+
+    def test_at_every_byte_of_the_end_with_unlink(self) -> None:
+        self.check_all(Action.UNLINK, step=37)
+
+    def test_in_any_order_of_all_that_happens(self) -> None:
+        for seed in range(100):
+            draw = random.Random(seed)
+            image = bytearray(16 * BLOCK)
+            for block in draw.sample(range(16), 5):
+                image[block * BLOCK : (block + 1) * BLOCK] = draw.randbytes(BLOCK)
+            side = draw.choice(("source", "destination", "destination"))
+            at = draw.randrange(250 if side == "source" else 50_000)
+            action = draw.choice((Action.EXIT, Action.UNLINK))
+            self.check(action, side, at, bytes(image), seed)
+        self.assertGreater(len(self.ends), 2, self.ends)

@@ -1,0 +1,273 @@
+"""Whole migrations in memory: broken off, stalled, throttled, or ended by signals, at any time."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable
+
+from twisted.internet.error import ConnectionLost
+
+from flexmigrate.control.grammar import Action
+from flexmigrate.errors import CommandError
+from support.scene import Scene, SceneCase
+
+BLOCK = 4096
+
+
+class AnyMomentTests(SceneCase):
+    """Something is done after every single thing that happens in a migration."""
+
+    def each_moment(self, action: Action, do: Callable[[Scene], object]) -> Counter[str]:
+        """Return how often what came of it."""
+        ends: Counter[str] = Counter()
+        for moment in range(100_000):
+            scene = Scene(self.folder, self.image)
+            scene.mirror(action).addErrback(lambda failure: failure.trap(CommandError))
+            steps = iter(range(moment))
+            try:
+                scene.world.run_until(lambda steps=steps: next(steps, None) is None)  # type: ignore[misc]
+                over = scene.source.is_over
+                ends[str(do(scene))] += 1
+            finally:
+                scene.close()
+            if over:
+                return ends
+        raise AssertionError("the migration had no end")
+
+    def test_sigterm_of_the_source(self) -> None:
+        def terminate(scene: Scene) -> str:
+            scene.source.signal()
+            scene.world.run_until(lambda: scene.source.is_over)
+            scene.world.settle()
+            if scene.source.status == 0:
+                self.assert_moved(scene)
+                return "moved"
+            self.assertFalse(scene.owned)
+            self.assertEqual(scene.faults(scene.source_image), [])
+            return "kept"
+
+        ends = self.each_moment(Action.EXIT, terminate)
+        self.assertEqual(set(ends), {"moved", "kept"})
+
+    def test_sigterm_of_the_destination(self) -> None:
+        def terminate(scene: Scene) -> str:
+            scene.destination.signal()
+            scene.world.run_until(lambda: scene.destination.is_over)
+            scene.world.run_until(lambda: scene.destination.machine.world.clock.seconds() > 3)
+            if scene.owned:
+                self.assertEqual(scene.destination.status, 0)
+                self.assert_moved(scene)
+                return "moved"
+            self.assertEqual(scene.destination.status, 1)
+            if scene.source.status == 1:
+                # DISC was on its way to a destination that was told to end.
+                self.assertEqual(scene.faults(scene.destination_image), [])
+                return "uncertain"
+            self.assert_kept(scene)
+            return "kept"
+
+        ends = self.each_moment(Action.EXIT, terminate)
+        self.assertEqual(set(ends), {"moved", "kept", "uncertain"})
+
+    def test_break(self) -> None:
+        def break_off(scene: Scene) -> str:
+            try:
+                answer = scene.migrating.break_mirror()
+            except CommandError as error:
+                answer = str(error)
+            if answer == "mirror stopped":
+                self.assert_kept(scene)
+                scene.world.result_of(scene.mirror())
+            scene.finish()
+            self.assert_moved(scene)
+            return answer
+
+        ends = self.each_moment(Action.EXIT, break_off)
+        self.assertEqual(
+            set(ends),
+            {"mirror stopped", "too late: the image is being handed over", "Not mirroring"},
+        )
+
+    def test_the_connection_is_lost_at_either_end_first(self) -> None:
+        for name in ("client", "server"):
+
+            def lose(scene: Scene, name: str = name) -> str:
+                if scene.migrations and not scene.source.is_over:
+                    end = getattr(scene.migrations[0], name)
+                    end.wire.clear()
+                    end.lose(ConnectionLost())
+                    end.peer.wire.frozen = True
+                    scene.world.settle()
+                    # The other end notices a good while later.
+                    scene.world.clock.callLater(5, end.peer.lose, ConnectionLost())
+                scene.world.advance(6)
+                if scene.serves and not scene.migrating.is_mirroring:
+                    # The first attempt's failure was the end.
+                    scene.world.result_of(scene.mirror())
+                scene.world.run_until(lambda: scene.source.status is not None, 100)
+                if scene.source.status == 1:
+                    self.assertEqual(scene.faults(scene.destination_image), [])
+                    return "uncertain"
+                scene.finish()
+                self.assert_moved(scene)
+                return "moved"
+
+            ends = self.each_moment(Action.EXIT, lose)
+            self.assertIn("moved", ends)
+
+
+class CopyTests(SceneCase):
+    def test_with_action_nothing_leaves_no_handover(self) -> None:
+        scene = self.scene()
+        self.assertEqual(scene.world.result_of(scene.mirror(Action.NOTHING)), "Mirror started")
+        scene.world.run_until(lambda: not scene.migrating.is_mirroring)
+        # It is equal at the moment at which the clients were parked: nothing has happened since.
+        self.assertEqual(scene.source_image.read_bytes(), scene.destination_image.read_bytes())
+        scene.world.settle()
+        self.assertEqual(scene.migrating.last_migration, "copied")
+        self.assertNotIn(("destination", "receives DISC"), scene.world.trace)
+        self.assertNotIn(("source", "listens no longer on port 10809"), scene.world.trace)
+        self.assert_kept(scene)
+        scene.world.result_of(scene.mirror())
+        scene.finish()
+        self.assert_moved(scene)
+
+    def test_of_a_sparse_image_is_as_sparse(self) -> None:
+        image = bytearray(64 * BLOCK)
+        image[8 * BLOCK : 9 * BLOCK] = random.Random(1).randbytes(BLOCK)
+        scene = self.scene(image=bytes(image), write_every=0)
+        scene.world.result_of(scene.mirror())
+        scene.finish()
+        self.assert_moved(scene)
+        sizes = [path.stat().st_blocks for path in (scene.source_image, scene.destination_image)]
+        self.assertLessEqual(abs(sizes[0] - sizes[1]), 8 * scene.writer.acknowledged)
+        self.assertLess(sizes[1], 64 * 8)
+
+
+class StallTests(SceneCase):
+    def freeze(self, scene: Scene, phase: str) -> None:
+        scene.reach(phase)
+        scene.migrations[0].freeze()
+
+    def thaw(self, scene: Scene) -> None:
+        """Let the destination notice that its sender is gone, as keepalive would."""
+        scene.migrations[0].server.lose(ConnectionLost())
+
+    def test_of_a_minute_ends_an_attempt_and_clients_notice_nothing(self) -> None:
+        scene = self.scene()
+        self.freeze(scene, "copying")
+        began = scene.world.clock.seconds()
+        scene.world.run_until(lambda: scene.migrating.migration.phase == "waiting", 100)
+        self.assertLess(abs(scene.world.clock.seconds() - began - 61), 1.5)
+        self.assertIn("no progress for 6", scene.migrating.migration.last_error)
+        self.thaw(scene)
+        self.assert_kept(scene)
+        scene.finish()
+        self.assert_moved(scene)
+
+    def test_while_parked_lets_clients_go_after_max_park(self) -> None:
+        scene = self.scene()
+        self.freeze(scene, "parked")
+        scene.world.settle()
+        began, before = scene.world.clock.seconds(), scene.writer.acknowledged
+        scene.world.run_until(lambda: scene.writer.acknowledged > before, 100)
+        self.assertLess(abs(scene.world.clock.seconds() - began - 10), 0.5)
+        self.assertIn("were parked for 10.0 s", scene.migrating.migration.last_error)
+        self.thaw(scene)
+        self.assert_kept(scene)
+        scene.finish()
+        self.assert_moved(scene)
+
+    def test_of_the_answer_to_disc_leaves_it_uncertain_after_half_a_minute(self) -> None:
+        for action in (Action.EXIT, Action.UNLINK):
+            scene = Scene(self.folder, self.image)
+            scene.reach("committing", action)
+            scene.migrations[0].freeze()
+            began = scene.world.clock.seconds()
+            scene.world.run_until(lambda scene=scene: scene.source.is_over, 100)  # type: ignore[misc]
+            self.assertLess(abs(scene.world.clock.seconds() - began - 30), 0.5)
+            self.assertEqual(scene.source.status, 1)
+            self.assertIn("did not close the connection", scene.migrating.last_migration)
+            self.assertEqual(scene.faults(scene.destination_image), [])
+            self.thaw(scene)
+            scene.close()
+
+    def test_a_destination_that_says_nothing_is_no_destination(self) -> None:
+        scene = self.scene()
+        scene.world.connected = lambda connection: connection.freeze()
+        with self.assertRaises(CommandError) as caught:
+            scene.world.result_of(scene.mirror())
+        self.assertEqual(str(caught.exception), "Remote server failed to respond")
+        scene.world.connected = lambda connection: None
+        self.assert_kept(scene)
+
+
+class SlowLinkTests(SceneCase):
+    """A link that takes 64 KiB a second."""
+
+    BANDWIDTH = 64 * 1024
+
+    def slow(self, scene: Scene, writes_a_second: int) -> None:
+        connected = scene.world.connected
+
+        def slowly(connection: object) -> None:
+            connected(connection)
+            if scene.migrations and scene.migrations[-1] is connection:
+                scene.migrations[-1].server.wire.bandwidth = self.BANDWIDTH
+
+        scene.world.connected = slowly
+
+        def write() -> None:
+            scene.writer.write()
+            if not scene.source.is_over:
+                scene.world.clock.callLater(1 / writes_a_second, write)
+
+        write()
+
+    def test_writers_are_slowed_until_it_converges(self) -> None:
+        image = random.Random(1).randbytes(64 * BLOCK)
+        scene = self.scene(image=image, write_every=0)
+        # Each write dirties a block: four times what the link takes.
+        self.slow(scene, writes_a_second=64)
+        scene.world.result_of(scene.mirror())
+        scene.world.run_until(lambda: scene.migrating.host.export.write_limit is not None, 120)
+        scene.world.run_until(lambda: scene.source.is_over, 600)
+        scene.wait_for_writes()
+        self.assert_moved(scene)
+
+    def test_writers_that_are_slow_enough_are_left_alone(self) -> None:
+        image = random.Random(1).randbytes(64 * BLOCK)
+        scene = self.scene(image=image, write_every=0, beat=1.0)
+        self.slow(scene, writes_a_second=1)
+        scene.world.result_of(scene.mirror())
+        while not scene.source.is_over:
+            scene.world.step() or scene.world.advance(0.1)
+            self.assertIsNone(scene.migrating.host.export.write_limit)
+        self.assert_moved(scene)
+
+    def test_writers_are_free_again_when_it_is_broken_off(self) -> None:
+        image = random.Random(1).randbytes(64 * BLOCK)
+        scene = self.scene(image=image, write_every=0)
+        self.slow(scene, writes_a_second=64)
+        scene.world.result_of(scene.mirror())
+        export = scene.migrating.host.export
+        scene.world.run_until(lambda: export.write_limit is not None, 120)
+        scene.migrating.break_mirror()
+        self.assertIsNone(export.write_limit)
+        scene.world.advance(2)
+        before = scene.writer.acknowledged
+        scene.world.advance(1)
+        self.assertGreater(scene.writer.acknowledged - before, 50)
+        self.assert_kept(scene)
+
+    def test_a_limit_is_kept_to_and_may_be_lifted(self) -> None:
+        image = random.Random(1).randbytes(64 * BLOCK)
+        scene = self.scene(image=image, write_every=0)
+        scene.world.result_of(scene.mirror(max_bps=BLOCK))
+        scene.world.advance(10)
+        sent = scene.migrating.migration.progress.sent
+        self.assertLess(abs(sent - 10 * BLOCK), 2 * BLOCK)
+        scene.migrating.set_max_bps(0)
+        scene.world.run_until(lambda: scene.source.is_over, 5)
+        self.assert_moved(scene)
