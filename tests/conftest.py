@@ -11,6 +11,7 @@ import pytest_twisted  # type: ignore[import-untyped]  # it has none
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from support.certificates import PKI
 from support.failures import LoggedFailures, overheard
 from support.processes import Children
 
@@ -40,6 +41,12 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[LoggedFailures]:
         yield seen
         if isinstance(request.instance, SynchronousTestCase):
             seen.clear()  # trial has looked, and knows what the test flushed
+
+
+@pytest.fixture(scope="session")
+def pki(tmp_path_factory: pytest.TempPathFactory) -> PKI:
+    """Make the certificates of two authorities, once."""
+    return PKI(tmp_path_factory.mktemp("pki"))
 
 
 @pytest.fixture

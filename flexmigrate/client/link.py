@@ -33,8 +33,8 @@ from flexmigrate.errors import (
     FlexmigrateError,
     LocalProtocolError,
     Rejected,
-    TLSFailed,
     RemoteProtocolError,
+    TLSFailed,
 )
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.stream import IBufferedProtocol
@@ -163,10 +163,19 @@ class Link(Protocol):
         if self._closed:
             return
         clean = isinstance(reason.value, ConnectionDone)
-        if clean and self._goodbye_left:
+        if self._goodbye_left and (clean or self._ended_in_order):
             self._end(None)
         else:
             self._end(self._loss(clean, reason))
+
+    @property
+    def _ended_in_order(self) -> bool:
+        """Whether the server ended the connection below TLS, though it took no leave in TLS itself.
+
+        Servers of other projects do so after DISC. It says as much as the end of a connection
+        without TLS does; a reset, which is how a destination refuses, is another thing.
+        """
+        return bool(getattr(self.transport, "ended_in_order", False))
 
     def _loss(self, clean: bool, reason: Failure) -> FlexmigrateError:
         """Return what a connection's loss means where we didn't take leave."""

@@ -19,6 +19,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Protocol
 
 from twisted.internet import main, tcp, unix
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
@@ -111,8 +112,11 @@ class _StreamMixin(_Connection):
     What the socket does not take at once stands in ``_waiting``, and the registered producer is
     paused until that is empty: this is stricter than Twisted's own 64 KiB, and bounds what a
     client that doesn't read can make us hold.
+
+    :ivar ended_in_order: once it is over: the socket was closed, by either side, and not reset.
     """
 
+    ended_in_order = False
     protocol: Any
     producer: Any
     _lost = False
@@ -317,6 +321,7 @@ class _StreamMixin(_Connection):
 
     def connectionLost(self, reason: Any) -> None:
         """As Twisted's Connection has it; references to images are dropped."""
+        self.ended_in_order = reason.check(ConnectionDone) is not None
         self._waiting.clear()
         super().connectionLost(reason)
 

@@ -98,6 +98,21 @@ class Authority:
         return path
 
 
+class PKI:
+    """The folders of a world with two authorities.
+
+    :ivar ours: our authority, and certificates for a server and a client.
+    :ivar anonymous: our authority only: for a client that has no certificate.
+    :ivar theirs: the same as `ours` of the other authority.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.authority = Authority()
+        self.ours = self.authority.folder(path / "ours", "server", "client")
+        self.anonymous = self.authority.folder(path / "anonymous")
+        self.theirs = Authority("another authority").folder(path / "theirs", "server", "client")
+
+
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePrivateKey, valid: bool
 ) -> x509.CertificateBuilder:

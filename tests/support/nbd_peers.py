@@ -27,6 +27,7 @@ os.execvp(sys.argv[2], sys.argv[2:])
 
 _NBD_SERVER_CONFIG = """
 [generic]
+{tls}
 [disk]
 exportname = {image}
 flush = true
@@ -116,17 +117,22 @@ def _nbdkit(*plugin: str) -> Callable[[socket.socket, Path], Serving]:
     return serve
 
 
-def _qemu_nbd(listening: socket.socket, image: Path) -> Serving:
-    return _activated(
-        listening, image, "qemu-nbd", "--format=raw", "--discard=unmap", "--persistent", str(image)
-    )
+def _qemu_nbd(*more: str) -> Callable[[socket.socket, Path], Serving]:
+    def serve(listening: socket.socket, image: Path) -> Serving:
+        options = ("--format=raw", "--discard=unmap", "--persistent", *more)
+        return _activated(listening, image, "qemu-nbd", *options, str(image))
+
+    return serve
 
 
-def _nbd_server(listening: socket.socket, image: Path) -> Serving:
-    config = image.with_suffix(".conf")
-    config.write_text(_NBD_SERVER_CONFIG.format(image=image))
-    # -d: don't fork, or it would look for its client's address in vain.
-    return _inetd(listening, image, "nbd-server", "0", str(image), "-d", "-C", str(config))
+def _nbd_server(tls: str = "") -> Callable[[socket.socket, Path], Serving]:
+    def serve(listening: socket.socket, image: Path) -> Serving:
+        config = image.with_suffix(".conf")
+        config.write_text(_NBD_SERVER_CONFIG.format(image=image, tls=tls))
+        # -d: don't fork, or it would look for its client's address in vain.
+        return _inetd(listening, image, "nbd-server", "0", str(image), "-d", "-C", str(config))
+
+    return serve
 
 
 PEERS: dict[str, Peer] = {
@@ -135,6 +141,28 @@ PEERS: dict[str, Peer] = {
     "nbdkit-simple-replies": Peer("nbdkit", _nbdkit("--no-sr", "file", "{image}")),
     # nbdkit 1.32 advertises flush, trim and zeroes here, and answers them with EINVAL.
     "nbdkit-oldstyle": Peer("nbdkit", _nbdkit("--oldstyle", "file", "{image}"), honest=False),
-    "qemu-nbd": Peer("qemu-nbd", _qemu_nbd),
-    "nbd-server": Peer("nbd-server", _nbd_server, export="disk", unix=False),
+    "qemu-nbd": Peer("qemu-nbd", _qemu_nbd()),
+    "nbd-server": Peer("nbd-server", _nbd_server(), export="disk", unix=False),
 }
+
+
+def peers_with_tls(certificates: Path) -> dict[str, Peer]:
+    """Return servers that let nobody in without TLS.
+
+    :param certificates: the folder with the server's, see `support.certificates`.
+    """
+    credentials = f"tls-creds-x509,id=tls,dir={certificates},endpoint=server,verify-peer=off"
+    tls = (
+        f"certfile = {certificates}/server-cert.pem\n"
+        f"keyfile = {certificates}/server-key.pem\n"
+        f"cacertfile = {certificates}/ca-cert.pem\n"
+        "force_tls = true\n"
+    )
+    return {
+        "nbdkit": Peer(
+            "nbdkit",
+            _nbdkit("--tls=require", f"--tls-certificates={certificates}", "file", "{image}"),
+        ),
+        "qemu-nbd": Peer("qemu-nbd", _qemu_nbd("--object", credentials, "--tls-creds=tls")),
+        "nbd-server": Peer("nbd-server", _nbd_server(tls), export="disk", unix=False),
+    }
