@@ -106,18 +106,16 @@ class Wire(Lane):
         self.add(data)
 
     def step(self) -> None:
-        """Let bytes arrive, all that were written at once; with a seed, any number of them."""
+        """Let bytes arrive: all that are under way, as a busy receiver finds them, or with a seed
+        any number of them.
+        """
         number, what = self._waiting.popleft()
         if not isinstance(what, bytes):
             what()
             return
-        length = len(what)
-        if self.world.random is not None and self.world.random.randrange(2):
-            length = self.world.random.randint(1, length)
-        if self.cut_at is not None:
-            length = min(length, self.cut_at - self.arrived)
-        if self.bandwidth is not None:
-            length = min(length, max(1, int(self.bandwidth * TURN_SECONDS)))
+        while self._waiting and isinstance(self._waiting[0][1], bytes):
+            what += self._waiting.popleft()[1]
+        length = self._draw_length(len(what))
         if length < len(what):
             self._waiting.appendleft((number, what[length:]))
         if self.bandwidth is None:
@@ -126,6 +124,16 @@ class Wire(Lane):
             self._crossing = self.world.clock.callLater(
                 length / self.bandwidth, self._cross, what[:length]
             )
+
+    def _draw_length(self, length: int) -> int:
+        draw = self.world.random
+        if draw is not None and draw.randrange(2):
+            length = draw.randint(1, length)
+        if self.cut_at is not None:
+            length = min(length, self.cut_at - self.arrived)
+        if self.bandwidth is not None:
+            length = min(length, max(1, int(self.bandwidth * TURN_SECONDS)))
+        return length
 
     def _cross(self, data: bytes) -> None:
         self._crossing = None

@@ -51,6 +51,12 @@ class SequenceTests(SceneCase):
             )
             scene.close()
 
+    def test_the_last_before_disc_is_a_flush(self) -> None:
+        scene = self.scene()
+        scene.world.result_of(scene.mirror())
+        scene.finish()
+        self.assertIn(("destination", "had a flush before"), scene.world.trace)
+
     def client_end(self, scene: Scene) -> str:
         """Return how the client's first connection ended: what it had sent and nobody read makes a
         reset of the close.

@@ -26,6 +26,7 @@ MEMORY = "/dev/shm"
 
 # The request that means the end, as it stands on the wire (proto.md, "Request message").
 DISC = bytes.fromhex("25609513 0000 0002") + bytes(20)
+FLUSH = bytes.fromhex("25609513 0000 0003")
 
 
 class Scene:
@@ -92,9 +93,11 @@ class Scene:
             end.wire.cut_at = at
 
     def _arriving(self, data: bytes) -> None:
-        self._tail = (self._tail + data)[-len(DISC) :]
-        if self._tail == DISC:
+        self._tail = (self._tail + data)[-2 * len(DISC) :]
+        if self._tail.endswith(DISC):
+            flushed = self._tail.startswith(FLUSH)
             self.destination_machine.note("receives DISC")
+            self.destination_machine.note("had a flush before" if flushed else "had no flush")
 
     def _write(self) -> None:
         """Write, as long as something is sent; else only the writer's beats do, with the time."""
