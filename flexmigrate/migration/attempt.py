@@ -144,7 +144,6 @@ class Attempt:
         export.dirty_runs = dirty.runs
         await self._copier.send_holes()
         await self._pass()
-        await self._copier.flush()
 
     async def converge(self) -> None:
         """Further passes, until what is left can be sent within the allowed downtime."""
@@ -155,8 +154,6 @@ class Attempt:
             if step is Next.SLOW_DOWN:
                 self._slow_writers()
             await self._pass()
-            # So that the flush in the parked phase has little to do.
-            await self._copying.flush()
 
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
@@ -252,6 +249,9 @@ class Attempt:
         began = self._reactor.seconds()
         sent = await self._copying.send_dirty()
         seconds = self._reactor.seconds() - began
+        # So that the flush in the parked phase has little to do. It may take long, and what is
+        # left has to be asked for when it's over.
+        await self._copying.flush()
         self._last = Pass(sent, seconds, self._copying.dirty.bytes)
         self._rate = known_rate(self._rate, self._last)
         log.info(

@@ -22,6 +22,9 @@ RATE_WINDOW = 1.0
 # A pass has to shrink what is dirty at least by this factor, or writers are slowed down.
 SHRINK = 0.5
 
+# What can be sent in this time is not worth another pass.
+NEGLIGIBLE_SECONDS = 0.005
+
 # Writers are slowed to this part of the rate at which we send, and by as much again each time
 # that isn't enough.
 SLOWER = 0.5
@@ -143,15 +146,18 @@ def known_rate(before: float, done: Pass) -> float:
 
 
 def after_pass(done: Pass, max_downtime: float, rate: float) -> Next:
-    """Say what follows *done*: park if the rest can be sent within *max_downtime*, else go on.
+    """Say what follows *done*.
+
+    Park once the rest is next to nothing, or can be sent within *max_downtime* and another pass
+    wouldn't leave much less; clients need not wait for what can be sent while they work.
 
     :param rate: at which the rest is expected to be sent; 0 where nothing was sent yet.
     """
-    if done.left <= max_downtime * rate:
+    if done.left <= min(max_downtime, NEGLIGIBLE_SECONDS) * rate:
         return Next.PARK
-    if rate and done.left > SHRINK * done.sent:
-        return Next.SLOW_DOWN
-    return Next.AGAIN
+    if not rate or done.left <= SHRINK * done.sent:
+        return Next.AGAIN
+    return Next.PARK if done.left <= max_downtime * rate else Next.SLOW_DOWN
 
 
 def slower(limit: float | None, rate: float) -> float:

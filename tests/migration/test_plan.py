@@ -149,11 +149,24 @@ class AfterPassTests(SynchronousTestCase):
                 self.assertEqual(after_pass(Pass(0, 0.0, 0), downtime, rate), Next.PARK)
 
     @given(LENGTHS, st.floats(0.001, 100), st.integers(0, 10**12), st.floats(0, 10), RATES)
-    def test_parks_exactly_when_the_rest_fits(
+    def test_parks_only_when_the_rest_fits(
         self, sent: int, seconds: float, left: int, downtime: float, rate: int
     ) -> None:
         verdict = after_pass(Pass(sent, seconds, left), downtime, rate)
-        self.assertEqual(verdict is Next.PARK, left <= downtime * rate)
+        if verdict is Next.PARK:
+            self.assertLessEqual(left, downtime * rate)
+        elif left <= downtime * rate:
+            # It would fit, but another pass makes clients wait for less.
+            self.assertEqual(verdict, Next.AGAIN)
+            self.assertLessEqual(left, sent / 2)
+
+    def test_what_is_next_to_nothing_is_not_worth_another_pass(self) -> None:
+        self.assertEqual(after_pass(Pass(1000, 1.0, 5), 0.1, 1000.0), Next.PARK)
+        self.assertEqual(after_pass(Pass(1000, 1.0, 6), 0.1, 1000.0), Next.AGAIN)
+
+    def test_what_fits_and_does_not_shrink_any_more_is_parked_for(self) -> None:
+        self.assertEqual(after_pass(Pass(150, 1.0, 100), 0.1, 1000.0), Next.PARK)
+        self.assertEqual(after_pass(Pass(150, 1.0, 101), 0.1, 1000.0), Next.SLOW_DOWN)
 
     def test_goes_on_while_what_is_left_shrinks(self) -> None:
         self.assertEqual(after_pass(Pass(100, 1.0, 50), 0.1, 100.0), Next.AGAIN)
