@@ -32,19 +32,17 @@ class TestWhatItCannotStartWith:
         ],
     )
     def test_it_says_so_and_ends_with_one(
-        self, servers: Servers, words: str, complaint: str, twistd: bool
+        self, servers: Servers, words: str, complaint: str
     ) -> None:
-        server = servers.start(
-            "listen", *words.format(folder=servers.folder).split(), twistd=twistd
-        )
+        server = servers.start("listen", *words.format(folder=servers.folder).split())
         server.expect_exit(1)
         server.wait_for(complaint)
         assert not any("Traceback" in line for line in server.lines)
 
-    def test_an_image_that_is_being_served(self, servers: Servers, twistd: bool) -> None:
+    def test_an_image_that_is_being_served(self, servers: Servers) -> None:
         servers.serve()
         words = ("listen", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image))
-        server = servers.start(*words, twistd=twistd)
+        server = servers.start(*words)
         server.expect_exit(1)
         server.wait_for("is in use by another server")
         # It has not marked somebody else's image as incomplete.
@@ -157,12 +155,12 @@ class TestTheStatus:
 
 class TestRebind:
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "/"])
-    def test_it_serves_as_serve_does(self, servers: Servers, host: str, twistd: bool) -> None:
+    def test_it_serves_as_serve_does(self, servers: Servers, host: str) -> None:
         port = 0 if host == "/" else free_port()
         place = str(servers.folder / "nbd") if host == "/" else host
         more = ("--rebind-port", str(port)) if port else ()
         source = servers.serve()
-        destination = servers.listen("--rebind-addr", place, *more, twistd=twistd)
+        destination = servers.listen("--rebind-addr", place, *more)
         servers.start_mirroring()
         source.expect_exit(0)
         wait_until(servers.destination_sock, listening_phase="serving")

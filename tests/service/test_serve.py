@@ -102,10 +102,8 @@ class TestAddresses:
             server.expect_exit(1)
             server.wait_for(rf"can't listen: .*127\.0\.0\.1:{port}: .*in use")
 
-    def test_an_address_of_another_host(self, servers: Servers, twistd: bool) -> None:
-        server = servers.start(
-            *("serve", "-l", "192.0.2.1", "-p", "0", "-f", str(servers.image)), twistd=twistd
-        )
+    def test_an_address_of_another_host(self, servers: Servers) -> None:
+        server = servers.start(*("serve", "-l", "192.0.2.1", "-p", "0", "-f", str(servers.image)))
         server.expect_exit(1)
         server.wait_for(r"can't listen: .*192\.0\.2\.1:0: .*assign requested address")
 
@@ -127,22 +125,20 @@ class TestTheOperatorsSocket:
         stop(server)
         assert not servers.source_sock.exists()
 
-    def test_one_that_is_in_use(self, servers: Servers, twistd: bool) -> None:
+    def test_one_that_is_in_use(self, servers: Servers) -> None:
         first = servers.serve()
         second = servers.start(
             *("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.copy)),
             *("-s", str(servers.source_sock)),
-            twistd=twistd,
         )
         second.expect_exit(1)
         second.wait_for("is in use by another server")
         assert status(servers.source_sock)["pid"] == str(first.pid)
 
-    def test_one_that_cannot_be_made(self, servers: Servers, twistd: bool) -> None:
+    def test_one_that_cannot_be_made(self, servers: Servers) -> None:
         server = servers.start(
             *("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image)),
             *("-s", str(servers.folder / "nowhere" / "sock")),
-            twistd=twistd,
         )
         server.expect_exit(1)
         server.wait_for("nowhere/sock: No such file or directory")
@@ -274,7 +270,7 @@ class TestWhatAClientIsTold:
         client = servers.client(server)
         assert client.flags & raw_nbd.READ_ONLY
         assert client.write(0, b"x" * 4096) == errno.EPERM
-        assert client.call(TRIM, 0, 4096) in (errno.EPERM, errno.EINVAL)
+        assert client.call(TRIM, 0, 4096) == errno.EPERM
         assert client.read(0, SIZE) == before
         stop(server)
         assert servers.image.read_bytes() == before
@@ -317,12 +313,11 @@ class TestWhatAClientIsTold:
 
 
 class TestTheImage:
-    def test_two_servers_cannot_write_to_one(self, servers: Servers, twistd: bool) -> None:
-        servers.serve(twistd=twistd)
+    def test_two_servers_cannot_write_to_one(self, servers: Servers) -> None:
+        servers.serve()
         for more in ((), ("--read-only",)):
             second = servers.start(
-                *("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image), *more),
-                twistd=twistd,
+                *("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image), *more)
             )
             second.expect_exit(1)
             second.wait_for(f"the image {re.escape(str(servers.image))} is in use by another")
@@ -346,11 +341,9 @@ class TestTheImage:
             ("copy/inner", "Not a directory"),
         ],
     )
-    def test_what_cannot_be_served(
-        self, servers: Servers, name: str, complaint: str, twistd: bool
-    ) -> None:
+    def test_what_cannot_be_served(self, servers: Servers, name: str, complaint: str) -> None:
         path = f"{servers.folder}/{name}"
-        server = servers.start("serve", "-l", "::1", "-p", "0", "-f", path, twistd=twistd)
+        server = servers.start("serve", "-l", "::1", "-p", "0", "-f", path)
         server.expect_exit(1)
         server.wait_for(complaint)
         assert not any("Traceback" in line for line in server.lines)
@@ -365,11 +358,11 @@ class TestTheImage:
         server.expect_exit(1)
         server.wait_for("Permission denied")
 
-    def test_an_unfinished_copy(self, servers: Servers, twistd: bool) -> None:
+    def test_an_unfinished_copy(self, servers: Servers) -> None:
         servers.marker.touch()
         for more in ((), ("--read-only",)):
             server = servers.start(
-                *("serve", "-l", "::1", "-p", "0", "-f", str(servers.copy), *more), twistd=twistd
+                *("serve", "-l", "::1", "-p", "0", "-f", str(servers.copy), *more)
             )
             server.expect_exit(1)
             server.wait_for(f"{re.escape(str(servers.copy))} is incomplete")
@@ -414,7 +407,15 @@ class TestTheEnd:
             stop(server, status=0 if command == "serve" else 1)
             servers.marker.unlink(missing_ok=True)
 
-    @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT])
+    @pytest.mark.parametrize(
+        ("twistd", "number"),
+        [
+            (False, signal.SIGTERM),
+            (True, signal.SIGTERM),
+            (False, signal.SIGINT),
+            (True, signal.SIGQUIT),
+        ],
+    )
     def test_a_signal_ends_it_with_zero_and_its_clients_with_it(
         self, servers: Servers, twistd: bool, number: signal.Signals
     ) -> None:
@@ -467,24 +468,20 @@ def test_memory_stays_small_with_large_requests_of_many_clients(servers: Servers
     assert peak_memory(server) < MEMORY
 
 
-@pytest.mark.parametrize("command", ["serve", "listen"])
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
-        ("", "--addr is required"),
-        ("--addr here --port 1 --file x", "--addr: 'here'"),
-        ("--addr ::1 --port 70000 --file x", "--port: '70000'"),
-        ("--addr ::1 --file x", "--port is required"),
-        ("--addr ::1 --port 1", "--file is required"),
-        ("--addr /x --port 1 --file x", "--port 1"),
-        ("--addr ::1 --port 1 --file x 10.0.0.0/99", "ACL_ENTRY"),
-        ("--addr ::1 --port 1 --file x --fly", "--fly"),
+        ("serve", "--addr is required"),
+        ("serve --addr here --port 1 --file x", "--addr: 'here'"),
+        ("listen --addr ::1 --port 70000 --file x", "--port: '70000'"),
+        ("listen --addr ::1 --port 1 --file x 10.0.0.0/99", "ACL_ENTRY"),
+        ("serve --addr ::1 --port 1 --file x --fly", "--fly"),
     ],
 )
 def test_a_wrong_command_line_ends_with_two(
-    servers: Servers, command: str, words: str, complaint: str, twistd: bool
+    servers: Servers, words: str, complaint: str, twistd: bool
 ) -> None:
-    server = servers.start(command, *words.split(), twistd=twistd)
+    server = servers.start(*words.split(), twistd=twistd)
     server.expect_exit(2)
     server.wait_for(re.escape(complaint))
     assert not any("Traceback" in line for line in server.lines)

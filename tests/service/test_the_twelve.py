@@ -25,7 +25,13 @@ from support.relay import Relay
 from support.scripted_destination import Sender
 from support.servers import SIZE, Servers, stop
 
-SIGNALS = [signal.SIGTERM, signal.SIGINT, signal.SIGQUIT]
+# Whether under twistd, and how it is told to end: each signal, and SIGTERM under both runners.
+ENDINGS = [
+    (False, signal.SIGTERM),
+    (True, signal.SIGTERM),
+    (False, signal.SIGINT),
+    (True, signal.SIGQUIT),
+]
 RETRY = 1.0  # seconds between two tries of a rebind
 
 
@@ -68,7 +74,7 @@ def send_everything(client: RawClient, image: Path) -> None:
 
 
 class Test01SigtermDuringAMigrationEndsWithANonZeroStatus:
-    @pytest.mark.parametrize("number", SIGNALS)
+    @pytest.mark.parametrize(("twistd", "number"), ENDINGS)
     def test_at_the_source(self, servers: Servers, twistd: bool, number: signal.Signals) -> None:
         source, destination = servers.serve(twistd=twistd), servers.listen()
         servers.start_mirroring_slowly("--unlink")
@@ -78,7 +84,7 @@ class Test01SigtermDuringAMigrationEndsWithANonZeroStatus:
         assert servers.marker.exists()
         stop(destination, status=1)
 
-    @pytest.mark.parametrize("number", SIGNALS)
+    @pytest.mark.parametrize(("twistd", "number"), ENDINGS)
     def test_at_the_destination(
         self, servers: Servers, twistd: bool, number: signal.Signals
     ) -> None:
@@ -97,10 +103,8 @@ class Test01SigtermDuringAMigrationEndsWithANonZeroStatus:
     def test_without_a_migration_the_status_is_zero(self, servers: Servers, twistd: bool) -> None:
         stop(servers.serve(twistd=twistd), status=0)
 
-    def test_after_a_migration_that_was_broken_off_it_is_zero_again(
-        self, servers: Servers, twistd: bool
-    ) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_after_a_migration_that_was_broken_off_it_is_zero_again(self, servers: Servers) -> None:
+        source = servers.serve()
         servers.listen()
         servers.start_mirroring_slowly()
         assert ask(servers.source_sock, "break") == (0, "mirror stopped")
@@ -127,10 +131,8 @@ class Test02NoMigrationCanStartOnceSigtermHasFired:
         assert ended == (1 if began else 0), source.story()
         stop(destination, status=1)
 
-    def test_what_is_asked_for_after_it_is_refused_or_not_answered(
-        self, servers: Servers, twistd: bool
-    ) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_what_is_asked_for_after_it_is_refused_or_not_answered(self, servers: Servers) -> None:
+        source = servers.serve()
         destination = servers.listen()
         source.send(signal.SIGTERM)
         source.wait_for("received SIGTERM")
@@ -179,8 +181,8 @@ class Test04WithUnlinkTheFileIsGoneBeforeDiscIsSent:
         source.expect_exit(0)
         assert servers.copy.read_bytes() == original
 
-    def test_without_unlink_it_stays(self, servers: Servers, twistd: bool) -> None:
-        servers.try_again(twistd)
+    def test_without_unlink_it_stays(self, servers: Servers) -> None:
+        servers.try_again()
         assert servers.image.exists()
 
 
@@ -210,11 +212,11 @@ class Test05ASuccessEndsWithStatusZeroAndNoRebindUnlessAskedFor:
 
 
 class Test06RebindRetriesOnceASecondWhileTheCauseMayPass:
-    def test_an_address_that_is_taken_and_freed_later(self, servers: Servers, twistd: bool) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_an_address_that_is_taken_and_freed_later(self, servers: Servers) -> None:
+        source = servers.serve()
         with socket.create_server(("127.0.0.1", 0)) as taken:
             port = taken.getsockname()[1]
-            destination = servers.listen("--rebind-port", str(port), twistd=twistd)
+            destination = servers.listen("--rebind-port", str(port))
             servers.start_mirroring()
             source.expect_exit(0)
             began = time.monotonic()
@@ -283,10 +285,8 @@ class Test07LogLinesNeverInterleaveOrOverlap:
 
 class Test08AClientThatGoesAwayInTheMiddleOfALargeReadHarmsNobody:
     @pytest.mark.parametrize("reset", [True, False])
-    def test_others_go_on_and_nothing_is_left_of_it(
-        self, servers: Servers, twistd: bool, reset: bool
-    ) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_others_go_on_and_nothing_is_left_of_it(self, servers: Servers, reset: bool) -> None:
+        source = servers.serve()
         other = servers.client(source)
         descriptors = Path(f"/proc/{source.pid}/fd")
         before = len(list(descriptors.iterdir()))
@@ -311,8 +311,8 @@ class Test08AClientThatGoesAwayInTheMiddleOfALargeReadHarmsNobody:
 
 
 class Test09ASenderThatDisconnectsBeforeDiscMakesTheDestinationStartOver:
-    def test_what_it_sent_does_not_count(self, servers: Servers, twistd: bool) -> None:
-        destination = servers.listen(twistd=twistd)
+    def test_what_it_sent_does_not_count(self, servers: Servers) -> None:
+        destination = servers.listen()
         data = servers.image.read_bytes()
         half = SIZE // 2
         for offset in (0, half):
@@ -331,9 +331,9 @@ class Test09ASenderThatDisconnectsBeforeDiscMakesTheDestinationStartOver:
         stop(destination, status=1)
 
     def test_a_source_whose_connection_was_cut_sends_everything_again(
-        self, servers: Servers, twistd: bool
+        self, servers: Servers
     ) -> None:
-        source, destination = servers.serve(twistd=twistd), servers.listen(twistd=twistd)
+        source, destination = servers.serve(), servers.listen()
         with Relay("127.0.0.1", int(servers.place[3])) as relay:
             servers.send_to("127.0.0.1", relay.port)
             relay.cut_after(SIZE * 3 // 4)
@@ -373,26 +373,23 @@ class Test10AnErrorPathFreesTheLocksThatItsOwnTaskHoldsAndNoOther:
         source.expect_exit(0)  # it was given away: SIGTERM came after the fact
         assert_same(servers.image, servers.copy)
 
-    def test_a_migration_that_failed_leaves_none_behind(
-        self, servers: Servers, twistd: bool
-    ) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_a_migration_that_failed_leaves_none_behind(self, servers: Servers) -> None:
+        source = servers.serve()
         with socket.create_server(("127.0.0.1", 0)) as nobody:
             servers.send_to("127.0.0.1", nobody.getsockname()[1])
         for _ in range(3):
             assert b"Mirror failed to connect" in servers.mirror().stderr
-        destination = servers.listen(twistd=twistd)
+        destination = servers.listen()
         servers.start_mirroring()
         servers.complete(source, destination)
 
     def test_of_two_servers_that_want_an_image_the_second_leaves_the_first_its_lock(
-        self, servers: Servers, twistd: bool
+        self, servers: Servers
     ) -> None:
-        source = servers.serve(twistd=twistd)
+        source = servers.serve()
         for _ in range(2):
             second = servers.start(
-                *("serve", "--addr", "127.0.0.1", "--port", "0", "--file", str(servers.image)),
-                twistd=twistd,
+                *("serve", "--addr", "127.0.0.1", "--port", "0", "--file", str(servers.image))
             )
             second.expect_exit(1)
             second.wait_for("is in use by another server")
@@ -401,19 +398,19 @@ class Test10AnErrorPathFreesTheLocksThatItsOwnTaskHoldsAndNoOther:
 
 
 class Test11IncompleteStandsExactlyWhileTheImageIsIncomplete:
-    def test_from_before_the_first_byte_until_after_the_last(
-        self, servers: Servers, twistd: bool
-    ) -> None:
-        source = servers.serve(twistd=twistd)
+    def test_from_before_the_first_byte_until_after_the_last(self, servers: Servers) -> None:
+        source = servers.serve()
         assert not servers.marker.exists()
-        destination = servers.listen(twistd=twistd)
+        destination = servers.listen()
         assert servers.marker.exists()
         servers.start_mirroring_slowly()
         assert servers.marker.exists()
         ask(servers.source_sock, "mirror_max_bps", "0")
         servers.complete(source, destination)
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+    @pytest.mark.parametrize(
+        ("twistd", "number"), [(False, signal.SIGKILL), (True, signal.SIGTERM)]
+    )
     def test_it_outlives_the_process_and_nobody_serves_the_image(
         self, servers: Servers, twistd: bool, number: signal.Signals
     ) -> None:
@@ -474,9 +471,9 @@ class Test12OnlyDiscAfterAValidStreamThatCoveredTheImageGivesOwnership:
         "ending", [end_of_file, bad_magic, an_http_request, a_failed_write, a_reset]
     )
     def test_the_whole_image_and_then_anything_else_does_not(
-        self, servers: Servers, ending: Callable[[RawClient, Child], None], twistd: bool
+        self, servers: Servers, ending: Callable[[RawClient, Child], None]
     ) -> None:
-        destination = servers.listen(twistd=twistd)
+        destination = servers.listen()
         sender = servers.client(destination)
         send_everything(sender, servers.image)
         assert sender.flush() == 0
@@ -495,26 +492,24 @@ class Test12OnlyDiscAfterAValidStreamThatCoveredTheImageGivesOwnership:
         assert servers.marker.exists()
 
     @pytest.mark.parametrize("style", [(), ("--oldstyle",)])
-    def test_a_bare_disc_does_not(
-        self, servers: Servers, style: tuple[str, ...], twistd: bool
-    ) -> None:
-        destination = servers.listen(*style, "--coverage", "any", twistd=twistd)
+    def test_a_bare_disc_does_not(self, servers: Servers, style: tuple[str, ...]) -> None:
+        destination = servers.listen(*style, "--coverage", "any")
         servers.client(destination).say_goodbye()
         self.is_not_owned(servers)
         stop(destination, status=1)
 
     def test_disc_after_all_but_one_byte_does_not_unless_any_coverage_will_do(
-        self, servers: Servers, twistd: bool
+        self, servers: Servers
     ) -> None:
         data = servers.image.read_bytes()
-        destination = servers.listen(twistd=twistd)
+        destination = servers.listen()
         sender = servers.client(destination)
         assert sender.write(1, data[1:]) == 0
         sender.say_goodbye()
         self.is_not_owned(servers)
         stop(destination, status=1)
 
-        destination = servers.listen("--coverage", "any", twistd=twistd)
+        destination = servers.listen("--coverage", "any")
         sender = servers.client(destination)
         assert sender.write(0, data[:4096]) == 0
         sender.say_goodbye()
@@ -522,10 +517,8 @@ class Test12OnlyDiscAfterAValidStreamThatCoveredTheImageGivesOwnership:
         assert not servers.marker.exists()
         assert difference(servers.image, servers.copy) is None
 
-    def test_an_http_request_instead_of_a_hello_does_not(
-        self, servers: Servers, twistd: bool
-    ) -> None:
-        destination = servers.listen(twistd=twistd)
+    def test_an_http_request_instead_of_a_hello_does_not(self, servers: Servers) -> None:
+        destination = servers.listen()
         client = raw_nbd.connect(*destination.listening())
         client.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
         RawClient(client).end_of_the_conversation()
