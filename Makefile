@@ -27,7 +27,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial bench bench-migration lint format tables coverage clean
+.PHONY: help demo test trial bench bench-migration lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
 	@echo 'make tables    renew the tables of docs/ that follow from the code'
+	@echo 'make matrix    try everybody with everybody, and renew the tables of what works'
 	@echo 'make coverage  the tests again, and which branches they did not take'
 	@echo 'make clean     remove everything that was made here, .venv too'
 
@@ -87,6 +88,10 @@ format: $(VENV)/.developing
 
 tables: $(VENV)/.installed
 	$(BIN)/python docs/regenerate.py
+
+matrix: $(VENV)/.developing
+	@.ci/need $(PEERS)
+	FLEXMIGRATE_WRITE_MATRIX=1 $(BIN)/python -m pytest tests/interop/test_matrix.py
 
 coverage: $(VENV)/.developing
 	@.ci/need $(PEERS)
