@@ -166,6 +166,14 @@ class Image:
         """
         return merge(walk(self.fd, offset, offset + length))
 
+    def extent_at(self, offset: int) -> Extent:
+        """Return what *offset* lies in, from there to its end, however far that is.
+
+        :param offset: less than ``size``.
+        :raises OSError: as ``extents``.
+        """
+        return next(walk(self.fd, offset, self.size))
+
     # Writing
 
     def may_block_write(self, offset: int, length: int) -> bool:

@@ -51,6 +51,8 @@ RECHECK_SECONDS = 0.5
 
 _ZEROES = bytes(REQUEST_SIZE)
 
+_NO_DATA = Extent(0, 0, data=True)
+
 
 class Progress:
     """What was sent so far, over all attempts of a migration.
@@ -88,6 +90,7 @@ class Copier:
         self.dirty = dirty
         self._limit = limit
         self._progress = progress
+        self._data = _NO_DATA
         self._in_flight = 0
         self._bytes_in_flight = 0
         self._failure: Failure | None = None
@@ -114,12 +117,13 @@ class Copier:
     async def send_dirty(self) -> int:
         """Walk over the image once and send what is dirty; return how many bytes that was."""
         total = at = 0
+        self._data = _NO_DATA
         bridge = int(self._progress.rate.value(self._reactor.seconds()) * REQUEST_SECONDS)
         while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)) is not None:
             offset, length = run
             at = offset + length
             total += length
-            for extent in self._image.extents(offset, length):
+            for extent in self._extents(offset, offset + length):
                 if extent.data:
                     await self._room(extent.length)
                     self._launch(self._send_data(extent.offset, extent.length), extent.length)
@@ -127,6 +131,25 @@ class Copier:
                     await self._send_hole(extent)
         await self._all_answered()
         return total
+
+    def _extents(self, position: int, end: int) -> Iterator[Extent]:
+        """Tell data from holes, and remember how far the data reaches.
+
+        To find the next hole, a filesystem may look through all that lies before it: tmpfs does, so
+        that asking anew for each request would take a time that grows with the square of the size.
+        What has become a hole since then is sent as the zeroes that it reads as, and is marked for
+        the next walk. A hole isn't remembered: what was written into it has to be sent.
+        """
+        while position < end:
+            if not self._data.offset <= position < self._data.end:
+                extent = self._image.extent_at(position)
+                if extent.data:
+                    self._data = extent
+            else:
+                extent = self._data
+            stop = min(end, extent.end)
+            yield Extent(position, stop - position, extent.data)
+            position = stop
 
     async def flush(self) -> None:
         """Have all that was sent put on stable storage, where the destination knows how to."""

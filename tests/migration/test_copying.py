@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -146,6 +147,11 @@ class CopierCase(SynchronousTestCase):
     def asked(self) -> list[tuple[str, int, int]]:
         return [each.what for each in self.client.asked]
 
+    def assert_equal_images_in(self, ranges: list[tuple[int, int]]) -> None:
+        for offset, length in ranges:
+            copied = bytes(self.client.image[offset : offset + length])
+            self.assertEqual(copied, self.image.read(offset, length))
+
     def assert_equal_images(self) -> None:
         self.assertEqual(bytes(self.client.image), self.image.read(0, self.image.size))
 
@@ -188,6 +194,46 @@ class HoleTests(CopierCase):
         self.successResultOf(self.begin(copier.send_dirty()))
         self.assertIn(("zero", BLOCK, BLOCK), self.asked())
         self.assert_equal_images()
+
+    def test_where_data_ends_is_asked_once_for_each_stretch_of_it_in_a_walk(self) -> None:
+        copier = self.make(16 * MIB, [(0, 6 * MIB), (10 * MIB, 6 * MIB)])
+        self.client.at_once = True
+        self.dirty.mark(0, 6 * MIB)
+        self.dirty.mark(10 * MIB, 6 * MIB)
+        with mock.patch.object(
+            Image, "extent_at", autospec=True, side_effect=Image.extent_at
+        ) as ask:
+            self.successResultOf(self.begin(copier.send_dirty()))
+        self.assertEqual([call.args[1] for call in ask.call_args_list], [0, 10 * MIB])
+        self.assert_equal_images_in([(0, 6 * MIB), (10 * MIB, 6 * MIB)])
+
+    def test_what_becomes_a_hole_during_a_walk_is_sent_as_what_it_reads_as(self) -> None:
+        copier = self.make(4 * MIB, [(0, 4 * MIB)])
+        self.dirty.mark(0, 4 * MIB)
+        self.limit.bytes_per_second = MIB
+        sending = self.begin(copier.send_dirty())  # sends the first, and waits
+        self.image.zero(2 * MIB, MIB, may_punch=True)
+        self.dirty.mark(2 * MIB, MIB)
+        self.client.at_once = True
+        self.limit.bytes_per_second = 0
+        self.clock.advance(RECHECK_SECONDS)
+        self.client.answer_all()
+        self.successResultOf(sending)
+        self.assert_equal_images()
+        self.assertEqual(self.dirty.count, 0)
+
+    def test_what_becomes_data_during_a_walk_is_not_taken_for_a_hole(self) -> None:
+        copier = self.make(3 * MIB, [])
+        self.dirty.mark(0, MIB)
+        self.dirty.mark(2 * MIB, MIB)
+        self.client.writable = False
+        sending = self.begin(copier.send_dirty())  # has looked at the first, and waits
+        self.change(2 * MIB, b"d" * BLOCK)
+        self.client.drain()
+        self.client.answer_all()
+        self.successResultOf(sending)
+        self.assertEqual(self.dirty.count, 0)
+        self.assert_equal_images_in([(0, MIB), (2 * MIB, MIB)])
 
     def test_flush_is_left_out_where_there_is_none(self) -> None:
         copier = self.make(MIB, [], TransmissionFlag(0))
