@@ -151,8 +151,8 @@ class SourceHandoverTests(ImageCase):
         self.assertTrue(self.path.exists())
 
     def test_so_it_is_wherever_the_process_has_gone(self) -> None:
-        os.chdir(self.folder)
         self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
         self.image.close()
         self.image = Image.open("disk.img")
         self.addCleanup(self.image.close)
