@@ -1,4 +1,4 @@
-"""The commands: which options each takes, and what they mean together.
+"""The commands: which options each takes, and what they become.
 
 What was said becomes a frozen value that is known to be sound, or a `UsageError` that names the
 option and what is wrong with it. ``flexmigrate serve`` and ``twistd flexmigrate serve`` are read by
@@ -9,9 +9,7 @@ or connected to, and Twisted is not imported.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
-import os
 import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,17 +18,13 @@ from typing import Any, NoReturn, TypeVar
 from flexmigrate.config import (
     CallConfig,
     Config,
-    ExportConfig,
     ListenConfig,
-    Place,
     ReadConfig,
     ServeConfig,
-    TLSConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import WILDCARDS, Action, MirrorRequest, settings_lines
+from flexmigrate.control.grammar import Action, MirrorRequest, settings_lines
 from flexmigrate.errors import UsageError
-from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
 from flexmigrate.options import (
     ACL_WORDS,
@@ -76,120 +70,19 @@ from flexmigrate.options import (
     Option,
     Words,
 )
+from flexmigrate.together import (
+    acl_of,
+    address_of,
+    bind_of,
+    default_export_of,
+    exports_of,
+    places_of,
+    rebind_of,
+    seen_from_elsewhere,
+    tls_of,
+)
 
 _Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
-
-_NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
-
-
-def _address(given: Given, addr: Option[str], port: Option[int]) -> Address:
-    place = given.required(addr)
-    if place.startswith("/"):
-        given.refuse(port, f"{place} is a UNIX socket, which has no port")
-        return Address.unix(place)
-    return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
-
-
-def _rebind(given: Given, listening: Place) -> Address | None:
-    """Where to serve after the migration: what is left out is as in *listening*."""
-    place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
-    if place is None and port is None:
-        return None
-    if isinstance(listening, str):
-        listening = Address.tcp(given.required(REBIND_ADDR, " with --endpoint"), 0)
-    place = place or listening.path or listening.host
-    if place.startswith("/"):
-        given.refuse(REBIND_PORT, f"{place} is a UNIX socket, which has no port")
-        return Address.unix(place)
-    port = port or listening.port
-    if not port:
-        raise UsageError(f"--rebind-port is required with --rebind-addr {place}")
-    return Address.tcp(place, port)
-
-
-def _bind(given: Given, address: Address) -> str | None:
-    host = given.optional(BIND)
-    if host is None or host in WILDCARDS:
-        return None
-    if address.is_unix:
-        given.refuse(BIND, f"{address} is a UNIX socket, to which no address is bound")
-    if (":" in host) != (":" in address.host):
-        given.refuse(BIND, f"one of it and --addr {address.host} is IPv4, the other IPv6")
-    return host
-
-
-def _acl(given: Given) -> tuple[str, ...]:
-    try:
-        AccessList(given.words)
-    except BadEntry as error:
-        raise UsageError(f"ACL_ENTRY: {error}") from error
-    return tuple(given.words)
-
-
-def _places(given: Given) -> tuple[Place, ...]:
-    """Where to listen: at ``--addr``, at each ``--endpoint``, or both."""
-    endpoints = given.every(ENDPOINT)
-    if endpoints and given.optional(LISTEN_ADDR) is None:
-        given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
-        return tuple(endpoints)
-    return (_address(given, LISTEN_ADDR, LISTEN_PORT), *endpoints)
-
-
-def _exports(given: Given) -> tuple[ExportConfig, ...]:
-    """The image of ``--file``, under the one name that has no file, and all that have one."""
-    pairs = [word.partition("=") for word in given.every(EXPORTS)]
-    exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
-    bare = [name for name, equals, _ in pairs if not equals]
-    if len(bare) > 1:
-        raise UsageError(f"--export {bare[1]}: which file? Only one name can do without =FILE")
-    if bare or not exports or given.optional(FILE) is not None:
-        exports.insert(0, ExportConfig(bare[0] if bare else "", given.required(FILE)))
-    names = [export.name for export in exports]
-    for name in names:
-        if names.count(name) > 1:
-            raise UsageError(f"--export {name}: that name is given twice")
-    for export in exports:
-        if not export.file:
-            raise UsageError(f"--export {export.name}=: the file is missing")
-    return tuple(exports)
-
-
-def _default_export(given: Given, exports: tuple[ExportConfig, ...]) -> str:
-    name = given.optional(DEFAULT_EXPORT)
-    names = {export.name for export in exports}
-    if name is None:
-        # A client that names none asks for the empty name: an export that has it is reached by it.
-        return "" if "" in names else exports[0].name
-    if name not in names:
-        raise UsageError(f"--default-export {name}: there is no such export")
-    if name and "" in names:
-        raise UsageError(f"--default-export {name}: nobody could reach the export without a name")
-    return name
-
-
-def _tls(given: Given, *, server: bool = False, uri: str | None = None) -> TLSConfig:
-    """What is said of TLS; a *uri* may say that it is required.
-
-    Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
-    """
-    rule = given.optional(TLS) or "off"
-    because = f"--tls {rule}"
-    if uri is not None and uri.partition(":")[0].lower() in ("nbds", "nbds+unix"):
-        if rule != "require":
-            given.refuse(TLS, f"the URI {uri} requires it")
-        rule, because = "require", f"the URI {uri}"
-    certificates = given.optional(TLS_CERTIFICATES)
-    verify = server and given.flag(TLS_VERIFY_PEER)
-    hostname = None if server else given.optional(TLS_HOSTNAME)
-    if rule == "off":
-        given.refuse(TLS_CERTIFICATES, _NOT_ENCRYPTED)
-        if not server:
-            given.refuse(TLS_HOSTNAME, _NOT_ENCRYPTED)
-        if verify:
-            raise UsageError(f"--tls-verify-peer: {_NOT_ENCRYPTED}")
-    elif certificates is None:
-        raise UsageError(f"--tls-certificates is required with {because}")
-    return TLSConfig(rule, certificates, verify, hostname)
 
 
 def _poll_seconds(given: Given) -> float:
@@ -202,13 +95,13 @@ def _serve(given: Given) -> ServeConfig:
     if oldstyle:
         given.refuse(EXPORTS, "the handshake of --oldstyle has no export names")
         given.refuse(TLS, "the handshake of --oldstyle has no TLS")
-    places, exports = _places(given), _exports(given)
+    places, exports = places_of(given), exports_of(given)
     return ServeConfig(
         places=places,
         exports=exports,
-        default_export=_default_export(given, exports),
+        default_export=default_export_of(given, exports),
         sock=given.optional(OPEN_SOCK),
-        acl=_acl(given),
+        acl=acl_of(given),
         default_deny=given.flag(DEFAULT_DENY),
         killswitch=given.flag(KILLSWITCH),
         oldstyle=oldstyle,
@@ -216,13 +109,13 @@ def _serve(given: Given) -> ServeConfig:
         listable=not given.flag(NO_LIST),
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
         poll_seconds=_poll_seconds(given),
-        tls=_tls(given, server=True),
+        tls=tls_of(given, server=True),
         verbosity=given.verbosity,
     )
 
 
 def _listen(given: Given) -> ListenConfig:
-    places = _places(given)
+    places = places_of(given)
     oldstyle = given.flag(OLDSTYLE)
     if oldstyle:
         given.refuse(LISTEN_EXPORT, "the handshake of --oldstyle has no export names")
@@ -232,12 +125,12 @@ def _listen(given: Given) -> ListenConfig:
         file=given.required(FILE),
         export=given.optional(LISTEN_EXPORT) or "",
         sock=given.optional(OPEN_SOCK),
-        acl=_acl(given),
+        acl=acl_of(given),
         default_deny=given.flag(DEFAULT_DENY),
         oldstyle=oldstyle,
-        rebind=_rebind(given, places[0]),
+        rebind=rebind_of(given, places[0]),
         coverage=given.optional(COVERAGE) or "full",
-        tls=_tls(given, server=True),
+        tls=tls_of(given, server=True),
         verbosity=given.verbosity,
     )
 
@@ -251,23 +144,16 @@ def _call_export(given: Given, *lines: str) -> CallConfig:
     return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
 
 
-def _for_elsewhere(tls: TLSConfig) -> TLSConfig:
-    """Name the folder so that a process with another working directory finds it."""
-    if tls.certificates is None:
-        return tls
-    return dataclasses.replace(tls, certificates=os.path.abspath(tls.certificates))
-
-
 def _mirror(given: Given) -> CallConfig:
-    address = _address(given, REMOTE_ADDR, REMOTE_PORT)
+    address = address_of(given, REMOTE_ADDR, REMOTE_PORT)
     request = MirrorRequest(
         address=address,
         action=Action.UNLINK if given.flag(UNLINK) else Action.EXIT,
-        bind=_bind(given, address),
+        bind=bind_of(given, address),
         max_bps=given.optional(LIMIT) or 0,
         export=given.optional(EXPORT),
         remote_export=given.optional(REMOTE_EXPORT) or "",
-        tls=_for_elsewhere(_tls(given)),
+        tls=seen_from_elsewhere(tls_of(given)),
     )
     return _call(given, *request.lines())
 
@@ -287,13 +173,13 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
         for option in (REMOTE_ADDR, REMOTE_PORT, BIND):
             given.refuse(option, f"the URI {server} says where the server is")
     else:
-        server = _address(given, REMOTE_ADDR, REMOTE_PORT)
+        server = address_of(given, REMOTE_ADDR, REMOTE_PORT)
     return kind(
         server=server,
         offset=given.required(FROM),
         size=given.required(SIZE),
-        bind=_bind(given, server) if isinstance(server, Address) else None,
-        tls=_tls(given, uri=server if isinstance(server, str) else None),
+        bind=bind_of(given, server) if isinstance(server, Address) else None,
+        tls=tls_of(given, uri=server if isinstance(server, str) else None),
         verbosity=given.verbosity,
     )
 
@@ -364,7 +250,7 @@ COMMANDS = {
         "replace a server's access list, for connected clients too",
         "--sock S [ACL_ENTRY...]",
         (CALL_SOCK,),
-        lambda given: _call(given, "acl", *_acl(given)),
+        lambda given: _call(given, "acl", *acl_of(given)),
         ACL_WORDS,
     ),
     "status": Command(

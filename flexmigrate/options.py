@@ -1,7 +1,7 @@
 """The options: how each is written, what its value may be, and what its help says.
 
 One table serves ``flexmigrate`` and ``twistd flexmigrate``. What an option means together with
-others is `flexmigrate.commands`' business. Twisted is not imported.
+others is `flexmigrate.together`'s business. Twisted is not imported.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ STOREYS = (
     ("server", "client"),
     ("proxy", "control", "migration"),
     ("service",),
-    ("options", "commands", "cli", "tap", "testing"),
+    ("options", "together", "commands", "cli", "tap", "testing"),
     ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
@@ -41,7 +41,7 @@ STRANGERS = {
 NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "time", "twisted"}
 
 # Before one of these has been told what to do, no reactor is loaded: the answer has to be quick.
-WITHOUT_TWISTED = ("options", "commands", "cli", "config", "errors", "status", "wire")
+WITHOUT_TWISTED = ("options", "together", "commands", "cli", "config", "errors", "status", "wire")
 WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.caller",
     "flexmigrate.control.grammar",

@@ -1,0 +1,156 @@
+"""What several options say together: addresses, exports, certificates.
+
+One option alone is `flexmigrate.options`' business, and which command takes which is
+`flexmigrate.commands`'. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from flexmigrate.config import ExportConfig, Place, TLSConfig
+from flexmigrate.control.grammar import WILDCARDS
+from flexmigrate.errors import UsageError
+from flexmigrate.net.acl import AccessList, BadEntry
+from flexmigrate.net.address import Address
+from flexmigrate.options import (
+    BIND,
+    DEFAULT_EXPORT,
+    ENDPOINT,
+    EXPORTS,
+    FILE,
+    LISTEN_ADDR,
+    LISTEN_PORT,
+    REBIND_ADDR,
+    REBIND_PORT,
+    TLS,
+    TLS_CERTIFICATES,
+    TLS_HOSTNAME,
+    TLS_VERIFY_PEER,
+    Given,
+    Option,
+)
+
+_NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
+
+
+def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
+    """Return the address that two options make."""
+    place = given.required(addr)
+    if place.startswith("/"):
+        given.refuse(port, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
+
+
+def rebind_of(given: Given, listening: Place) -> Address | None:
+    """Return where to serve after the migration: what is left out is as in *listening*."""
+    place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
+    if place is None and port is None:
+        return None
+    if isinstance(listening, str):
+        listening = Address.tcp(given.required(REBIND_ADDR, " with --endpoint"), 0)
+    place = place or listening.path or listening.host
+    if place.startswith("/"):
+        given.refuse(REBIND_PORT, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    port = port or listening.port
+    if not port:
+        raise UsageError(f"--rebind-port is required with --rebind-addr {place}")
+    return Address.tcp(place, port)
+
+
+def bind_of(given: Given, address: Address) -> str | None:
+    """Return the local address to connect to *address* from, if one matters."""
+    host = given.optional(BIND)
+    if host is None or host in WILDCARDS:
+        return None
+    if address.is_unix:
+        given.refuse(BIND, f"{address} is a UNIX socket, to which no address is bound")
+    if (":" in host) != (":" in address.host):
+        given.refuse(BIND, f"one of it and --addr {address.host} is IPv4, the other IPv6")
+    return host
+
+
+def acl_of(given: Given) -> tuple[str, ...]:
+    """Return the entries of an access list, all of them sound."""
+    try:
+        AccessList(given.words)
+    except BadEntry as error:
+        raise UsageError(f"ACL_ENTRY: {error}") from error
+    return tuple(given.words)
+
+
+def places_of(given: Given) -> tuple[Place, ...]:
+    """Return where to listen: at ``--addr``, at each ``--endpoint``, or both."""
+    endpoints = given.every(ENDPOINT)
+    if endpoints and given.optional(LISTEN_ADDR) is None:
+        given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
+        return tuple(endpoints)
+    return (address_of(given, LISTEN_ADDR, LISTEN_PORT), *endpoints)
+
+
+def exports_of(given: Given) -> tuple[ExportConfig, ...]:
+    """Return the image of ``--file``, under the name that has no file, and all that have one."""
+    pairs = [word.partition("=") for word in given.every(EXPORTS)]
+    exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
+    bare = [name for name, equals, _ in pairs if not equals]
+    if len(bare) > 1:
+        raise UsageError(f"--export {bare[1]}: which file? Only one name can do without =FILE")
+    if bare or not exports or given.optional(FILE) is not None:
+        exports.insert(0, ExportConfig(bare[0] if bare else "", given.required(FILE)))
+    names = [export.name for export in exports]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--export {name}: that name is given twice")
+    for export in exports:
+        if not export.file:
+            raise UsageError(f"--export {export.name}=: the file is missing")
+    return tuple(exports)
+
+
+def default_export_of(given: Given, exports: tuple[ExportConfig, ...]) -> str:
+    """Return the name of the one of *exports* that clients get who name none."""
+    name = given.optional(DEFAULT_EXPORT)
+    names = {export.name for export in exports}
+    if name is None:
+        # A client that names none asks for the empty name: an export that has it is reached by it.
+        return "" if "" in names else exports[0].name
+    if name not in names:
+        raise UsageError(f"--default-export {name}: there is no such export")
+    if name and "" in names:
+        raise UsageError(f"--default-export {name}: nobody could reach the export without a name")
+    return name
+
+
+def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLSConfig:
+    """Return what is said of TLS; a *uri* may say that it is required.
+
+    Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
+    """
+    rule = given.optional(TLS) or "off"
+    because = f"--tls {rule}"
+    if uri is not None and uri.partition(":")[0].lower() in ("nbds", "nbds+unix"):
+        if rule != "require":
+            given.refuse(TLS, f"the URI {uri} requires it")
+        rule, because = "require", f"the URI {uri}"
+    certificates = given.optional(TLS_CERTIFICATES)
+    verify = server and given.flag(TLS_VERIFY_PEER)
+    hostname = None if server else given.optional(TLS_HOSTNAME)
+    if rule == "off":
+        given.refuse(TLS_CERTIFICATES, _NOT_ENCRYPTED)
+        if not server:
+            given.refuse(TLS_HOSTNAME, _NOT_ENCRYPTED)
+        if verify:
+            raise UsageError(f"--tls-verify-peer: {_NOT_ENCRYPTED}")
+    elif certificates is None:
+        raise UsageError(f"--tls-certificates is required with {because}")
+    return TLSConfig(rule, certificates, verify, hostname)
+
+
+def seen_from_elsewhere(tls: TLSConfig) -> TLSConfig:
+    """Return *tls* with a folder that a process with another working directory finds."""
+    if tls.certificates is None:
+        return tls
+    return dataclasses.replace(tls, certificates=os.path.abspath(tls.certificates))
