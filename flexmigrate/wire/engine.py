@@ -94,7 +94,6 @@ class Negotiation:
 
     def _start_tls(self) -> None:
         self._phase = Phase.STARTING_TLS
-        self._events.append(StartTLS())
 
     def _ready(self, agreement: Agreement) -> None:
         self._phase = Phase.READY
@@ -118,8 +117,10 @@ class Negotiation:
                 pass
         except RemoteProtocolError as error:
             self._close(str(error), CloseKind.VIOLATION)
-        if self._phase is Phase.STARTING_TLS:
-            self._plaintext(self._buffer)
+        if self._phase is Phase.STARTING_TLS and not self._buffer:
+            self._events.append(StartTLS())
+        elif self._phase is Phase.STARTING_TLS:
+            self._plaintext(self._buffer)  # and TLS isn't started at all
 
     def _plaintext(self, data: Bytes) -> None:
         # Whoever sits on the line could have put these bytes there; taken for something that came

@@ -2,10 +2,13 @@
 
 import itertools
 import random
+import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.wire.constants import Command
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.constants import Command, Option
+from flexmigrate.wire.frames import option
 from flexmigrate.wire.requests import pack_request
 from support.feeds import open_descriptors
 from support.serving import (
@@ -43,6 +46,15 @@ class GarbageTests(SynchronousTestCase):
             self.assertEqual(len(served.factory.clients), 1)
             self.assertEqual(len(good.read(0, 65536)), 65536)
             self.assertEqual(served.export._under_way, 0)
+
+    def test_plaintext_behind_starttls_ends_the_connection_without_an_error(self):
+        for feed in FEEDS:
+            served = Served(b"\x05" * 65536, tls=TLSMode.ON)
+            self.addCleanup(served.close)
+            bad = feed(served.bench, served.factory)
+            bad.send(struct.pack(">I", 3) + option(Option.STARTTLS) + option(Option.LIST))
+            served.bench.settle()
+            self.assertTrue(bad.ended)
 
     def send_nearly_requests(self, client, rng):
         """Send frames with the right magic and anything else."""
