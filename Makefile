@@ -66,6 +66,7 @@ test: $(VENV)/.developing
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 trial: $(VENV)/.developing
+	@.ci/need $(PEERS)
 	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
 
 bench: $(VENV)/.installed
