@@ -14,7 +14,7 @@ READ, WRITE, FLUSH, ZERO = Command.READ, Command.WRITE, Command.FLUSH, Command.W
 LENGTHS = st.sampled_from((1, 511, 512, 4096, 65536, 100_000)) | st.integers(1, 150_000)
 STEPS = st.tuples(
     st.sampled_from((READ, READ, WRITE, WRITE, ZERO, Command.TRIM, FLUSH, "park")),
-    st.integers(0, 3),  # whose
+    st.integers(0, 15),  # whose
     st.integers(0, SIZE - 1),  # where, in its part
     LENGTHS,
     st.integers(0, 255),  # written: 0 is a hole's
@@ -49,6 +49,7 @@ class Run:
             return
         number = who % len(self.clients)
         part = SIZE // len(self.clients)
+        length = min(length, part // 2)
         offset = number * part + offset % (part - length)
         self.request(self.clients[number], what, offset, length, byte, durable)
         for _ in range(byte % 4):
@@ -109,6 +110,11 @@ class ModelTests(SynchronousTestCase):
     @given(st.sampled_from(FEEDS), st.lists(STEPS, min_size=40, max_size=80))
     def test_four_clients(self, feed, steps):
         run(feed, [SIMPLE, STRUCTURED, EXTENDED, EXTENDED], steps)
+
+    @settings
+    @given(st.sampled_from(FEEDS), st.lists(STEPS, min_size=80, max_size=160))
+    def test_sixteen_clients(self, feed, steps):
+        run(feed, [SIMPLE, STRUCTURED, EXTENDED, EXTENDED] * 4, steps)
 
     def test_a_model_that_differs_is_noticed(self):
         served = Served(size=SIZE)
