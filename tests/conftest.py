@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -26,6 +27,11 @@ def _wait(test_case: TestCase, result: Deferred[Any], running: Any = None) -> No
 # A reactor runs once. trial's own way is to run it for each test, and that fails as soon as a test
 # of pytest-twisted's has begun to; so here the tests of both are run in the latter's.
 TestCase._wait = _wait  # type: ignore[method-assign]  # trial has no other place for it
+
+
+# Where CI is set, pytest shows differences in full, and to find how two images differ takes it
+# minutes.
+os.environ.pop("CI", None)
 
 
 def pytest_collection_finish() -> None:

@@ -77,8 +77,12 @@ class Run:
         self.served.bench.pool.at_once = True
         for client, cookie, data in self.expected:
             assert client.error(cookie) == 0
-            assert data is None or client.data(cookie) == data
-        assert self.served.content() == self.model
+            right = data is None or client.data(cookie) == data
+            assert right, f"the read {cookie} has other bytes than the model"
+        # Not compared by assert itself: where CI is set, pytest looks for all that differs.
+        content = self.served.content()
+        wrong = [at for at in range(len(content)) if content[at] != self.model[at]]
+        assert not wrong, f"{len(wrong)} bytes differ from the model, the first at {wrong[0]}"
 
 
 def run(feed, wishes, steps):
