@@ -373,9 +373,10 @@ class ReplyParser:
         size -= size % self._status.size
         if not size:
             return False
-        self._request.add_extents(
-            self._context, self._status.iter_unpack(self._memory[at : at + size])
-        )
+        # A copy: an iterator that an error leaves half way keeps what it reads from locked, and
+        # a memoryview in that state makes Python's garbage collector crash (3.11).
+        extents = self._status.iter_unpack(bytes(self._memory[at : at + size]))
+        self._request.add_extents(self._context, extents)
         self._start = at + size
         self._left -= size
         if not self._left:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import struct
 from collections.abc import Callable, Iterable
 
@@ -445,3 +446,22 @@ def test_any_bytes_give_answers_or_the_remote_error(
         outcomes.append((found, refused))
     # However the bytes are cut, the same comes of them.
     assert outcomes[0] == outcomes[1]
+
+
+class Garbage(SynchronousTestCase):
+    def test_wrong_extents_leave_no_view_locked_that_the_collector_stumbles_over(self) -> None:
+        parser = ReplyParser(structured=True)
+        parser.expect(1, Awaited(Command.BLOCK_STATUS, 0, 4096, contexts=(7,)))
+        memory = parser.get_buffer().obj
+        extents = struct.pack(">IIIII", 7, 0, 0, 512, 0)  # the first is of no bytes
+        wire = struct.pack(">IHHQI", 0x668E33EF, 1, 5, 1, len(extents)) + extents
+        kept = None
+        try:
+            parser.receive(wire)
+        except RemoteProtocolError as error:
+            kept = error  # and with it the frames that it came through
+        self.assertIsNotNone(kept)
+        views = [each for each in gc.get_objects() if type(each) is memoryview]
+        for view in views:
+            if len(view) == 16 and view.obj is memory:
+                view.release()  # raises BufferError if it is locked
