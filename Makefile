@@ -27,13 +27,14 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial bench bench-migration lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz bench bench-migration lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
 	@echo 'make demo      move an image that is in use, and see that nothing is lost'
 	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
 	@echo 'make trial     run those that need nothing of pytest, under trial'
+	@echo 'make fuzz      send wrong streams for ten minutes (FUZZ_SEED=… repeats what it found)'
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
 	@echo 'make lint      ruff, its format, and mypy --strict'
@@ -68,6 +69,9 @@ test: $(VENV)/.developing
 trial: $(VENV)/.developing
 	@.ci/need $(PEERS)
 	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+
+fuzz: $(VENV)/.developing
+	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz
 
 bench: $(VENV)/.installed
 	-@.ci/need $(RIVALS)
