@@ -71,7 +71,7 @@ trial: $(VENV)/.developing
 	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
 
 fuzz: $(VENV)/.developing
-	FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz
+	FUZZ_ANYWHERE=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz
 
 bench: $(VENV)/.installed
 	-@.ci/need $(RIVALS)
