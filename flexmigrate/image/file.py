@@ -244,6 +244,11 @@ class Image:
     # The end
 
     @property
+    def real_path(self) -> str:
+        """Where it was when it was opened: absolute, and without links."""
+        return self._name
+
+    @property
     def has_name(self) -> bool:
         """Whether the name by which it was opened still leads to it.
 

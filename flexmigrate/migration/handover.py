@@ -141,8 +141,11 @@ class DestinationHandover:
 
     @property
     def marker(self) -> str:
-        """Path of the file that stands exactly while the image is incomplete."""
-        return self._image.path + MARKER_SUFFIX
+        """Path of the file that stands exactly while the image is incomplete.
+
+        Beside the image itself: whoever comes by another link, or from another folder, finds it.
+        """
+        return self._image.real_path + MARKER_SUFFIX
 
     def expect(self) -> None:
         """Set the marker, durably, before the first byte is received.
@@ -204,7 +207,7 @@ class DestinationHandover:
 
 def incomplete(path: str) -> bool:
     """Return whether a migration into the image at *path* began and never finished."""
-    return os.path.lexists(path + MARKER_SUFFIX)
+    return os.path.lexists(os.path.realpath(path) + MARKER_SUFFIX)
 
 
 def _sync_folder(path: str) -> None:

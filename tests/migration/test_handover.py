@@ -322,3 +322,29 @@ class JudgeTests(MarkerCase):
         self.assertEqual(self.log, [])
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)
+
+
+class MarkerPlaceTests(ImageCase):
+    def test_it_is_beside_the_image_whatever_link_led_there(self) -> None:
+        self.image.close()
+        link = self.folder / "link.img"
+        link.symlink_to("disk.img")
+        image = Image.open(str(link))
+        self.addCleanup(image.close)
+        DestinationHandover(image, self.background).expect()
+        self.assertTrue((self.folder / "disk.img.INCOMPLETE").exists())
+        self.assertFalse((self.folder / "link.img.INCOMPLETE").exists())
+        for path in (self.path, link):
+            self.assertTrue(incomplete(str(path)))
+
+    def test_it_stays_where_it_is_when_the_process_goes_elsewhere(self) -> None:
+        self.image.close()
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        image = Image.open("disk.img")
+        self.addCleanup(image.close)
+        marked = DestinationHandover(image, self.background)
+        marked.expect()
+        os.chdir("/")
+        self.assertEqual(marked.marker, f"{self.folder.resolve()}/disk.img.INCOMPLETE")
+        self.assertTrue(os.path.exists(marked.marker))
