@@ -17,7 +17,7 @@ Step = Callable[[], Any]
 
 
 async def take_all(lifetime: Lifetime, *steps: Step) -> None:
-    """Take *steps* one after the other; one that fails is logged, and makes the exit status 1."""
+    """Take *steps* one after the other; of one that fails, *lifetime* is told."""
     for step in steps:
         try:
             await maybeDeferred(step)

@@ -36,21 +36,31 @@ class Lifetime:
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
         self.status: int | None = None
+        self._settled = False
 
-    def end(self, status: int, reason: str) -> None:
-        """End the process with *status*, for a *reason* that the log tells."""
+    def end(self, status: int, reason: str, *, settled: bool = True) -> None:
+        """End the process with *status*, for a *reason* that the log tells.
+
+        :param settled: whether what the status says is done, whatever happens from now on, as with
+            an image that has changed its owner.
+        """
         if self.status is not None:
             return
         self.status = status
+        self._settled = settled
         tell = log.info if status == 0 else log.error
         tell("ending with status {status}: {reason}", status=status, reason=reason)
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def failed(self, reason: str) -> None:
-        """Something went wrong while the process was ending: no success may be told any more."""
+        """Something went wrong while the process was ending: no success may be told any more.
+
+        Unless it is settled: an image that is elsewhere, or here, stays so, and a supervisor that
+        read otherwise would start a second owner.
+        """
         log.error("{reason}", reason=reason)
-        if not self.status:
-            self.status = 1
+        if not self._settled:
+            self.status = self.status or 1
 
     def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
         """Ask *terminate* for the exit status when a signal comes, and end with that.
@@ -77,7 +87,7 @@ class Lifetime:
     def _signalled(self, name: str, terminate: Callable[[str], Deferred[int]]) -> None:
         log.info("received {name}", name=name)
         terminate(name).addCallbacks(
-            lambda status: self.end(status, name),
+            lambda status: self.end(status, name, settled=False),
             lambda failure: self.end(1, f"{name}, and ending failed: {failure.getErrorMessage()}"),
         )
 

@@ -87,3 +87,19 @@ class Signals(SynchronousTestCase):
         self.lifetime.end(1, "first")
         self.lifetime.end(0, "second")
         self.assertEqual((self.lifetime.status, self.reactor.stopped), (1, 1))
+
+    def test_what_fails_after_a_signal_is_told(self) -> None:
+        self.lifetime.heed_signals(self.terminate)
+        self.reactor.run()
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.lifetime.failed("the image can't be flushed")
+        self.assertEqual(self.lifetime.status, 1)
+
+    def test_what_fails_after_a_migration_does_not_deny_it(self) -> None:
+        self.lifetime.end(0, "the image was migrated away")
+        self.lifetime.failed("the image can't be flushed")
+        self.assertEqual(self.lifetime.status, 0)
+
+    def test_what_fails_before_anything_was_decided_is_told(self) -> None:
+        self.lifetime.failed("the image can't be flushed")
+        self.assertEqual(self.lifetime.status, 1)
