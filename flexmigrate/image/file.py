@@ -14,12 +14,14 @@ from collections.abc import Iterator
 
 # By name: a request pays for each attribute that is looked up.
 from os import RWF_NOWAIT, preadv, pwrite
+from typing import Protocol
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import holes, linux
+from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, has_holes, merge, walk
-from flexmigrate.image.opening import Opened, identity_of, open_image
+from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
 
@@ -29,6 +31,14 @@ SECTOR = 512
 # How much is read at once only to have it in memory: long enough for a disk to be read at full
 # speed, short enough to stay in the processor's cache, since nobody looks at it.
 SCRATCH = 256 * 1024
+
+
+class Opener(Protocol):
+    """Opens images: :meth:`Image.open`, or what stands in for it."""
+
+    def __call__(self, path: str, *, read_only: bool = ...) -> Image:
+        """As :meth:`Image.open`."""
+
 
 _WITHIN_PAGE = linux.PAGE - 1
 
@@ -41,6 +51,7 @@ class Image:
     :ivar size: bytes that can be served: the file's size, rounded down to 512.
     :ivar file_size: bytes in the file or on the device when it was opened.
     :ivar identity: (device, inode).
+    :ivar disk: where it and what is kept beside it have their names.
     :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
     """
 
@@ -50,6 +61,7 @@ class Image:
         "_name",
         "_read_flags",
         "_residency",
+        "disk",
         "fd",
         "file_size",
         "identity",
@@ -62,6 +74,7 @@ class Image:
 
     def __init__(self, path: str, opened: Opened, *, read_only: bool) -> None:
         self.path = path
+        self.disk: Disk = SYSTEM
         # A daemon changes its directory, and links change: what is unlinked one day is this file.
         self._name = os.path.realpath(path)
         self.read_only = read_only
@@ -255,7 +268,7 @@ class Image:
         :raises OSError: as stat(2), but not because there is no such name.
         """
         try:
-            return identity_of(self._name) == self.identity
+            return identity(self.disk, self._name) == self.identity
         except FileNotFoundError:
             return False
 
@@ -273,17 +286,13 @@ class Image:
         if self.is_block_device:
             raise ImageError(f"the image {self.path} is a block device and can't be unlinked")
         try:
-            if identity_of(self._name) != self.identity:
+            if identity(self.disk, self._name) != self.identity:
                 raise ImageError(f"{self._name} is not the image any more: not unlinked")
-            os.unlink(self._name)
+            self.disk.unlink(self._name)
         except FileNotFoundError:
-            if os.fstat(self.fd).st_nlink:
+            if self.disk.fstat(self.fd).st_nlink:
                 raise ImageError(f"the image {self._name} was moved: not unlinked") from None
-        folder = os.open(os.path.dirname(self._name), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.disk, self._name)
 
     def close(self) -> None:
         """Close and unlock the image; nothing may be under way in a thread. Twice is allowed."""

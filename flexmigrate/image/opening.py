@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
+from flexmigrate.image.disk import SYSTEM, identity
 
 
 @dataclass(frozen=True)
@@ -57,12 +58,6 @@ def open_image(path: str, *, read_only: bool) -> Opened:
         raise
 
 
-def identity_of(path: str) -> tuple[int, int]:
-    """Return the (device, inode) that *path* leads to now."""
-    status = os.stat(path)
-    return status.st_dev, status.st_ino
-
-
 def _check_kind(path: str) -> bool:
     """Return whether it is a block device; asked before opening, for opening a FIFO would wait."""
     mode = os.stat(path).st_mode
@@ -88,10 +83,10 @@ def _lock(fd: int, path: str, read_only: bool) -> None:
 
 def _describe(fd: int, path: str, read_only: bool) -> Opened:
     status = os.fstat(fd)
-    identity = (status.st_dev, status.st_ino)
+    opened = (status.st_dev, status.st_ino)
     # Whoever held the lock may have unlinked the file before letting go of it, as a source does
     # that has given its image away: what we hold then is nobody's image any more.
-    if identity_of(path) != identity:
+    if identity(SYSTEM, path) != opened:
         raise ImageError(f"the image {path} was replaced while it was being opened")
     is_block_device = stat.S_ISBLK(status.st_mode)
     return Opened(
@@ -99,7 +94,7 @@ def _describe(fd: int, path: str, read_only: bool) -> Opened:
         file_size=os.lseek(fd, 0, os.SEEK_END),
         is_block_device=is_block_device,
         granule=linux.logical_block_size(fd) if is_block_device else 1,
-        identity=identity,
+        identity=opened,
         writable=not read_only
         or status.st_uid == os.geteuid()
         or os.access(path, os.W_OK, effective_ids=True),

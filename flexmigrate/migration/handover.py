@@ -15,7 +15,6 @@ message would close; an error in it is :class:`HandoverUncertain`, and a matter 
 
 from __future__ import annotations
 
-import contextlib
 import os
 from collections.abc import Callable
 from enum import Enum
@@ -26,8 +25,10 @@ from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
+from flexmigrate.image import disk as disks
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.image.file import Image
 
 log = Logger()
@@ -158,12 +159,7 @@ class DestinationHandover:
             raise ImageError(f"can't write the marker {self.marker}: {error.strerror}") from error
 
     def _write_marker(self) -> None:
-        fd = os.open(self.marker, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
-        with open(fd, "w", encoding="utf-8") as file:
-            file.write(_MARKER_TEXT)
-            file.flush()
-            os.fsync(fd)
-        _sync_folder(self.marker)
+        disks.replace(self._image.disk, self.marker, _MARKER_TEXT.encode())
 
     def judge(self, coverage: Coverage) -> str | None:
         """Return why a DISC after *coverage* does not give the image to us, or None if it does."""
@@ -195,25 +191,19 @@ class DestinationHandover:
         return Verdict.OURS
 
     def _remove_marker(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # the operator has removed it: so be it
-            os.unlink(self.marker)
+        disk = self._image.disk
         try:
-            _sync_folder(self.marker)
+            disks.remove(disk, self.marker)  # perhaps the operator has done so: so be it
         except OSError:
-            # It may come back after a crash. The image isn't ours then, and the marker says so.
-            self._write_marker()
+            if not disks.exists(disk, self.marker):
+                # It may come back after a crash. The image isn't ours then, and the marker says so.
+                self._write_marker()
             raise
 
 
-def incomplete(path: str) -> bool:
-    """Return whether a migration into the image at *path* began and never finished."""
-    return os.path.lexists(os.path.realpath(path) + MARKER_SUFFIX)
+def incomplete(path: str, disk: Disk = SYSTEM) -> bool:
+    """Return whether a migration into the image at *path* began and never finished.
 
-
-def _sync_folder(path: str) -> None:
-    """Make a name's coming or going durable (fsync(2) on its folder)."""
-    folder = os.open(os.path.dirname(os.path.abspath(path)), os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    :raises OSError: that can't be told.
+    """
+    return disks.exists(disk, os.path.realpath(path) + MARKER_SUFFIX)

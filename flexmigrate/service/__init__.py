@@ -7,6 +7,7 @@ from typing import Any
 from twisted.application.service import IService
 
 from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.image.file import Image, Opener
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
 from flexmigrate.service.serve import ServeService
@@ -25,13 +26,18 @@ def make_service(config: ServeConfig | ListenConfig) -> IService:
 
 
 def build(
-    reactor: Any, config: ServeConfig | ListenConfig, lifetime: Lifetime, pool: Any = None
+    reactor: Any,
+    config: ServeConfig | ListenConfig,
+    lifetime: Lifetime,
+    pool: Any = None,
+    open_image: Opener = Image.open,
 ) -> ServeService | ListenService:
     """Return the service that *config* describes, which ends by *lifetime*.
 
     :param pool: the threads for its images, not yet started; None for its own.
+    :param open_image: opens its images, and gives each the disk that its records are on.
     :raises FlexmigrateError: what stands in its way.
     """
     if isinstance(config, ServeConfig):
-        return ServeService(reactor, config, lifetime, pool)
-    return ListenService(reactor, config, lifetime, pool)
+        return ServeService(reactor, config, lifetime, pool, open_image)
+    return ListenService(reactor, config, lifetime, pool, open_image)

@@ -11,7 +11,7 @@ from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.image.background import Background
-from flexmigrate.image.file import Image
+from flexmigrate.image.file import Image, Opener
 from flexmigrate.server.export import Export
 
 log = Logger()
@@ -42,8 +42,9 @@ class ImageHost:
         *,
         name: str = "",
         read_only: bool = False,
+        open_image: Opener = Image.open,
     ) -> None:
-        self.image = Image.open(path, read_only=read_only)
+        self.image = open_image(path, read_only=read_only)
         if self.image.trimmed_bytes:
             log.warn(
                 "{path}: its last {bytes} bytes are not served: {size} isn't a multiple of 512",

@@ -14,6 +14,7 @@ from flexmigrate.config import ListenConfig
 from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.image.file import Image, Opener
 from flexmigrate.migration.destination import (
     FIRST_REQUEST_SECONDS,
     Destination,
@@ -90,7 +91,12 @@ class ListenService(Service):
     """
 
     def __init__(
-        self, reactor: Any, config: ListenConfig, lifetime: Lifetime, pool: Any = None
+        self,
+        reactor: Any,
+        config: ListenConfig,
+        lifetime: Lifetime,
+        pool: Any = None,
+        open_image: Opener = Image.open,
     ) -> None:
         self._reactor = reactor
         self._config = config
@@ -98,7 +104,9 @@ class ListenService(Service):
         self._lock = OwnedLock()
         self._pool = pool or new_pool()
         self._tls_context = tls_context(config.tls)
-        self._host = ImageHost(reactor, self._pool, config.file, name=config.export)
+        self._host = ImageHost(
+            reactor, self._pool, config.file, name=config.export, open_image=open_image
+        )
         handover = DestinationHandover(
             self._host.image, self._host.background, full_coverage=config.coverage == "full"
         )

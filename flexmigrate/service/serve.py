@@ -15,6 +15,7 @@ from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
 from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
+from flexmigrate.image.file import Image, Opener
 from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
@@ -56,12 +57,18 @@ class ServeService(Service):
     """
 
     def __init__(
-        self, reactor: Any, config: ServeConfig, lifetime: Lifetime, pool: Any = None
+        self,
+        reactor: Any,
+        config: ServeConfig,
+        lifetime: Lifetime,
+        pool: Any = None,
+        open_image: Opener = Image.open,
     ) -> None:
         self._reactor = reactor
         self._config = config
         self._lifetime = lifetime
         self._pool = pool or new_pool()
+        self._open_image = open_image
         context = tls_context(config.tls)
         self._hosts = [self._open(each) for each in config.exports]
         factory = NBDServerFactory(
@@ -82,18 +89,22 @@ class ServeService(Service):
         self._control: IListeningPort | None = None
 
     def _open(self, export: ExportConfig) -> ImageHost:
-        if incomplete(export.file):
-            raise ImageError(
-                f"{export.file} is incomplete: {export.file}{MARKER_SUFFIX} says that a migration "
-                "into it never finished"
-            )
-        return ImageHost(
+        host = ImageHost(
             self._reactor,
             self._pool,
             export.file,
             name=export.name,
             read_only=self._config.read_only,
+            open_image=self._open_image,
         )
+        # Asked once it is locked: before, a migration into it could have been about to end.
+        if incomplete(host.image.real_path, host.image.disk):
+            host.image.close()
+            raise ImageError(
+                f"{export.file} is incomplete: {export.file}{MARKER_SUFFIX} says that a migration "
+                "into it never finished"
+            )
+        return host
 
     def startService(self) -> None:
         """Open the operator's socket and the serving addresses; status 1 where that fails."""

@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError
+from flexmigrate.image import disk
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
-from flexmigrate.migration import handover
 from flexmigrate.migration.handover import (
     CLOSE_SECONDS,
     DestinationHandover,
@@ -262,11 +262,11 @@ class TakeTests(MarkerCase):
     def test_a_marker_that_may_come_back_is_set_again_and_means_not_ours(self) -> None:
         syncs = iter((OSError(errno.EIO, "I/O error"), None))
 
-        def sync(path: str) -> None:
+        def sync(where: object, path: str) -> None:
             if (error := next(syncs)) is not None:
                 raise error
 
-        self.patch(handover, "_sync_folder", sync)
+        self.patch(disk, "sync_folder", sync)
         self.failureResultOf(self.take(), OSError)
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)

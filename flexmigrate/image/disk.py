@@ -1,0 +1,161 @@
+"""The disk beneath file names: the few calls that durability depends on, and how small files are
+kept with them.
+
+A record that decides who owns an image has to be there after a crash, whole, or not at all. What
+that takes stands here once: :func:`replace` and :func:`remove`. They make their calls through a
+:class:`Disk`, so that a test can stand in for the machine and lose, when it crashes, whatever it
+was not told to keep. The bytes of the image itself go another way (``file.py``), for they are many.
+
+What a disk promises is little: after a crash of the machine, what was written to a file is surely
+there only if fsync(2) on the file has returned since, and a name that came, went or changed has
+surely done so only if fsync(2) on its folder has returned since. (See the notes in fsync(2); with
+rename(2) a name leads to the old file or to the new one, but never to neither.)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from typing import Protocol
+
+# Read by everybody, written by its owner.
+_MODE = 0o644
+
+_NEW_SUFFIX = ".new"
+
+# A name that is longer than its filesystem allows leads to nothing, either.
+_NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
+
+
+class Disk(Protocol):
+    """Calls of the operating system, by the names that :mod:`os` has for them, and as in section 2 of
+    the manual.
+
+    All may wait for the disk, and raise OSError as the kernel has it.
+    """
+
+    def open(self, path: str, flags: int, mode: int = ...) -> int:
+        """Return a descriptor of what *path* leads to."""
+
+    def read(self, fd: int, length: int, /) -> bytes:
+        """Return up to *length* of the next bytes; none at the end of the file."""
+
+    def write(self, fd: int, data: bytes, /) -> int:
+        """Write *data*, or less of it; return how many bytes that was."""
+
+    def fsync(self, fd: int) -> None:
+        """Make a file's bytes, or a folder's names, durable."""
+
+    def close(self, fd: int) -> None:
+        """Let go of a descriptor."""
+
+    def replace(self, old: str, new: str) -> None:
+        """Give what is named *old* the name *new*, whatever had that before."""
+
+    def unlink(self, path: str) -> None:
+        """Remove a name."""
+
+    def stat(self, path: str) -> os.stat_result:
+        """Tell about what *path* leads to."""
+
+    def lstat(self, path: str) -> os.stat_result:
+        """Tell about what is named *path*, a link or not."""
+
+    def fstat(self, fd: int) -> os.stat_result:
+        """Tell about what is open."""
+
+
+SYSTEM: Disk = os
+"""The disk of this machine: the module itself."""
+
+
+def replace(disk: Disk, path: str, data: bytes) -> None:
+    """Make *data* all that the file at *path* holds, durably and at once.
+
+    Whoever reads it, after a crash too, finds all of what it held before or all of *data*. Once
+    this has returned, it is *data*.
+
+    :raises OSError: it is as it was; or, only if the folder's fsync(2) failed, it is *data* now and
+        may be either after a crash. A file beside it, *path* with ``.new`` after it, may be left.
+    """
+    new = path + _NEW_SUFFIX
+    fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+    try:
+        rest = data
+        while rest:
+            rest = rest[disk.write(fd, rest) :]
+        # Before it has its name: else the name could outlive a crash, and what it leads to not.
+        disk.fsync(fd)
+    finally:
+        disk.close(fd)
+    disk.replace(new, path)
+    sync_folder(disk, path)
+
+
+def remove(disk: Disk, path: str) -> None:
+    """Remove the name *path*, durably. That there is none is not an error.
+
+    :raises OSError: it is still there; or, only if the folder's fsync(2) failed, it is gone but may
+        come back after a crash.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        disk.unlink(path)
+    # Also where there was none: it may have been removed just now, and not durably.
+    sync_folder(disk, path)
+
+
+def read(disk: Disk, path: str, limit: int) -> bytes | None:
+    """Return what the file at *path* holds, its first *limit* bytes at most; None if there is none.
+
+    :raises OSError: as open(2) and read(2), for any other reason.
+    """
+    try:
+        fd = disk.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return None
+        raise
+    try:
+        data = b""
+        while len(data) < limit and (more := disk.read(fd, limit - len(data))):
+            data += more
+        return data
+    finally:
+        disk.close(fd)
+
+
+def exists(disk: Disk, path: str) -> bool:
+    """Return whether there is anything by the name *path*, were it a link that leads nowhere.
+
+    :raises OSError: that can't be told, e.g. because a folder may not be searched.
+    """
+    try:
+        disk.lstat(path)
+    except OSError as error:
+        if error.errno in _NOTHING_THERE:
+            return False
+        raise
+    return True
+
+
+def identity(disk: Disk, path: str) -> tuple[int, int]:
+    """Return the (device, inode) that *path* leads to now.
+
+    :raises OSError: as stat(2).
+    """
+    status = disk.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def sync_folder(disk: Disk, path: str) -> None:
+    """Make durable what became of the name *path* in its folder.
+
+    :raises OSError: as open(2) and fsync(2).
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    folder = disk.open(os.path.dirname(os.path.abspath(path)), flags)
+    try:
+        disk.fsync(folder)
+    finally:
+        disk.close(folder)
