@@ -246,6 +246,7 @@ class Attempt:
 
     async def _pass(self) -> None:
         self.passes += 1
+        self._progress.begin_pass(self._copying.dirty.bytes)
         began = self._reactor.seconds()
         sent = await self._copying.send_dirty()
         seconds = self._reactor.seconds() - began

@@ -9,7 +9,7 @@ Nothing is known here of attempts, of clients, or of when enough was sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
@@ -59,12 +59,34 @@ class Progress:
 
     :ivar sent: bytes of data whose writing was answered.
     :ivar zeroed: bytes of holes whose zeroing was answered.
+    :ivar pass_size: bytes that the pass under way had to send when it began; what clients change
+        meanwhile is the next one's.
+    :ivar changed: called at each new phase and each new pass, some of which are over sooner than
+        anybody could look by a timer.
     """
 
     def __init__(self, now: float) -> None:
         self.sent = 0
         self.zeroed = 0
         self.rate = Rate(now)
+        self.pass_size = 0
+        self.changed: Callable[[], object] = _nobody_looks
+        self._sent_before_pass = 0
+
+    @property
+    def pass_sent(self) -> int:
+        """Bytes that the pass under way has sent."""
+        return self.sent - self._sent_before_pass
+
+    def begin_pass(self, size: int) -> None:
+        """A pass begins that has *size* bytes to send."""
+        self.pass_size = size
+        self._sent_before_pass = self.sent
+        self.changed()
+
+
+def _nobody_looks() -> None:
+    """Do nothing, at a change that nobody wants to know of."""
 
 
 class Copier:

@@ -96,6 +96,11 @@ class Core:
     phase: str = "new"
     last_error: str | None = None
 
+    def enter(self, phase: str) -> None:
+        """Name the state that the migration is in now, for whoever looks on."""
+        self.phase = phase
+        self.progress.changed()
+
     def new_attempt(self) -> Attempt:
         """Begin another."""
         self.attempts += 1
@@ -133,7 +138,7 @@ def _step(
     failed: Callable[[Failure], None] | None = None,
 ) -> Step:
     """Run *work*; its end is an input, its failure another."""
-    core.phase = phase
+    core.enter(phase)
     log.info("migration: {phase}", phase=phase)
     step = Deferred.fromCoroutine(work)
     step.addCallbacks(lambda _: done(), failed or source._failed)
@@ -174,8 +179,8 @@ async def _give(source: Source, core: Core) -> None:
 
 def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
-    core.phase = "waiting"
     core.last_error = failure.getErrorMessage()
+    core.enter("waiting")
     log.error(
         "attempt {number} failed: {error}; the next is in {seconds:.0f} s",
         number=core.attempts,
@@ -233,27 +238,27 @@ def _first_agreed(source: Source, core: Core) -> None:
 @dialling.upon(Source._failed).to(ended)
 def _first_failed(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """The first attempt's failure is the answer to the command, and the end."""
-    core.phase = "ended"
+    core.enter("ended")
     core.abandon(failure.getErrorMessage())
     core.started.errback(failure)
 
 
 @settling.upon(Source._committing).to(committing)
 def _point_of_no_return(source: Source, core: Core, step: Step) -> None:
-    core.phase = "committing"
+    core.enter("committing")
 
 
 @settling.upon(Source._given).to(ended)
 def _only_copied(source: Source, core: Core, step: Step) -> None:
     """Without a handover: the destination has a copy, and the image stays here."""
-    core.phase = "ended"
+    core.enter("ended")
     core.abandon("the copy is complete")
     core.finished.callback(False)
 
 
 @committing.upon(Source._given).to(given)
 def _handed_over(source: Source, core: Core) -> None:
-    core.phase = "given"
+    core.enter("given")
     # Before the lock is free: who waits for it asks then what came of this.
     core.finished.callback(True)
     core.current.close()
@@ -262,14 +267,14 @@ def _handed_over(source: Source, core: Core) -> None:
 @committing.upon(Source._failed).to(given)
 def _not_confirmed(source: Source, core: Core, failure: Failure) -> None:
     """Whatever it was, the image may be the destination's: it isn't served here any more."""
-    core.phase = "given"
+    core.enter("given")
     core.finished.errback(failure)
     core.current.close()
 
 
 @new.upon(Source.cancel).to(ended)
 def _never_began(source: Source, core: Core, reason: str) -> None:
-    core.phase = "ended"
+    core.enter("ended")
     core.started.errback(Failure(Broken(reason)))
 
 
@@ -292,12 +297,12 @@ def _break(source: Source, core: Core, step: Step, reason: str) -> None:
 @waiting.upon(Source.cancel).to(ended)
 def _break_waiting(source: Source, core: Core, retry: IDelayedCall, reason: str) -> None:
     retry.cancel()
-    core.phase = "ended"
+    core.enter("ended")
     core.finished.errback(Failure(Broken(reason)))
 
 
 def _stop(core: Core, step: Step, reason: str) -> None:
-    core.phase = "ended"
+    core.enter("ended")
     step.cancel()
     core.abandon(reason)
 

@@ -397,3 +397,16 @@ class LimitTests(CopierCase):
         self.clock.advance(RECHECK_SECONDS)
         self.failureResultOf(sending, ConnectionGone)
         self.assertEqual(self.clock.getDelayedCalls(), [])
+
+
+class ProgressTests(SynchronousTestCase):
+    def test_of_a_pass_is_told_from_that_of_all(self) -> None:
+        progress = Progress(0.0)
+        sizes: list[int] = []
+        progress.changed = lambda: sizes.append(progress.pass_size)
+        progress.begin_pass(10 * MIB)
+        progress.sent += 4 * MIB
+        self.assertEqual(progress.pass_sent, 4 * MIB)
+        progress.begin_pass(MIB)
+        self.assertEqual((progress.pass_sent, progress.sent), (0, 4 * MIB))
+        self.assertEqual(sizes, [10 * MIB, MIB])

@@ -219,6 +219,14 @@ class WayTests(SynchronousTestCase):
         self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
         self.assertEqual(scene.log, [*STEPS[:-1], "unlink=False", "settle", "close"])
 
+    def test_whoever_looks_on_is_told_of_each_phase(self) -> None:
+        scene = Scene()
+        seen: list[str] = []
+        scene.core.progress.changed = lambda: seen.append(scene.core.phase)
+        scene.start().until("copy").fail()
+        scene.clock.advance(RETRY_SECONDS)
+        self.assertEqual(seen, ["dialling", "copying", "waiting", "dialling"])
+
     def test_unlinks_if_asked_to(self) -> None:
         scene = Scene(Action.UNLINK).until("settle")
         self.assertIn("unlink=True", scene.log)
