@@ -29,8 +29,7 @@ _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
 class Disk(Protocol):
-    """Calls of the operating system, by the names that :mod:`os` has for them, and as in section 2 of
-    the manual.
+    """Calls of the operating system by their names in :mod:`os`; section 2 of the manual has them.
 
     All may wait for the disk, and raise OSError as the kernel has it.
     """
