@@ -37,6 +37,10 @@ class RemoteProtocolError(ProtocolError):
     """The peer sent something that the protocol does not allow; its connection is ended."""
 
 
+class SessionDeclined(FlexmigrateError):
+    """The other flexmigrate understands what we want, and declines it; the text has its reason."""
+
+
 class ConnectFailed(FlexmigrateError):
     """No connection could be made to a server."""
 

@@ -14,8 +14,8 @@ What a connection can do stands at :class:`~flexmigrate.client.connection.NBDCli
 can go wrong, in :mod:`flexmigrate.errors`.
 """
 
-from flexmigrate.client.connect import connect, connect_uri
+from flexmigrate.client.connect import ask, connect, connect_uri
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.client.uri import NBDURI, URIError, parse_uri
 
-__all__ = ["NBDURI", "NBDClientProtocol", "URIError", "connect", "connect_uri", "parse_uri"]
+__all__ = ["NBDURI", "NBDClientProtocol", "URIError", "ask", "connect", "connect_uri", "parse_uri"]

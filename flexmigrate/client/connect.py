@@ -17,6 +17,7 @@ from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
 
+from flexmigrate.client.asker import Asker
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.client.uri import NBDURI, parse_uri
 from flexmigrate.errors import ConnectFailed, NoHello
@@ -75,6 +76,42 @@ async def _connect(
         if timer.active():
             timer.cancel()
     return protocol
+
+
+def ask(
+    endpoint: IStreamClientEndpoint,
+    *,
+    wish: Wish,
+    clock: IReactorTime,
+    timeout: float = HELLO_TIMEOUT,
+    tls: Any = None,
+) -> Deferred[bytes]:
+    """Ask another flexmigrate what its journal says, and leave.
+
+    :param wish: its *session* is what is asked (``wire.session``); of the rest, only *tls* counts.
+    :param timeout: seconds from the connection's start to the answer.
+    :return: fires with the answer's data; fails as `connect` does.
+    """
+    asker = Asker(wish, tls)
+    return Deferred.fromCoroutine(_ask(endpoint, asker, clock, timeout))
+
+
+async def _ask(
+    endpoint: IStreamClientEndpoint, asker: Asker, clock: IReactorTime, timeout: float
+) -> bytes:
+    factory = Factory.forProtocol(lambda: asker)
+    factory.noisy = False
+    try:
+        await endpoint.connect(factory)
+    except (ConnectError, OSError) as error:
+        raise ConnectFailed(f"no connection to the server: {error}") from error
+    silence = NoHello(f"the server did not answer within {timeout:g} s")
+    timer = clock.callLater(timeout, asker.give_up, silence)
+    try:
+        return await asker.answer
+    finally:
+        if timer.active():
+            timer.cancel()
 
 
 def connect_uri(

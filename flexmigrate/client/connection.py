@@ -31,6 +31,7 @@ from flexmigrate.wire.constants import (
     TransmissionFlag,
 )
 from flexmigrate.wire.requests import Terms, refuse
+from flexmigrate.wire.session import SESSION_OPTION, PrivateCommand
 
 LARGEST_EFFECT = 2**32 - MAX_MIN_BLOCK
 """Bytes that one request without payload may affect: what the compact header can say, and still a
@@ -262,6 +263,23 @@ class NBDClientProtocol(Link):
         flags |= CommandFlag.PAYLOAD_LEN
         return self._ask(awaited, flags, len(payload), lambda outlet: outlet.send(payload))
 
+    def private(self, command: PrivateCommand, offset: int = 0, length: int = 0) -> Deferred[bytes]:
+        """Send a command of our own, which a session has to be agreed on for (``wire.session``).
+
+        :param offset: in bytes, as *length*; what they mean depends on the command.
+        :return: fires with the payload of the reply, at most MAX_PRIVATE_PAYLOAD bytes.
+        """
+        if self.session is None:
+            return _refused(f"{command.name} without a session")
+        if not (0 <= offset < 1 << 64 and 0 <= length < 1 << 32):
+            return _refused(f"{command.name} of {length} bytes at {offset}")
+        return self._ask(Awaited(command, offset, length), 0).addCallback(_payload)
+
+    @property
+    def session(self) -> bytes | None:
+        """What the server answered to the session that was wished for; None if it knows none."""
+        return dict(self.agreement.private).get(SESSION_OPTION)
+
     # Checking and dividing
 
     def _judge(
@@ -354,6 +372,11 @@ def _clip(extents: Extents, room: int) -> Extents:
 
 def _refused(text: str) -> Deferred[Any]:
     return fail(LocalProtocolError(text))
+
+
+def _payload(answered: Awaited) -> bytes:
+    assert answered.payload is not None, "the reply was parsed"
+    return answered.payload
 
 
 def _nothing(_: object) -> None:

@@ -34,12 +34,13 @@ from flexmigrate.errors import (
     LocalProtocolError,
     Rejected,
     RemoteProtocolError,
+    SessionDeclined,
     TLSFailed,
 )
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.stream import IBufferedProtocol
 from flexmigrate.net.tcp import keep_alive
-from flexmigrate.wire.agreement import Agreement, Close, Event, Ready, Send, StartTLS
+from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import ClientHandshake, Wish
 from flexmigrate.wire.constants import Command, ErrorCode, TransmissionFlag
@@ -55,8 +56,8 @@ class Link(Protocol):
     """The life of a connection, without the commands.
 
     :ivar ready: fires with this protocol once requests can be made, or fails with why they can't:
-        `Rejected` (the server closed before it said a byte), `RemoteProtocolError`, or whatever
-        `abort` was given. Cancelling it ends the connection.
+        `Rejected` (the server closed before it said a byte), `RemoteProtocolError`,
+        `SessionDeclined`, or whatever `abort` was given. Cancelling it ends the connection.
     :ivar agreement: what was negotiated; from `ready` on.
     :ivar failure: why the connection ended; None while it stands, and after a `disconnect` that
         the server answered as it should.
@@ -261,7 +262,8 @@ class Link(Protocol):
             elif isinstance(event, Ready):
                 self._begin(event.agreement)
             elif isinstance(event, Close):
-                self.abort(RemoteProtocolError(event.reason))
+                declined = event.kind is CloseKind.DECLINED
+                self.abort((SessionDeclined if declined else RemoteProtocolError)(event.reason))
 
     def _start_tls(self) -> None:
         if self._tls is None:

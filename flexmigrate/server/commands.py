@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.errors import to_nbd
+from flexmigrate.errors import RequestFailed, to_nbd
 from flexmigrate.image.extents import Extent
 from flexmigrate.server import contexts, reads
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
@@ -389,6 +389,24 @@ class Commands:
 
         result.addBoth(ended)
         result.addErrback(lambda failure: log.failure("a request failed", failure))
+
+    def begin_private(self, cookie: int, offset: int, payload: Deferred[bytes]) -> None:
+        """Answer a private command with its *payload*, once that is there; RequestFailed has the
+        error that the client is told.
+        """
+        self._begun(payload)
+        payload.addCallbacks(
+            lambda value: self._send(self._style.private(cookie, offset, value)),
+            lambda failure: self._refused_private(cookie, offset, failure),
+        )
+        self._ended(payload)
+
+    def _refused_private(self, cookie: int, offset: int, failure: Failure) -> None:
+        if isinstance(failure.value, RequestFailed):
+            code = ErrorCode(failure.value.errno)
+            self.refuse(cookie, offset, Refusal(code, str(failure.value)))
+        else:
+            self.failed(cookie, offset, 0, _as_os_error(failure))
 
     # Replies
 

@@ -48,6 +48,7 @@ class NBDServerProtocol(Protocol):
 
     :ivar number: tells connections of one server apart, in logs.
     :ivar export: the export that it reached, or None while it negotiates.
+    :ivar agreement: what was negotiated, or None until then.
     :ivar age: ticks of the factory's clock for which its current request has been incomplete.
     """
 
@@ -59,6 +60,7 @@ class NBDServerProtocol(Protocol):
         self.number = number
         self.log = Logger(namespace="flexmigrate.server")
         self.export: Export | None = None
+        self.agreement: Agreement | None = None
         self.age = 0
         self.poller = factory.poller
         self._handshake = handshake
@@ -110,6 +112,7 @@ class NBDServerProtocol(Protocol):
         if self._negotiation_timeout is not None:
             self._negotiation_timeout.cancel()
             self._negotiation_timeout = None
+        self.agreement = agreement
         self.export = self.factory.exports.export(agreement.export.name)
         self._outlet = outlet_for(self.transport, self)
         self._transmission = Transmission(
@@ -120,9 +123,25 @@ class NBDServerProtocol(Protocol):
             "{client} uses the export {export!r}", client=self, export=agreement.export.name
         )
         self.export.join(self)
-        self.factory.transmitting(self)
+        self._wait_for(self.factory.session.transmitting(self))
         if self._left:
             self._serve_left()
+
+    def _wait_for(self, recorded: Deferred[None] | None) -> None:
+        """Take no request before what the session has to do first is done."""
+        if recorded is None:
+            return
+        assert self._transmission is not None
+        self._transmission.hold(Holds.SESSION)
+        recorded.addCallbacks(lambda _: self._release(Holds.SESSION), self._not_recorded)
+
+    def _release(self, reason: int) -> None:
+        if self._transmission is not None:
+            self._transmission.release(reason)
+
+    def _not_recorded(self, failure: Failure) -> None:
+        self.log.failure("{client}: what it agreed on can't be kept", failure, client=self)
+        self.abort(failure.getErrorMessage())
 
     # Receiving
 
@@ -245,6 +264,20 @@ class NBDServerProtocol(Protocol):
         """See ``export.Gated``."""
         if self._transmission is not None:
             self._transmission.release(Holds.ORPHANS)
+
+    def private(self, command: int, offset: int, length: int) -> Deferred[bytes] | None:
+        """See ``transmission.Host``: what such a command means is the session's affair."""
+        return self.factory.session.private(self, command, offset, length)
+
+    def seal(self) -> bool:
+        """Refuse all further changes; return False, and do nothing, where a request is under way,
+        since what it does to the export isn't over.
+        """
+        transmission = self._transmission
+        if transmission is None or transmission.commands.under_way:
+            return False
+        transmission.seal()
+        return True
 
     @property
     def requests_taken(self) -> int:

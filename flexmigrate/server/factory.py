@@ -7,6 +7,7 @@ destination takes one sender and decides at its DISC who owns the image.
 from __future__ import annotations
 
 import itertools
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,7 +23,7 @@ from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.transmission import Scratch
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
+from flexmigrate.wire.handshake import HandshakeStyle, PrivateOption, ServerHandshake
 
 log = Logger()
 
@@ -59,8 +60,21 @@ class Session(Protocol):
     def connected(self, connection: NBDServerProtocol) -> None:
         """A connection was admitted."""
 
-    def transmitting(self, connection: NBDServerProtocol) -> None:
-        """It reached an export."""
+    def options(self) -> Mapping[int, PrivateOption]:
+        """Return the options of our own that a connection may negotiate."""
+
+    def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
+        """Return why a connection that negotiated *private* may not reach *export*, or None."""
+
+    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
+        """It reached an export; its requests wait until what is returned has fired."""
+
+    def private(
+        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+    ) -> Deferred[bytes] | None:
+        """It sent a command that isn't the specification's: return what the reply will carry, or
+        None if there is no such command. RequestFailed has the error that it is answered with.
+        """
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
         """It said DISC, all before it is done; fire True to close it, False to reset it."""
@@ -79,8 +93,23 @@ class OpenSession:
     def connected(self, connection: NBDServerProtocol) -> None:
         """Nothing depends on it."""
 
-    def transmitting(self, connection: NBDServerProtocol) -> None:
+    def options(self) -> Mapping[int, PrivateOption]:
+        """There are none."""
+        return {}
+
+    def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
+        """Every export is open."""
+        return None
+
+    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
         """Nothing depends on it."""
+        return None
+
+    def private(
+        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+    ) -> Deferred[bytes] | None:
+        """There is none."""
+        return None
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
         """A client that says DISC is done."""
@@ -162,6 +191,8 @@ class NBDServerFactory(ServerFactory):
             style=self._style,
             tls=self._tls,
             default_export=self._default_export,
+            private_options=self.session.options(),
+            gate=self.session.gate,
         )
         connection = NBDServerProtocol(self, next(self._numbers), handshake)
         self._hosts[connection] = host
@@ -215,10 +246,6 @@ class NBDServerFactory(ServerFactory):
         """Called by a connection once it stands."""
         self.clients.add(connection)
         self.session.connected(connection)
-
-    def transmitting(self, connection: NBDServerProtocol) -> None:
-        """Called by a connection that reached its export."""
-        self.session.transmitting(connection)
 
     def lost(self, connection: NBDServerProtocol) -> None:
         """Called by a connection that is gone."""

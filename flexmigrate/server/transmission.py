@@ -14,7 +14,10 @@ what may wait for the disk (``server.commands``), sockets (``server.connection``
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred
 
 from flexmigrate.server.commands import SMALL_READ, Commands
 from flexmigrate.server.export import Export
@@ -70,6 +73,9 @@ class Host(Protocol):
 
     def disconnect_requested(self) -> None:
         """The client said DISC, and every request before it is answered."""
+
+    def private(self, command: int, offset: int, length: int) -> Deferred[bytes] | None:
+        """Carry out a command that isn't the specification's, or return None: there is none."""
 
     def broken(self, reason: str) -> None:
         """The client broke the protocol so that its stream can't be understood any more."""
@@ -201,6 +207,7 @@ class Transmission:
             else:
                 at = body
                 self._serve_other(command, flags, cookie, offset, length)
+                writable = not self._terms.flags & TransmissionFlag.READ_ONLY  # or sealed by that
                 continue
             self.served += 1
 
@@ -217,6 +224,12 @@ class Transmission:
         if command == Command.DISC:
             self._disconnect(flags, offset, length)
             return
+        if command not in RULES and not flags:
+            answer = self._host.private(command, offset, length)
+            if answer is not None:
+                self.served += 1
+                self.commands.begin_private(cookie, offset, answer)
+                return
         payload = payload_length(self._terms.extended, flags, command, length)
         filtered = command == Command.BLOCK_STATUS and payload
         refusal = refuse(command, flags, offset, 1 if filtered else length, self._terms)
@@ -268,6 +281,10 @@ class Transmission:
             self.holds &= ~reason
             if not self.holds:
                 self._host.resume()
+
+    def seal(self) -> None:
+        """Refuse all further changes, as if the export were read-only."""
+        self._terms = replace(self._terms, flags=self._terms.flags | TransmissionFlag.READ_ONLY)
 
     def changed(self, length: int) -> None:
         """The client changed so many bytes by a request that didn't take the fast path."""

@@ -27,7 +27,7 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import Limits, NBDServerFactory
+from flexmigrate.server.factory import Limits, NBDServerFactory, OpenSession
 from flexmigrate.service.closing import close_port, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
@@ -42,7 +42,7 @@ from flexmigrate.wire.agreement import TLSMode
 log = Logger()
 
 
-class ReceivingSession:
+class ReceivingSession(OpenSession):
     """Connections as the destination sees them: each is a sender (``server.factory.Session``)."""
 
     def __init__(self, destination: Destination, core: DestinationCore, lock: OwnedLock) -> None:
@@ -57,9 +57,6 @@ class ReceivingSession:
     def connected(self, connection: NBDServerProtocol) -> None:
         """It is the sender now."""
         self._destination.sender_connected(connection)
-
-    def transmitting(self, connection: NBDServerProtocol) -> None:
-        """Nothing depends on it."""
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
         """Settle under the migration lock who owns the image; the sender's connection waits for

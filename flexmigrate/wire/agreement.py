@@ -94,7 +94,8 @@ class Agreement:
     :ivar extended: whether requests and replies have extended headers.
     :ivar contexts: (id, name) of each meta context that BLOCK_STATUS answers for.
     :ivar tls: whether the connection was encrypted before this was agreed on.
-    :ivar private: (number, data) of each private option that was acknowledged.
+    :ivar private: (number, data) of each private option that was acknowledged: at the server the
+        option's data, at the client that of the reply.
     """
 
     export: ExportInfo
@@ -131,11 +132,22 @@ class Listed:
     exports: tuple[tuple[str, str], ...]
 
 
+@dataclass(frozen=True)
+class Told:
+    """What the server answered to a private option that was all we wanted. A ``Close`` follows.
+
+    :ivar data: of its reply.
+    """
+
+    data: bytes
+
+
 class CloseKind(Enum):
     """Why a negotiation ended without a transmission phase."""
 
     ENDED = "ended"  # as it should: one side had all that it wanted
     REFUSED = "refused"  # both kept the rules, and one does not get what it insists on
+    DECLINED = "declined"  # the server understands what we want, and says itself why it won't
     VIOLATION = "violation"  # the peer broke a rule, or went beyond a limit
 
 
@@ -147,4 +159,4 @@ class Close:
     kind: CloseKind
 
 
-Event: TypeAlias = "Send | StartTLS | Ready | Listed | Close"
+Event: TypeAlias = "Send | StartTLS | Ready | Listed | Told | Close"

@@ -33,6 +33,7 @@ from flexmigrate.wire.constants import (
     name_of,
 )
 from flexmigrate.wire.engine import Negotiation
+from flexmigrate.wire.session import SESSION_OPTION
 
 _KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 
@@ -46,6 +47,8 @@ class Wish:
     :ivar extended: whether to ask for extended headers.
     :ivar contexts: the meta contexts to select, at most MAX_QUERIES.
     :ivar tls: OFF never asks for TLS, ON goes on without it where there is none, REQUIRE does not.
+    :ivar session: the data of our session option (``wire.session``), or None not to ask for one.
+        A server that doesn't know it is gone on with; one that declines it is left.
     """
 
     name: str = ""
@@ -53,6 +56,7 @@ class Wish:
     extended: bool = True
     contexts: tuple[str, ...] = ()
     tls: TLSMode = TLSMode.OFF
+    session: bytes | None = None
 
     def __post_init__(self) -> None:
         frames.encode_string(self.name)
@@ -81,7 +85,7 @@ class Step:
 class Asking(Negotiation, ABC):
     """The exchange of options as a client sees it; which they are is in the table *steps*."""
 
-    def __init__(self, wish: Wish, steps: Mapping[Option, Step]) -> None:
+    def __init__(self, wish: Wish, steps: Mapping[int, Step]) -> None:
         super().__init__()
         self._wish = wish
         self._steps = steps
@@ -136,11 +140,15 @@ class Asking(Negotiation, ABC):
                 return self._ask(option, data)
         raise LocalProtocolError("a negotiation whose last step isn't wanted")
 
-    def _ask(self, option: Option, data: bytes) -> None:
+    def _ask(self, option: int, data: bytes) -> None:
         self._option = option
         self._bytes_replied = 0
         self._send(frames.option(option, data))
         self._expect_reply()
+
+    @property
+    def _option_name(self) -> str:
+        return "SESSION" if self._option == SESSION_OPTION else name_of(Option, self._option)
 
     def _expect_reply(self) -> None:
         self._expect(frames.OPTION_REPLY.size, self._reply_header)
@@ -150,11 +158,11 @@ class Asking(Negotiation, ABC):
         if magic != OPTION_REPLY_MAGIC:
             raise RemoteProtocolError(f"option reply magic {magic:#018x}")
         if option != self._option:
-            asked = self._option.name
+            asked = self._option_name
             raise RemoteProtocolError(f"a reply to {name_of(Option, option)}, asked was {asked}")
         self._bytes_replied += len(frame) + length
         if length > MAX_OPTION_REPLY or self._bytes_replied > MAX_OPTION_REPLIES:
-            raise RemoteProtocolError(f"too long an answer to {self._option.name}")
+            raise RemoteProtocolError(f"too long an answer to {self._option_name}")
         self._expect(length, self._reply_data)
 
     def _reply_data(self, data: bytes) -> None:
@@ -178,7 +186,7 @@ class Asking(Negotiation, ABC):
         take = step.parts.get(self._reply)
         if take is None:
             kind = name_of(OptionReply, self._reply)
-            raise RemoteProtocolError(f"a reply {kind} to {self._option.name}")
+            raise RemoteProtocolError(f"a reply {kind} to {self._option_name}")
         take(self, data)
         self._expect_reply()
 
@@ -187,7 +195,7 @@ class Asking(Negotiation, ABC):
         error = name_of(OptionReply, self._reply)
         self._send(frames.option(Option.ABORT))
         detail = f": {text}" if text else ""
-        self._close(f"the server answered {error} to {self._option.name}{detail}", _REFUSED)
+        self._close(f"the server answered {error} to {self._option_name}{detail}", _REFUSED)
 
     # STARTTLS
 

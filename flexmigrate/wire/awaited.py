@@ -17,6 +17,7 @@ from collections.abc import Iterable
 
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.wire.constants import Command, ErrorCode, name_of
+from flexmigrate.wire.session import command_name, is_private
 
 MAX_SPANS = 4096
 """Separate stretches of one read that may have come before those between them. Real servers send
@@ -40,6 +41,7 @@ class Awaited:
     :ivar extents: for BLOCK_STATUS: (length in bytes, status flags) of consecutive extents from
         `offset`, by context id. The last may end beyond the request.
     :ivar failure: the first error that the server reported, or None.
+    :ivar payload: for a private command (``wire.session``): what its reply carried; else None.
     """
 
     __slots__ = (
@@ -55,11 +57,12 @@ class Awaited:
         "failure",
         "length",
         "offset",
+        "payload",
     )
 
     def __init__(
         self,
-        command: Command,
+        command: int,
         offset: int = 0,
         length: int = 0,
         *,
@@ -80,6 +83,7 @@ class Awaited:
         self.length = length
         self.extents: dict[int, list[tuple[int, int]]] = {}
         self.failure: RequestFailed | None = None
+        self.payload: bytes | None = None
         self._view = view
         self._unfragmented = unfragmented
         self._contexts = frozenset(contexts)
@@ -89,7 +93,7 @@ class Awaited:
         self._told = 0
 
     def __str__(self) -> str:
-        return f"{name_of(Command, self.command)} of {self.length} bytes at {self.offset}"
+        return f"{command_name(self.command)} of {self.length} bytes at {self.offset}"
 
     def place(self, offset: int, length: int) -> memoryview:
         """Return the part of the buffer that *length* bytes of content from *offset* go into.
@@ -150,6 +154,12 @@ class Awaited:
                 f"the server sent an extent of {told} bytes in reply to {self} with REQ_ONE"
             )
 
+    def tell(self, payload: bytes) -> None:
+        """Take what the reply to a private command carries."""
+        if not is_private(self.command) or self.payload is not None:
+            raise RemoteProtocolError(f"the server sent a payload in reply to {self}")
+        self.payload = payload
+
     def fail(self, number: int, message: str = "", at: int | None = None) -> None:
         """Note that the server reported an error; the first one is the one that is told.
 
@@ -180,6 +190,8 @@ class Awaited:
             raise RemoteProtocolError(
                 f"the server sent {self._received} bytes in reply to {self}, and called it done"
             )
+        if is_private(self.command) and self.payload is None:
+            raise RemoteProtocolError(f"the server sent no payload in reply to {self}")
         if len(self.extents) != len(self._contexts):
             raise RemoteProtocolError(f"the server left out a context in reply to {self}")
 

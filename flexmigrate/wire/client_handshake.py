@@ -28,6 +28,7 @@ from flexmigrate.wire.agreement import (
     Send,
     StartTLS,
     TLSMode,
+    Told,
     block_size_fault,
 )
 from flexmigrate.wire.asking import STARTTLS, Asking, Step, Wish
@@ -39,9 +40,15 @@ from flexmigrate.wire.constants import (
     OptionReply,
     TransmissionFlag,
 )
+from flexmigrate.wire.session import (
+    SESSION_OPTION,
+    SESSION_REPLY,
+    parse_answer,
+)
 
 __all__ = [
     "Agreement",
+    "AskHandshake",
     "ClientHandshake",
     "Close",
     "CloseKind",
@@ -53,6 +60,7 @@ __all__ = [
     "Send",
     "StartTLS",
     "TLSMode",
+    "Told",
     "Wish",
 ]
 
@@ -65,6 +73,7 @@ class ClientHandshake(Asking):
         self._structured = False
         self._extended = False
         self._contexts: dict[int, str] = {}
+        self._session: bytes | None = None
         self._name = self._wish.name
         self._description = ""
         self._size: int | None = None
@@ -128,6 +137,24 @@ class ClientHandshake(Asking):
         self._contexts.clear()
         self._ask_next()
 
+    # A session between two of us
+
+    def _session_request(self) -> bytes | None:
+        return self._wish.session
+
+    def _session_told(self, data: bytes) -> None:
+        self._session = data
+
+    def _session_acknowledged(self) -> None:
+        if self._session is None:
+            raise RemoteProtocolError("SESSION acknowledged without an answer")
+        refusal = parse_answer(self._session).refusal
+        if refusal:
+            self._send(frames.option(Option.ABORT))
+            self._close(refusal, CloseKind.DECLINED)
+        else:
+            self._ask_next()
+
     # The export
 
     def _go_request(self) -> bytes:
@@ -185,6 +212,7 @@ class ClientHandshake(Asking):
                 extended=self._extended,
                 contexts=tuple(self._contexts.items()),
                 tls=self._tls_is_up,
+                private=() if self._session is None else ((SESSION_OPTION, self._session),),
             )
         )
 
@@ -220,6 +248,39 @@ class ListHandshake(Asking):
         self._give_up(text)
 
 
+class AskHandshake(Asking):
+    """One connection's negotiation, as one of us that asks what another's journal says, and leaves.
+
+    Of the wish only *tls* and *session* count; that has to be there.
+    """
+
+    def __init__(self, wish: Wish) -> None:
+        super().__init__(wish, _ASKING)
+        self._answer: bytes | None = None
+
+    def _oldstyle(self, frame: bytes) -> None:
+        self._close("the server is oldstyle: it can't be asked", _REFUSED)
+
+    def _plain_newstyle(self) -> None:
+        self._close("the server is too old to be asked", _REFUSED)
+
+    def _session_request(self) -> bytes | None:
+        return self._wish.session
+
+    def _session_told(self, data: bytes) -> None:
+        self._answer = data
+
+    def _session_acknowledged(self) -> None:
+        if self._answer is None:
+            raise RemoteProtocolError("SESSION acknowledged without an answer")
+        self._send(frames.option(Option.ABORT))
+        self._events.append(Told(self._answer))
+        self._close("all that was asked is answered", CloseKind.ENDED)
+
+    def _session_refused(self, error: int, text: str) -> None:
+        self._give_up(text)
+
+
 _REFUSED = CloseKind.REFUSED
 _KNOWN_FLAGS = sum(flag.value for flag in TransmissionFlag)
 
@@ -231,7 +292,7 @@ _INFOS: dict[int, Callable[[ClientHandshake, bytes], None]] = {
     Info.BLOCK_SIZE: ClientHandshake._info_block_size,
 }
 
-_TRANSMISSION = {
+_TRANSMISSION: dict[int, Step] = {
     Option.STARTTLS: STARTTLS,
     Option.EXTENDED_HEADERS: Step(
         ClientHandshake._extended_request,
@@ -249,6 +310,12 @@ _TRANSMISSION = {
         ClientHandshake._contexts_refused,
         {OptionReply.META_CONTEXT: ClientHandshake._context},
     ),
+    SESSION_OPTION: Step(
+        ClientHandshake._session_request,
+        ClientHandshake._session_acknowledged,
+        ClientHandshake._ask_next,
+        {SESSION_REPLY: ClientHandshake._session_told},
+    ),
     Option.GO: Step(
         ClientHandshake._go_request,
         ClientHandshake._finish,
@@ -257,7 +324,17 @@ _TRANSMISSION = {
     ),
 }
 
-_LISTING = {
+_ASKING: dict[int, Step] = {
+    Option.STARTTLS: STARTTLS,
+    SESSION_OPTION: Step(
+        AskHandshake._session_request,
+        AskHandshake._session_acknowledged,
+        AskHandshake._session_refused,
+        {SESSION_REPLY: AskHandshake._session_told},
+    ),
+}
+
+_LISTING: dict[int, Step] = {
     Option.STARTTLS: STARTTLS,
     Option.LIST: Step(
         ListHandshake._list_request,

@@ -49,6 +49,7 @@ __all__ = [
     "Directory",
     "Event",
     "ExportInfo",
+    "Gate",
     "HandshakeStyle",
     "PrivateOption",
     "Ready",
@@ -61,6 +62,10 @@ __all__ = [
 PrivateOption: TypeAlias = Callable[[bytes], "Sequence[tuple[int, bytes]]"]
 """Takes the data of an option of our own and returns its replies, (type, data) each; the last of
 them is ACK or an error. Data that makes no sense raises RemoteProtocolError."""
+
+Gate: TypeAlias = Callable[[str, Mapping[int, bytes]], "str | None"]
+"""Takes the canonical name of the export that a client wants to enter, and the data of the private
+options that were acknowledged; returns why it may not, or None."""
 
 
 class HandshakeStyle(Enum):
@@ -107,6 +112,7 @@ class ServerHandshake(Haggling):
     :param default_export: the name meant by a client that gives none.
     :param private_options: options of our own, by number; LocalProtocolError if the specification
         has one of the numbers already.
+    :param gate: who may enter which export; None: everybody.
     """
 
     def __init__(
@@ -117,6 +123,7 @@ class ServerHandshake(Haggling):
         tls: TLSMode = TLSMode.OFF,
         default_export: str = "",
         private_options: Mapping[int, PrivateOption] | None = None,
+        gate: Gate | None = None,
     ) -> None:
         if style is HandshakeStyle.OLDSTYLE and tls is TLSMode.REQUIRE:
             raise LocalProtocolError("the oldstyle handshake can't require TLS: it has none")
@@ -124,6 +131,7 @@ class ServerHandshake(Haggling):
         self._directory = directory
         self._style = style
         self._default_export = default_export
+        self._gate = gate
         self._terms = _Terms()
 
     def greeting(self) -> list[Event]:
@@ -137,6 +145,9 @@ class ServerHandshake(Haggling):
         export = self._offer("")
         if export is None:
             return self._close("there is no default export", CloseKind.REFUSED)
+        closed = self._closed_to_us(export)
+        if closed is not None:
+            return self._close(closed, CloseKind.REFUSED)
         self._send(frames.oldstyle_greeting(export.size, export.flags))
         return self._ready(Agreement(export))
 
@@ -159,6 +170,10 @@ class ServerHandshake(Haggling):
             flags |= export.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD
         return replace(export, flags=flags)
 
+    def _closed_to_us(self, export: ExportInfo) -> str | None:
+        """Return why this client may not enter *export*, or None."""
+        return None if self._gate is None else self._gate(export.name, self._terms.private)
+
     def _enter(self, export: ExportInfo, name: str) -> None:
         terms = self._terms
         self._ready(
@@ -178,6 +193,9 @@ class ServerHandshake(Haggling):
         export = self._offer(name)
         if export is None:
             return self._refuse(OptionReply.ERR_UNKNOWN, _NO_SUCH_EXPORT)
+        closed = self._closed_to_us(export)
+        if closed is not None:
+            return self._refuse(OptionReply.ERR_POLICY, closed)
         layout = frames.EXPORT if self._no_zeroes else frames.EXPORT_PADDED
         self._send(layout.pack(export.size, export.flags))
         return self._enter(export, name)
@@ -194,6 +212,9 @@ class ServerHandshake(Haggling):
         export = self._offer(request.name)
         if export is None:
             self._refuse(OptionReply.ERR_UNKNOWN, _NO_SUCH_EXPORT)
+        elif (closed := self._closed_to_us(export)) is not None:
+            self._refuse(OptionReply.ERR_POLICY, closed)
+            return None
         else:
             infos = ((OptionReply.INFO, info) for info in _infos(export, request.infos))
             self._answer(*infos, ACK)

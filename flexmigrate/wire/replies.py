@@ -25,6 +25,7 @@ from flexmigrate.wire.constants import (
     ChunkFlag,
 )
 from flexmigrate.wire.requests import EXTENDED_REQUEST, REQUEST
+from flexmigrate.wire.session import PRIVATE_CHUNK
 
 # magic, error, cookie
 SIMPLE = Struct(">IIQ")
@@ -36,6 +37,7 @@ EXTENDED = Struct(">IHHQQQ")
 # The same with the offset that begins an OFFSET_DATA payload.
 _STRUCTURED_DATA = Struct(">IHHQIQ")
 _EXTENDED_DATA = Struct(">IHHQQQQ")
+_LENGTH = Struct(">I")
 _HOLE = Struct(">QI")
 _ERROR = Struct(">IH")
 _STATUS_HEAD = Struct(">I")
@@ -103,6 +105,11 @@ class ReplyStyle:
         """Return the reply to a request that failed; *offset* is the request's."""
         return SIMPLE.pack(SIMPLE_REPLY_MAGIC, code, cookie)
 
+    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
+        """Return the reply to a private command (``wire.session``) that succeeded."""
+        head = SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie)
+        return head + _LENGTH.pack(len(payload)) + payload
+
     def status(
         self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
     ) -> bytes:
@@ -137,6 +144,10 @@ class StructuredReplies(ReplyStyle):
         payload = _error_payload(code, text)
         head = STRUCTURED.pack(STRUCTURED_REPLY_MAGIC, _DONE, Chunk.ERROR, cookie, len(payload))
         return head + payload
+
+    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
+        size = len(payload)
+        return STRUCTURED.pack(STRUCTURED_REPLY_MAGIC, _DONE, PRIVATE_CHUNK, cookie, size) + payload
 
     def status(
         self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
@@ -181,6 +192,9 @@ class ExtendedReplies(ReplyStyle):
     def error(self, cookie: int, offset: int, code: int, text: str) -> bytes:
         payload = _error_payload(code, text)
         return self._head(_DONE, Chunk.ERROR, cookie, offset, len(payload)) + payload
+
+    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
+        return self._head(_DONE, PRIVATE_CHUNK, cookie, offset, len(payload)) + payload
 
     def status(
         self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool

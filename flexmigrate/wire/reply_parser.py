@@ -32,6 +32,7 @@ from flexmigrate.wire.constants import (
     name_of,
 )
 from flexmigrate.wire.replies import EXTENDED, SIMPLE, STRUCTURED
+from flexmigrate.wire.session import MAX_PRIVATE_PAYLOAD, PRIVATE_CHUNK, is_private
 
 BUFFER = 64 * 1024
 """Bytes of the reused buffer: many short replies are found in it at one wake-up."""
@@ -50,6 +51,7 @@ for what later kinds may add behind these."""
 _DONE = int(ChunkFlag.DONE)  # an IntFlag's own & takes a microsecond
 
 _MAGIC = Struct(">I")
+_LENGTH = Struct(">I")
 _OFFSET = Struct(">Q")
 _HOLE = Struct(">QI")
 _ERROR = Struct(">IH")
@@ -106,6 +108,7 @@ class ReplyParser:
             Chunk.OFFSET_DATA: self._begin_data,
             Chunk.OFFSET_HOLE: self._begin_hole,
             (Chunk.BLOCK_STATUS_EXT if extended else Chunk.BLOCK_STATUS): self._begin_status,
+            PRIVATE_CHUNK: self._begin_private,
         }
 
     @property
@@ -209,6 +212,9 @@ class ReplyParser:
             if self._structured:
                 raise RemoteProtocolError(f"the server sent a simple reply to {request}")
             self._begin_content(request.offset, request.length)
+            return True
+        elif is_private(request.command) and not self._structured:
+            self._step = self._private_length
             return True
         self._end_chunk()
         return True
@@ -381,6 +387,32 @@ class ReplyParser:
         self._left -= size
         if not self._left:
             self._end_chunk()
+        return True
+
+    # Private commands
+
+    def _private_length(self) -> bool:
+        if self._end - self._start < _LENGTH.size:
+            return False
+        (self._left,) = _LENGTH.unpack_from(self._memory, self._start)
+        self._start += _LENGTH.size
+        self._begin_private(PRIVATE_CHUNK)
+        return True
+
+    def _begin_private(self, kind: int) -> None:
+        if self._left > MAX_PRIVATE_PAYLOAD:
+            raise RemoteProtocolError(
+                f"the server sent a payload of {self._left} bytes in reply to {self._request}"
+            )
+        self._step = self._private
+
+    def _private(self) -> bool:
+        at, length = self._start, self._left
+        if self._end - at < length:
+            return False
+        self._start = at + length
+        self._request.tell(bytes(self._memory[at : at + length]))
+        self._end_chunk()
         return True
 
     # Errors

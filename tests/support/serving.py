@@ -299,6 +299,15 @@ class NotingSession(OpenSession):
     def connected(self, connection: Any) -> None:
         self.events.append("connected")
 
+    def options(self) -> dict[int, Any]:
+        return {}
+
+    def gate(self, export: str, private: object) -> str | None:
+        return None
+
+    def private(self, connection: Any, command: int, offset: int, length: int) -> Any:
+        return None
+
     def transmitting(self, connection: Any) -> None:
         self.events.append("transmitting")
 

@@ -1,0 +1,344 @@
+"""The messages between two flexmigrates that agree on a session: their layouts, and their limits.
+
+The law of this file: what is written here is well formed, or ``LocalProtocolError`` is raised; what
+is read here is hostile, and a field that doesn't fit raises ``RemoteProtocolError``, nothing else.
+When a message may come, and what follows from it, is not known here.
+
+Each message begins with its version. A higher version may only add fields behind those that a lower
+one has, and a reader passes over what it doesn't know: so each side writes the highest version that
+it knows, and both talk by the lower of the two.
+
+Layouts: docs/handover-protocol.rst, to the byte. All numbers are big-endian.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+from enum import IntEnum, IntFlag
+from struct import Struct
+from typing import Any
+
+from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
+from flexmigrate.wire.constants import Command, name_of
+from flexmigrate.wire.frames import display_text
+
+SESSION_OPTION = 0x666D6967  # ASCII "fmig"
+"""The number of our option. The specification gives out small numbers, and has none for private
+use; whoever doesn't know an option answers ERR_UNSUP."""
+
+SESSION_REPLY = 0x666D6967
+"""The type of the reply that carries an answer; an ACK follows it."""
+
+VERSION = 1
+
+ID_LENGTH = 16
+"""Bytes of a session's id: drawn at random, so that no two are ever the same."""
+
+MAX_TEXT = 1024
+"""Bytes of UTF-8 in a name or a reason."""
+
+MAX_SUPERSEDED = 16
+"""Ids of earlier sessions that an opening may name."""
+
+MAX_PRIVATE_PAYLOAD = 32 * 1024
+"""Bytes that the reply to a private command may carry."""
+
+_VERSION = Struct(">H")
+_LENGTH = Struct(">H")
+# purpose, state, id, attempt, size, digests, capabilities, count of superseded ids
+_OPENING = Struct(f">BB{ID_LENGTH}sIQIIH")
+# state, id, attempt, size, digests, capabilities
+_ANSWER = Struct(f">B{ID_LENGTH}sIQII")
+# state, done
+_OUTCOME = Struct(">BB")
+
+NO_ID = bytes(ID_LENGTH)
+"""Stands where there is no session."""
+
+
+class Purpose(IntEnum):
+    """What a source opens a session for (8 bits)."""
+
+    MIGRATE = 1  # to send the image
+    SETTLE = 2  # to have a handover ended that was committed before
+    ASK = 3  # to learn what the journal says, and leave
+
+
+class State(IntEnum):
+    """What the journal of an image says (8 bits): of a source the first, then of a destination."""
+
+    NONE = 0  # there is no journal
+    SENDING = 1
+    COMMITTED = 2
+    DONE = 3
+    RECEIVING = 4
+    PREPARED = 5
+    OWNER = 6
+
+
+class PrivateCommand(IntEnum):
+    """Requests that may be sent once a session was agreed on (16 bits, as ``Command``)."""
+
+    PREPARE = 0xF100  # is all here, and durable? then you may become the owner
+    COMMIT = 0xF101  # you are the owner
+    DIGEST = 0xF102  # reserved
+
+
+PRIVATE_CHUNK = 0x7100
+"""The type of the chunk that carries the payload of the reply to a private command, where replies
+are structured or extended; a simple reply has its length (32 bits) and the payload behind it."""
+
+
+class Digest(IntFlag):
+    """Digests by which copies can be compared (32 bits); none yet."""
+
+
+class Capability(IntFlag):
+    """What else a side can do (32 bits); nothing yet."""
+
+
+@dataclass(frozen=True)
+class Opening:
+    """What a source says of the session that it wants.
+
+    :ivar session: the id, 16 bytes. All attempts of one migration have the same.
+    :ivar attempt: from 1; 0 to 2^32 - 1.
+    :ivar state: what the source's journal says.
+    :ivar superseded: ids of earlier sessions of the same image that were never committed, the
+        latest first; at most MAX_SUPERSEDED.
+    :ivar size: of the image, in bytes.
+    :ivar export: the name of the export that it is about.
+    :ivar name: of the source, for people: its host and the image's path.
+    :ivar digests: that the source can make: see ``Digest``.
+    :ivar capabilities: see ``Capability``.
+    """
+
+    purpose: Purpose
+    session: bytes
+    attempt: int
+    state: State
+    size: int
+    export: str = ""
+    name: str = ""
+    superseded: tuple[bytes, ...] = ()
+    digests: int = 0
+    capabilities: int = 0
+
+    def encode(self) -> bytes:
+        """Return the option's data; LocalProtocolError if it can't be said."""
+        if len(self.superseded) > MAX_SUPERSEDED:
+            raise LocalProtocolError(f"more than {MAX_SUPERSEDED} superseded sessions")
+        fields = _pack(
+            _OPENING,
+            self.purpose,
+            self.state,
+            _checked_id(self.session),
+            self.attempt,
+            self.size,
+            self.digests,
+            self.capabilities,
+            len(self.superseded),
+        )
+        superseded = b"".join(map(_checked_id, self.superseded))
+        return _VERSION.pack(VERSION) + fields + superseded + _text(self.export) + _text(self.name)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a destination answers.
+
+    :ivar state: what its journal says.
+    :ivar session: the journal's session; NO_ID without one.
+    :ivar attempt: the journal's.
+    :ivar size: of its image, in bytes.
+    :ivar name: of the destination, for people.
+    :ivar refusal: why the session is not agreed on; empty if it is.
+    :ivar digests: those chosen; see ``Digest``.
+    :ivar capabilities: see ``Capability``.
+    """
+
+    state: State
+    session: bytes
+    attempt: int
+    size: int
+    name: str = ""
+    refusal: str = ""
+    digests: int = 0
+    capabilities: int = 0
+
+    def encode(self) -> bytes:
+        """Return the reply's data; LocalProtocolError if it can't be said."""
+        fields = _pack(
+            _ANSWER,
+            self.state,
+            _checked_id(self.session),
+            self.attempt,
+            self.size,
+            self.digests,
+            self.capabilities,
+        )
+        return _VERSION.pack(VERSION) + fields + _text(self.name) + _text(self.refusal)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a PREPARE or a COMMIT: the payload of its reply.
+
+    :ivar state: what the destination's journal says now.
+    :ivar refusal: why it was not done; empty if it was.
+    """
+
+    state: State
+    refusal: str = ""
+
+    def encode(self) -> bytes:
+        """Return the payload; LocalProtocolError if it can't be said."""
+        done = _pack(_OUTCOME, self.state, 0 if self.refusal else 1)
+        return _VERSION.pack(VERSION) + done + _text(self.refusal)
+
+
+def parse_opening(data: bytes) -> Opening:
+    """Take a session option's data apart."""
+    fields = _Fields(data)
+    purpose, state, session, attempt, size, digests, capabilities, count = fields.take(_OPENING)
+    if count > MAX_SUPERSEDED:
+        raise RemoteProtocolError(f"{count} superseded sessions (at most {MAX_SUPERSEDED})")
+    superseded = tuple(fields.raw(ID_LENGTH) for _ in range(count))
+    export, name = fields.string(), fields.text()
+    fields.end()
+    return Opening(
+        _purpose(purpose),
+        session,
+        attempt,
+        _state(state),
+        size,
+        export,
+        name,
+        superseded,
+        digests,
+        capabilities,
+    )
+
+
+def parse_answer(data: bytes) -> Answer:
+    """Take the data of the reply to a session option apart."""
+    fields = _Fields(data)
+    state, session, attempt, size, digests, capabilities = fields.take(_ANSWER)
+    name, refusal = fields.text(), fields.text()
+    fields.end()
+    return Answer(_state(state), session, attempt, size, name, refusal, digests, capabilities)
+
+
+def parse_outcome(data: bytes) -> Outcome:
+    """Take the payload of the reply to PREPARE or COMMIT apart."""
+    fields = _Fields(data)
+    state, done = fields.take(_OUTCOME)
+    refusal = fields.text()
+    fields.end()
+    if done > 1 or bool(refusal) == bool(done):
+        raise RemoteProtocolError("an outcome that is neither done nor refused")
+    return Outcome(_state(state), refusal)
+
+
+def fit_text(text: str) -> str:
+    """Return *text* as it may be sent: printable, and cut to MAX_TEXT bytes."""
+    shown = display_text(text.encode("utf-8", "replace"))
+    return shown.encode()[:MAX_TEXT].decode(errors="ignore")
+
+
+def is_private(command: int) -> bool:
+    """Return whether the reply to *command* carries a payload of our own."""
+    return command in _PRIVATE
+
+
+def command_name(command: int) -> str:
+    """Return the name of a request's type, for people."""
+    return name_of(PrivateCommand if is_private(command) else Command, command)
+
+
+_PRIVATE = frozenset(int(each) for each in PrivateCommand)
+
+
+def _purpose(value: int) -> Purpose:
+    try:
+        return Purpose(value)
+    except ValueError:
+        raise RemoteProtocolError(f"a session for the unknown purpose {value}") from None
+
+
+def _state(value: int) -> State:
+    try:
+        return State(value)
+    except ValueError:
+        raise RemoteProtocolError(f"a journal in the unknown state {value}") from None
+
+
+def _pack(layout: Struct, *values: int | bytes) -> bytes:
+    try:
+        return layout.pack(*values)
+    except struct.error as error:
+        raise LocalProtocolError(f"{values} can't be said in a session: {error}") from None
+
+
+def _checked_id(session: bytes) -> bytes:
+    if len(session) != ID_LENGTH:
+        raise LocalProtocolError(f"a session id of {len(session)} bytes (it has {ID_LENGTH})")
+    return session
+
+
+def _text(text: str) -> bytes:
+    try:
+        data = text.encode()
+    except UnicodeEncodeError:
+        raise LocalProtocolError(f"{text!r} can't be written in UTF-8") from None
+    if len(data) > MAX_TEXT or b"\0" in data:
+        raise LocalProtocolError(f"a text of {len(data)} bytes (at most {MAX_TEXT}, none of 0)")
+    return _LENGTH.pack(len(data)) + data
+
+
+class _Fields:
+    """Walks over the fields behind the version; the first that reaches past the end raises."""
+
+    def __init__(self, data: bytes) -> None:
+        self._data = data
+        self._at = 0
+        (self._version,) = self.take(_VERSION)
+        if not self._version:
+            raise RemoteProtocolError("a session message of version 0")
+
+    def take(self, layout: Struct) -> tuple[Any, ...]:
+        return layout.unpack(self.raw(layout.size))
+
+    def raw(self, length: int) -> bytes:
+        end = self._at + length
+        if end > len(self._data):
+            raise RemoteProtocolError(f"a field of {length} bytes that ends outside its message")
+        taken = self._data[self._at : end]
+        self._at = end
+        return taken
+
+    def string(self) -> str:
+        """Return a string that has to be exact."""
+        data = self._counted()
+        if b"\0" in data:
+            raise RemoteProtocolError("a text with a NUL character in it")
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            raise RemoteProtocolError("a text that isn't UTF-8") from None
+
+    def text(self) -> str:
+        """Return a string that is for people: what could steer a terminal is replaced."""
+        return display_text(self.string().encode())
+
+    def _counted(self) -> bytes:
+        (length,) = _LENGTH.unpack(self.raw(_LENGTH.size))
+        if length > MAX_TEXT:
+            raise RemoteProtocolError(f"a text of {length} bytes (at most {MAX_TEXT})")
+        return self.raw(length)
+
+    def end(self) -> None:
+        """See that nothing is left, unless a higher version may have it."""
+        if self._version == VERSION and self._at != len(self._data):
+            raise RemoteProtocolError(f"{len(self._data) - self._at} bytes behind a message")

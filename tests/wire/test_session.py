@@ -1,0 +1,255 @@
+"""The messages of a session, by the vectors in the documentation, and cut and bent in every way."""
+
+from __future__ import annotations
+
+import re
+import struct
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
+from flexmigrate.wire.agreement import Close, CloseKind, Ready, Told
+from flexmigrate.wire.awaited import Awaited
+from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, Wish
+from flexmigrate.wire.constants import OptionReply
+from flexmigrate.wire.handshake import ServerHandshake
+from flexmigrate.wire.replies import reply_style
+from flexmigrate.wire.reply_parser import ReplyParser
+from flexmigrate.wire.session import (
+    MAX_PRIVATE_PAYLOAD,
+    MAX_SUPERSEDED,
+    MAX_TEXT,
+    SESSION_OPTION,
+    SESSION_REPLY,
+    Answer,
+    Opening,
+    Outcome,
+    PrivateCommand,
+    Purpose,
+    State,
+    fit_text,
+    parse_answer,
+    parse_opening,
+    parse_outcome,
+)
+from support.negotiation import Exports, Pair
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "handover-protocol.rst"
+SIZE = 4194304
+ID, EARLIER = bytes(range(16)), bytes(range(16, 32))
+OPENING = Opening(
+    Purpose.MIGRATE, ID, 2, State.SENDING, SIZE, "disk", "host-a:/images/disk", (EARLIER,)
+)
+ANSWER = Answer(State.RECEIVING, ID, 1, SIZE, "host-b:/images/disk")
+REFUSING = replace(ANSWER, state=State.PREPARED, refusal="it may be the image of host-a")
+DONE = Outcome(State.OWNER)
+REFUSED = Outcome(State.RECEIVING, "4096 of 8192 bytes are missing")
+STYLES = ((False, False), (True, False), (True, True))
+PARSERS: tuple[tuple[Any, Callable[[bytes], Any]], ...] = (
+    (OPENING, parse_opening),
+    (ANSWER, parse_answer),
+    (REFUSING, parse_answer),
+    (DONE, parse_outcome),
+    (REFUSED, parse_outcome),
+)
+
+
+def documented() -> list[bytes]:
+    """Return the blocks of hexadecimal digits in the document, in their order."""
+    blocks = re.findall(r"::\n\n((?:    [0-9a-f]+\n)+)", DOCUMENT.read_text())
+    return [bytes.fromhex(re.sub(r"\s", "", block)) for block in blocks]
+
+
+class VectorTests(SynchronousTestCase):
+    def test_we_write_and_read_what_is_documented(self) -> None:
+        vectors = documented()
+        self.assertEqual(len(vectors), len(PARSERS) + len(STYLES))
+        for (message, parse), vector in zip(PARSERS, vectors, strict=False):
+            self.assertEqual(message.encode(), vector)
+            self.assertEqual(parse(vector), message)
+
+    def test_replies_are_as_documented(self) -> None:
+        for (structured, extended), vector in zip(STYLES, documented()[-3:], strict=True):
+            style = reply_style(structured, extended)
+            self.assertEqual(style.private(7, 0, DONE.encode()), vector)
+
+    def test_numbers_are_as_documented(self) -> None:
+        text = DOCUMENT.read_text()
+        for command in PrivateCommand:
+            self.assertRegex(text, rf"(?m)^{command.value:#x}  {command.name}\b")
+        for state in State:
+            self.assertRegex(text, rf"(?m)^{state.value}      {state.name}\b")
+        self.assertIn(f"**{SESSION_OPTION:#x}**", text)
+        self.assertIn(f"**{SESSION_REPLY:#x}**", text)
+
+
+class HostileMessageTests(SynchronousTestCase):
+    def test_one_that_is_cut_is_refused(self) -> None:
+        for message, parse in PARSERS:
+            data = message.encode()
+            for length in range(len(data)):
+                with self.assertRaises(RemoteProtocolError):
+                    parse(data[:length])
+
+    def test_one_that_is_too_long_is_refused_but_of_a_higher_version(self) -> None:
+        for message, parse in PARSERS:
+            data = message.encode()
+            with self.assertRaises(RemoteProtocolError):
+                parse(data + b"\0")
+            self.assertEqual(parse(b"\0\2" + data[2:] + b"more"), message)
+            with self.assertRaises(RemoteProtocolError):
+                parse(b"\0\0" + data[2:])
+
+    def test_unknown_purposes_and_states_are_refused(self) -> None:
+        data = OPENING.encode()
+        for at, value in ((2, 0), (2, 4), (3, 7)):
+            with self.assertRaisesRegex(RemoteProtocolError, f"unknown .*{value}"):
+                parse_opening(data[:at] + bytes([value]) + data[at + 1 :])
+
+    def test_texts_are_bounded_and_harmless(self) -> None:
+        head = OPENING.encode()[: -2 - len(OPENING.name)]
+        for text in (b"a\0b", b"\xff", bytes(MAX_TEXT + 1)):
+            with self.assertRaises(RemoteProtocolError):
+                parse_opening(head + struct.pack(">H", len(text)) + text)
+        bell = parse_opening(head + b"\0\3a\x07b")
+        self.assertEqual(bell.name, "a\N{REPLACEMENT CHARACTER}b")
+        self.assertEqual(len(fit_text("\N{EURO SIGN}" * MAX_TEXT).encode()), MAX_TEXT // 3 * 3)
+        self.assertEqual(fit_text("a\nb\udcff"), "a\N{REPLACEMENT CHARACTER}b?")
+
+    def test_too_many_superseded_sessions_are_refused(self) -> None:
+        most = replace(OPENING, superseded=(EARLIER,) * MAX_SUPERSEDED)
+        self.assertEqual(parse_opening(most.encode()), most)
+        with self.assertRaises(LocalProtocolError):
+            replace(OPENING, superseded=(EARLIER,) * (MAX_SUPERSEDED + 1)).encode()
+        data = bytearray(OPENING.encode())
+        data[40:42] = struct.pack(">H", MAX_SUPERSEDED + 1)
+        with self.assertRaisesRegex(RemoteProtocolError, "17 superseded"):
+            parse_opening(bytes(data))
+
+    def test_done_and_refused_at_once_is_refused(self) -> None:
+        for data in (b"\0\1\6\1\0\1a", b"\0\1\6\0\0\0", b"\0\1\6\2\0\0"):
+            with self.assertRaises(RemoteProtocolError):
+                parse_outcome(data)
+
+    @given(st.binary(max_size=200))
+    def test_garbage_gives_a_message_or_the_remote_error(self, data: bytes) -> None:
+        for _, parse in PARSERS:
+            try:
+                parse(data)
+            except RemoteProtocolError:
+                continue
+
+    def test_what_cannot_be_said_is_our_mistake(self) -> None:
+        for wrong in (
+            replace(OPENING, session=b"short"),
+            replace(OPENING, attempt=1 << 32),
+            replace(OPENING, size=-1),
+            replace(OPENING, name="a" * (MAX_TEXT + 1)),
+            replace(OPENING, name="\udcff"),
+        ):
+            with self.assertRaises(LocalProtocolError):
+                wrong.encode()
+
+
+def server(answer: Answer | None = ANSWER, **more: Any) -> ServerHandshake:
+    def reply(data: bytes) -> list[tuple[int, bytes]]:
+        parse_opening(data)
+        assert answer is not None
+        return [(SESSION_REPLY, answer.encode()), (OptionReply.ACK, b"")]
+
+    options = {} if answer is None else {SESSION_OPTION: reply}
+    return ServerHandshake(Exports(), private_options=options, **more)
+
+
+WISH = Wish("disk", structured=False, session=OPENING.encode())
+
+
+class AgreeingTests(SynchronousTestCase):
+    def test_both_learn_what_the_other_said(self) -> None:
+        for piece in (1, 1 << 20):
+            client, served = Pair(ClientHandshake(WISH), server(), piece=piece).run().agreed()
+            self.assertEqual(client.agreement.private, ((SESSION_OPTION, ANSWER.encode()),))
+            self.assertEqual(served.agreement.private, ((SESSION_OPTION, OPENING.encode()),))
+
+    def test_who_does_not_know_it_is_gone_on_with(self) -> None:
+        client, served = Pair(ClientHandshake(WISH), server(None)).run().agreed()
+        self.assertEqual(client.agreement.private + served.agreement.private, ())
+
+    def test_who_declines_is_left_with_its_reason(self) -> None:
+        joined = Pair(ClientHandshake(WISH), server(REFUSING)).run()
+        self.assertEqual(joined.client_events[-1], Close(REFUSING.refusal, CloseKind.DECLINED))
+        self.assertEqual(joined.server_events[-1].kind, CloseKind.ENDED)
+
+    def test_nonsense_and_no_answer_are_violations(self) -> None:
+        for replies in ([(SESSION_REPLY, b"nonsense")], []):
+            ending = [*replies, (OptionReply.ACK, b"")]
+            machine = ServerHandshake(
+                Exports(), private_options={SESSION_OPTION: lambda data, ending=ending: ending}
+            )
+            joined = Pair(ClientHandshake(WISH), machine).run()
+            self.assertEqual(joined.client_events[-1].kind, CloseKind.VIOLATION)
+
+    def test_who_only_asks_is_told_whatever_the_answer(self) -> None:
+        for answer in (ANSWER, REFUSING):
+            joined = Pair(AskHandshake(WISH), server(answer)).run()
+            told, closed = joined.client_events[-2:]
+            self.assertEqual(told, Told(answer.encode()))
+            self.assertEqual(closed.kind, CloseKind.ENDED)
+        joined = Pair(AskHandshake(WISH), server(None)).run()
+        self.assertIn("ERR_UNSUP to SESSION", joined.client_events[-1].reason)
+
+    def test_the_gate_sees_what_was_agreed_on_and_keeps_others_out(self) -> None:
+        seen = []
+
+        def gate(export: str, private: Any) -> str | None:
+            seen.append((export, dict(private)))
+            return None if SESSION_OPTION in private else "it waits for its source"
+
+        machine = Pair(ClientHandshake(WISH), server(gate=gate)).run()
+        self.assertIsInstance(machine.client_events[-1], Ready)
+        self.assertEqual(seen, [("disk", {SESSION_OPTION: OPENING.encode()})])
+        plain = Pair(ClientHandshake(Wish("disk")), server(gate=gate)).run()
+        self.assertIn("it waits for its source", plain.client_events[-1].reason)
+
+
+class RepliesTests(SynchronousTestCase):
+    def parse(self, structured: bool, extended: bool, data: bytes, piece: int) -> bytes | None:
+        parser = ReplyParser(structured=structured, extended=extended)
+        parser.expect(7, Awaited(PrivateCommand.COMMIT))
+        for at in range(0, len(data), piece):
+            parser.receive(data[at : at + piece])
+        [(cookie, awaited)] = parser.take()
+        self.assertEqual(cookie, 7)
+        return awaited.payload
+
+    def test_are_understood_in_each_style_however_they_are_cut(self) -> None:
+        for style in STYLES:
+            for payload in (b"", DONE.encode(), bytes(MAX_PRIVATE_PAYLOAD)):
+                data = reply_style(*style).private(7, 0, payload)
+                for piece in (1 if len(payload) < 100 else 1000, len(data)):
+                    self.assertEqual(self.parse(*style, data, piece), payload)
+
+    def test_too_long_a_payload_is_refused(self) -> None:
+        for style in STYLES:
+            data = reply_style(*style).private(7, 0, bytes(MAX_PRIVATE_PAYLOAD + 1))
+            with self.assertRaisesRegex(RemoteProtocolError, "reply to COMMIT"):
+                self.parse(*style, data, len(data))
+
+    def test_success_without_a_payload_is_refused(self) -> None:
+        for style in STYLES[1:]:
+            data = reply_style(*style).ok(7, 0)
+            with self.assertRaisesRegex(RemoteProtocolError, "no payload in reply to COMMIT"):
+                self.parse(*style, data, len(data))
+
+    def test_a_payload_where_none_belongs_is_refused(self) -> None:
+        for structured, extended in STYLES[1:]:
+            parser = ReplyParser(structured=structured, extended=extended)
+            parser.expect(7, Awaited(3))
+            with self.assertRaisesRegex(RemoteProtocolError, "a payload in reply to FLUSH"):
+                parser.receive(reply_style(structured, extended).private(7, 0, b"x"))
