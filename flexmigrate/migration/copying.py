@@ -25,14 +25,15 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.plan import Rate, RateLimit
 from flexmigrate.wire.constants import TransmissionFlag
 
-# Bytes in one write request, and how many such requests may be in flight: together more than
-# loopback or a gigabit link with 50 ms of delay each way need, and little enough to be sent within
-# the allowed downtime.
+# Bytes in one write request, and how many such requests may be unanswered. That is no memory: a
+# request is sent when the socket takes it, by sendfile, so TCP decides how much is under way, which
+# knows the link. This only has not to stand in its way: as much as 5 Gbit/s carry in 100 ms.
 REQUEST_SIZE = 1024 * 1024
-IN_FLIGHT = 16
+IN_FLIGHT = 64
 
-# Of smaller requests more may be, while they carry no more bytes: each costs a round trip.
-MOST_IN_FLIGHT = 256
+# Of smaller requests more may be, while they carry no more bytes: each costs a round trip. And a
+# kilobyte of Python's objects.
+MOST_IN_FLIGHT = 2048
 
 # What a request costs beside its bytes, in seconds: so many clean bytes between two dirty blocks as
 # the link takes in that time are sent with them, rather than sending two requests.
@@ -41,6 +42,10 @@ REQUEST_SECONDS = 250e-6
 # Bytes that one request may zero: aligned for any server, and answered before anybody gets
 # impatient.
 ZERO_SIZE = 1024 * 1024 * 1024
+
+# Data between two holes is zeroed with them, before it is sent, where the holes are so many times
+# as long: a request for each hole costs more than that, even where zeroes have to be written.
+MOSTLY_HOLE = 8
 
 # Extents that are looked up in a thread in one go.
 EXTENTS_AT_ONCE = 4096
@@ -89,6 +94,33 @@ def _nobody_looks() -> None:
     """Do nothing, at a change that nobody wants to know of."""
 
 
+class Holes:
+    """Joins holes that have little data between them, as they are added: ascending.
+
+    :param mostly: how many times as long as that data they have to be; None: joins none.
+    :ivar last: the last one, to which more may be joined.
+    """
+
+    def __init__(self, mostly: int | None) -> None:
+        self._mostly = mostly
+        self._between = 0  # bytes of data in the last one
+        self.last: Extent | None = None
+
+    def add(self, hole: Extent) -> Extent | None:
+        """Add *hole*; return one that is complete, if that makes it so."""
+        last = self.last
+        if last is not None and self._mostly is not None:
+            between = self._between + hole.offset - last.end
+            joined = hole.end - last.offset
+            if between * self._mostly <= joined - between:
+                self._between = between
+                self.last = Extent(last.offset, joined, data=False)
+                return None
+        self._between = 0
+        self.last = hole
+        return last
+
+
 class Copier:
     """Sends one image over one connection.
 
@@ -115,6 +147,7 @@ class Copier:
         self._data = _NO_DATA
         self._in_flight = 0
         self._bytes_in_flight = 0
+        self._is_flushed = False
         self._failure: Failure | None = None
         self._waiter: Deferred[None] | None = None
 
@@ -123,6 +156,8 @@ class Copier:
     async def send_holes(self) -> None:
         """Make holes where the image has them, and mark everything else dirty."""
         extents = self._image.extents(0, self._image.size)
+        can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
+        holes = Holes(MOSTLY_HOLE if can_zero else None)
         while True:
             found: list[Extent] = await self._background.run(
                 lambda: list(islice(extents, EXTENTS_AT_ONCE))
@@ -130,10 +165,12 @@ class Copier:
             for extent in found:
                 if extent.data:
                     self.dirty.mark(extent.offset, extent.length)
-                else:
-                    await self._send_hole(extent)
+                elif (hole := holes.add(extent)) is not None:
+                    await self._send_hole(hole)
             if len(found) < EXTENTS_AT_ONCE:
                 break
+        if holes.last is not None:
+            await self._send_hole(holes.last)
         await self._all_answered()
 
     async def send_dirty(self) -> int:
@@ -147,7 +184,8 @@ class Copier:
             total += length
             for extent in self._extents(offset, offset + length):
                 if extent.data:
-                    await self._room(extent.length)
+                    if not self._is_room(extent.length):
+                        await self._room(extent.length)
                     self._launch(self._send_data(extent.offset, extent.length), extent.length)
                 else:
                     await self._send_hole(extent)
@@ -174,7 +212,14 @@ class Copier:
             position = stop
 
     async def flush(self) -> None:
-        """Have all that was sent put on stable storage, where the destination knows how to."""
+        """Have all that was sent put on stable storage, where the destination knows how to.
+
+        Where nothing was sent since that was last done, it isn't asked again: that saves parked
+        clients a round trip.
+        """
+        if self._is_flushed:
+            return
+        self._is_flushed = True
         if self._client.flags & TransmissionFlag.SEND_FLUSH:
             await self._client.flush()
 
@@ -185,59 +230,80 @@ class Copier:
         most = ZERO_SIZE if can_zero else self._limit.piece(REQUEST_SIZE)
         for offset, length in _pieces(hole, most):
             carried = 0 if can_zero else length
-            await self._room(carried)
-            zero = self._zero if can_zero else self._write_zeroes
-            self._launch(zero(offset, length), carried)
+            if not self._is_room(carried):
+                await self._room(carried)
+            if can_zero:
+                self._launch(self._client.zero(offset, length), 0, zeroed=length)
+            else:
+                # What such a server holds there is unknown.
+                zeroes = memoryview(_ZEROES)[:length]
+                self._launch(self._client.write(offset, zeroes), length)
 
-    async def _zero(self, offset: int, length: int) -> None:
-        await self._client.zero(offset, length)
-        self._progress.zeroed += length
+    def _send_data(self, offset: int, length: int) -> Deferred[None]:
+        if self._image.is_resident(offset, length):
+            return self._client.write_from(self._image, offset, length)
+        return self._background.make_resident(offset, length).addCallback(
+            lambda _: self._client.write_from(self._image, offset, length)
+        )
 
-    async def _write_zeroes(self, offset: int, length: int) -> None:
-        """Write zeroes to a server that can't be told of them: what it holds there is unknown."""
-        await self._client.write(offset, memoryview(_ZEROES)[:length])
-        self._count(length)
+    # Many requests: what is done for each is plain calls, since a coroutine and its Deferreds would
+    # cost as much as all the rest.
 
-    async def _send_data(self, offset: int, length: int) -> None:
-        if not self._image.is_resident(offset, length):
-            await self._background.make_resident(offset, length)
-        await self._client.write_from(self._image, offset, length)
-        self._count(length)
-
-    def _count(self, length: int) -> None:
-        self._progress.sent += length
-        self._progress.rate.add(self._reactor.seconds(), length)
-
-    # Many requests
-
-    async def _room(self, length: int) -> None:
-        """Wait until a request of *length* bytes may be sent: by the limit, the link, and the
-        window.
+    def _is_room(self, length: int) -> bool:
+        """Take the place for a request of *length* bytes, if it can be sent now: by the limit, the
+        link, and the window.
         """
         self._raise_failure()
-        while self._in_flight and (
+        if self._is_full(length) or not self._client.writable:
+            return False
+        now = self._reactor.seconds()
+        if self._limit.delay(now):
+            return False
+        self._limit.charge(now, length)
+        return True
+
+    async def _room(self, length: int) -> None:
+        """Wait until ``_is_room``."""
+        while not self._is_room(length):
+            if self._is_full(length):
+                await self._answered()
+            elif not self._client.writable:
+                await self._client.when_writable()
+            elif delay := self._limit.delay(self._reactor.seconds()):
+                await deferLater(self._reactor, min(delay, RECHECK_SECONDS))
+
+    def _is_full(self, length: int) -> bool:
+        return bool(self._in_flight) and (
             self._in_flight >= MOST_IN_FLIGHT
             or self._bytes_in_flight + length > IN_FLIGHT * REQUEST_SIZE
-        ):
-            await self._answered()
-        if not self._client.writable:
-            await self._client.when_writable()
-        while delay := self._limit.delay(self._reactor.seconds()):
-            await deferLater(self._reactor, min(delay, RECHECK_SECONDS))
-            self._raise_failure()
-        self._limit.charge(self._reactor.seconds(), length)
-        self._raise_failure()
+        )
 
-    def _launch(self, request: Any, length: int) -> None:
-        """Begin a request that carries *length* bytes."""
+    def _launch(self, answer: Deferred[None], length: int, *, zeroed: int = 0) -> None:
+        """A request was begun that carries *length* bytes, or zeroes so many without."""
+        self._is_flushed = False
         self._in_flight += 1
         self._bytes_in_flight += length
-        Deferred.fromCoroutine(request).addErrback(self._failed).addBoth(self._ended, length)
+        answer.addCallbacks(
+            self._done,
+            self._failed,
+            callbackArgs=(length, zeroed),
+            errbackArgs=(length,),
+        )
 
-    def _failed(self, failure: Failure) -> None:
+    def _done(self, _: None, length: int, zeroed: int) -> None:
+        progress = self._progress
+        if zeroed:
+            progress.zeroed += zeroed
+        else:
+            progress.sent += length
+            progress.rate.add(self._reactor.seconds(), length)
+        self._ended(length)
+
+    def _failed(self, failure: Failure, length: int) -> None:
         self._failure = self._failure or failure
+        self._ended(length)
 
-    def _ended(self, _: object, length: int) -> None:
+    def _ended(self, length: int) -> None:
         self._in_flight -= 1
         self._bytes_in_flight -= length
         waiter, self._waiter = self._waiter, None

@@ -14,8 +14,17 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import ConnectionGone, RequestFailed
 from flexmigrate.image.background import Background
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
-from flexmigrate.migration.copying import IN_FLIGHT, RECHECK_SECONDS, REQUEST_SIZE, Copier, Progress
+from flexmigrate.migration.copying import (
+    IN_FLIGHT,
+    MOST_IN_FLIGHT,
+    RECHECK_SECONDS,
+    REQUEST_SIZE,
+    Copier,
+    Holes,
+    Progress,
+)
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.testing import InlineClock, InlineThreads
 from flexmigrate.wire.constants import TransmissionFlag
@@ -167,6 +176,51 @@ class HoleTests(CopierCase):
         self.assertEqual(list(self.dirty.runs(0, 4 * MIB)), [(MIB, MIB)])
         self.assertEqual((self.progress.zeroed, self.progress.sent), (3 * MIB, 0))
 
+    def test_little_data_between_holes_is_zeroed_with_them_and_sent_after(self) -> None:
+        size, pieces = 16 * MIB, [(2 * MIB, BLOCK), (5 * MIB, BLOCK), (9 * MIB, 4 * MIB)]
+        copier = self.make(size, pieces)
+        sending = self.begin(copier.send_holes())
+        self.assertEqual(self.asked(), [("zero", 0, 9 * MIB), ("zero", 13 * MIB, 3 * MIB)])
+        self.client.answer_all()
+        self.successResultOf(sending)
+        self.assertEqual(list(self.dirty.runs(0, size)), pieces)
+        self.client.at_once = True
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.assert_equal_images()
+
+    def test_are_joined_only_where_they_are_mostly_hole(self) -> None:
+        for mostly, joined in ((1, 1), (8, 1), (9, 2), (None, 2)):
+            holes = Holes(mostly)
+            first, second = Extent(0, 4 * BLOCK, False), Extent(5 * BLOCK, 4 * BLOCK, False)
+            complete = [holes.add(first), holes.add(second), holes.last]
+            self.assertEqual(len([each for each in complete if each]), joined, mostly)
+            if joined == 1:
+                self.assertEqual(holes.last, Extent(0, 9 * BLOCK, False))
+            else:
+                self.assertEqual(complete, [None, first, second])
+
+    def test_that_are_joined_have_no_more_data_however_many_they_are(self) -> None:
+        draw = random.Random(1)
+        for _ in range(100):
+            holes, given, at = Holes(8), [], 0
+            for _ in range(50):
+                hole = Extent(
+                    at + draw.randrange(1, 4) * BLOCK, draw.randrange(1, 40) * BLOCK, False
+                )
+                at = hole.end
+                given.append(hole)
+                zeroed = holes.add(hole)
+                if zeroed is not None:
+                    self.check_mostly_hole(zeroed, given)
+            assert holes.last is not None
+            self.check_mostly_hole(holes.last, given)
+
+    def check_mostly_hole(self, zeroed: Extent, given: list[Extent]) -> None:
+        inside = [each for each in given if zeroed.offset <= each.offset and each.end <= zeroed.end]
+        empty = sum(each.length for each in inside)
+        self.assertGreaterEqual(empty, 8 * (zeroed.length - empty))
+        self.assertEqual((inside[0].offset, inside[-1].end), (zeroed.offset, zeroed.end))
+
     def test_zeroes_are_written_to_who_can_not_be_told_of_them(self) -> None:
         copier = self.make(3 * MIB, [(0, BLOCK)], TransmissionFlag(0))
         self.client.at_once = True
@@ -245,6 +299,20 @@ class HoleTests(CopierCase):
         self.client.answer()
         self.successResultOf(flushing)
 
+    def test_flush_is_not_asked_again_where_nothing_was_sent_since(self) -> None:
+        copier = self.make(MIB, [(0, BLOCK)])
+        self.client.at_once = True
+        for walk, flushes in (
+            *((copier.send_holes, 1), (copier.send_dirty, 2), (copier.send_dirty, 2)),
+        ):
+            self.successResultOf(self.begin(walk()))
+            self.successResultOf(self.begin(copier.flush()))
+            self.assertEqual([each for each, _, _ in self.asked()].count("flush"), flushes)
+        self.dirty.mark(0, BLOCK)
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.successResultOf(self.begin(copier.flush()))
+        self.assertEqual(self.asked()[-2:], [("write", 0, BLOCK), ("flush", 0, 0)])
+
 
 class DirtyTests(CopierCase):
     def test_a_mark_is_gone_before_its_block_is_read(self) -> None:
@@ -296,6 +364,17 @@ class DirtyTests(CopierCase):
             self.client.answer(random.Random(1).randrange(len(self.client.waiting)))
         self.successResultOf(sending)
         self.assert_equal_images()
+
+    def test_no_more_small_requests_are_in_flight_than_may_be(self) -> None:
+        size = 4 * MOST_IN_FLIGHT * BLOCK
+        copier = self.make(size, [(0, size)])
+        for block in range(0, size, 2 * BLOCK):
+            self.dirty.mark(block, BLOCK)
+        sending = self.begin(copier.send_dirty())
+        self.assertEqual(len(self.client.waiting), MOST_IN_FLIGHT)
+        self.client.answer_all()
+        self.client.answer_all()
+        self.assertEqual(self.successResultOf(sending), size // 2)
 
     def test_a_link_that_is_full_is_waited_for(self) -> None:
         copier = self.make(2 * MIB, [(0, 2 * MIB)])
