@@ -77,10 +77,10 @@ def _run(config: Config) -> int:
     if isinstance(config, CallConfig):
         return _call(config)
     # Only from here on is there a reactor.
-    from flexmigrate.log import start_logging
+    from flexmigrate.log.observer import start_logging
     from flexmigrate.service import run
 
-    start_logging(config.verbosity)
+    start_logging(config.log, context=config.subject)
     if isinstance(config, ReadConfig):
         return run.run_read(config)
     if isinstance(config, WriteConfig):

@@ -25,6 +25,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.control.grammar import Action, MirrorRequest, settings_lines
 from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
 from flexmigrate.options import (
     ACL_WORDS,
@@ -44,6 +45,9 @@ from flexmigrate.options import (
     LISTEN_ADDR,
     LISTEN_EXPORT,
     LISTEN_PORT,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    LOG_REQUESTS,
     MAX_CLIENTS,
     NO_LIST,
     OLDSTYLE,
@@ -76,6 +80,7 @@ from flexmigrate.together import (
     bind_of,
     default_export_of,
     exports_of,
+    log_of,
     places_of,
     rebind_of,
     seen_from_elsewhere,
@@ -110,7 +115,7 @@ def _serve(given: Given) -> ServeConfig:
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
         poll_seconds=_poll_seconds(given),
         tls=tls_of(given, server=True),
-        verbosity=given.verbosity,
+        log=log_of(given),
     )
 
 
@@ -131,12 +136,12 @@ def _listen(given: Given) -> ListenConfig:
         rebind=rebind_of(given, places[0]),
         coverage=given.optional(COVERAGE) or "full",
         tls=tls_of(given, server=True),
-        verbosity=given.verbosity,
+        log=log_of(given),
     )
 
 
 def _call(given: Given, *lines: str) -> CallConfig:
-    return CallConfig(given.required(CALL_SOCK), lines, given.verbosity)
+    return CallConfig(given.required(CALL_SOCK), lines)
 
 
 def _call_export(given: Given, *lines: str) -> CallConfig:
@@ -180,7 +185,7 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
         size=given.required(SIZE),
         bind=bind_of(given, server) if isinstance(server, Address) else None,
         tls=tls_of(given, uri=server if isinstance(server, str) else None),
-        verbosity=given.verbosity,
+        log=LogSettings(given.verbosity),
     )
 
 
@@ -199,6 +204,7 @@ class Command:
 
 
 # Both ends of the synopses.
+_LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
@@ -208,11 +214,12 @@ COMMANDS = {
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
-        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} [ACL_ENTRY...]",
+        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} {_LOG}"
+        " [ACL_ENTRY...]",
         (
             *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _serve,
         ACL_WORDS,
@@ -221,11 +228,11 @@ COMMANDS = {
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
         " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
-        f" {_TLS_SERVER} [ACL_ENTRY...]",
+        f" {_TLS_SERVER} {_LOG} [ACL_ENTRY...]",
         (
             *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _listen,
         ACL_WORDS,

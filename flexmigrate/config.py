@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
 
 CoverageRule = Literal["full", "any"]
@@ -47,6 +48,7 @@ class TLSConfig:
 
 
 NO_TLS = TLSConfig()
+_LOG = LogSettings()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,7 @@ class ServeConfig:
     :ivar max_clients: connections at the same time.
     :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
     :ivar tls: see `TLSConfig`.
-    :ivar verbosity: -1 quiet, 0 normal, 1 verbose.
+    :ivar log: see `LogSettings`.
     """
 
     places: tuple[Place, ...]
@@ -82,7 +84,12 @@ class ServeConfig:
     max_clients: int = 1000
     poll_seconds: float = 50e-6
     tls: TLSConfig = NO_TLS
-    verbosity: int = 0
+    log: LogSettings = _LOG
+
+    @property
+    def subject(self) -> str:
+        """The path of the image, or the first of them: what a log can be told apart by."""
+        return self.exports[0].file
 
 
 @dataclass(frozen=True)
@@ -107,7 +114,12 @@ class ListenConfig:
     rebind: Address | None = None
     coverage: CoverageRule = "full"
     tls: TLSConfig = NO_TLS
-    verbosity: int = 0
+    log: LogSettings = _LOG
+
+    @property
+    def subject(self) -> str:
+        """The path of the image."""
+        return self.file
 
 
 @dataclass(frozen=True)
@@ -120,7 +132,6 @@ class CallConfig:
 
     sock: str
     lines: tuple[str, ...]
-    verbosity: int = 0
 
 
 @dataclass(frozen=True)
@@ -132,6 +143,7 @@ class TransferConfig:
     :ivar size: how much to move, in bytes, at least 1.
     :ivar bind: local IP address to connect from; ``None`` leaves it to the kernel.
     :ivar tls: see `TLSConfig`.
+    :ivar log: see `LogSettings`.
     """
 
     server: Address | str
@@ -139,7 +151,8 @@ class TransferConfig:
     size: int
     bind: str | None = None
     tls: TLSConfig = NO_TLS
-    verbosity: int = 0
+    log: LogSettings = _LOG
+    subject = ""
 
 
 class ReadConfig(TransferConfig):

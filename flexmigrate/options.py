@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from flexmigrate.config import CoverageRule, TLSRule
 from flexmigrate.control.grammar import MAX_BPS
 from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
 from flexmigrate.net.address import parse_host, parse_place, parse_port, parse_socket_path
 
 T = TypeVar("T")
@@ -182,6 +183,20 @@ def _parse_microseconds(text: str) -> int:
     return int(text)
 
 
+def _parse_log_format(text: str) -> LogFormat:
+    for form in FORMATS:
+        if text == form:
+            return form
+    raise ValueError(f"{text!r} is none of 'text', 'json' and 'flexnbd'")
+
+
+def _parse_log_level(text: str) -> tuple[str, str]:
+    namespace, equals, level = text.rpartition("=")
+    if not equals or not namespace or level not in LEVELS:
+        raise ValueError(f"{text!r} is not NAMESPACE=LEVEL with a level of {', '.join(LEVELS)}")
+    return shown_namespace(namespace), level
+
+
 def _parse_tls(text: str) -> TLSRule:
     rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
     if text not in rules:
@@ -191,6 +206,30 @@ def _parse_tls(text: str) -> TLSRule:
 
 VERBOSE = Flag("verbose", "v", "log everything")
 QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
+
+LOG_FORMAT = Option(
+    "log-format",
+    "",
+    "text|json|flexnbd",
+    "layout of the log's lines (default: text)",
+    _parse_log_format,
+)
+LOG_LEVEL = Option(
+    "log-level",
+    "",
+    "NAMESPACE=LEVEL",
+    "lowest level to log of a part of the program, named as in the log: migration=debug,"
+    " twisted=info; debug, info, warn, error or critical; can be repeated, and comes before -v and"
+    " -q (default: info for all of flexmigrate, warn for what it uses)",
+    _parse_log_level,
+    repeatable=True,
+)
+LOG_REQUESTS = Flag(
+    "log-requests",
+    "",
+    "log every request and reply of every client: for looking into a fault, since it makes a"
+    " server many times slower (default: none)",
+)
 
 LISTEN_ADDR = Option(
     "addr",

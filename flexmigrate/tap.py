@@ -18,7 +18,7 @@ from flexmigrate import __version__
 from flexmigrate.commands import COMMANDS, parse
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError
-from flexmigrate.log import Verbosity
+from flexmigrate.log.observer import LineObserver
 from flexmigrate.options import QUIET, VERBOSE, Flag, Option
 
 PROG = "twistd flexmigrate"
@@ -93,15 +93,26 @@ class Options(usage.Options):
         if self.subCommand is None:
             raise usage.UsageError("which command, serve or listen?")
         if self.parent is not None:
-            _choose_log(self.parent, Verbosity(self.subOptions.config.verbosity))
+            _choose_log(self.parent, self.subOptions.config)
 
 
-def _choose_log(twistd: usage.Options, verbosity: Verbosity) -> None:
+# twistd is told how to log by a name, which it imports once all options are read: what they came to
+# is kept where that name leads. twistd reads one command line in its life.
+_chosen: ServeConfig | ListenConfig
+
+
+def stdout_observer() -> LineObserver:
+    """Return an observer that writes to standard output, as twistd's own does."""
+    return LineObserver(1, _chosen.log, context=_chosen.subject)
+
+
+def _choose_log(twistd: usage.Options, config: ServeConfig | ListenConfig) -> None:
     """In the foreground, log as flexmigrate does, unless twistd was told how to log."""
     told = twistd.get("logger") or twistd.get("logfile") or twistd.get("syslog")
     if twistd.get("nodaemon") and not told:
-        # twistd imports its observer by name once all options are read.
-        twistd["logger"] = f"flexmigrate.log.Verbosity.{verbosity.name}.stdout_observer"
+        global _chosen  # noqa: PLW0603  # see there
+        _chosen = config
+        twistd["logger"] = f"{__name__}.{stdout_observer.__name__}"
 
 
 def makeService(options: Options) -> IService:

@@ -12,6 +12,7 @@ import os
 from flexmigrate.config import ExportConfig, Place, TLSConfig
 from flexmigrate.control.grammar import WILDCARDS
 from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
 from flexmigrate.options import (
@@ -22,6 +23,9 @@ from flexmigrate.options import (
     FILE,
     LISTEN_ADDR,
     LISTEN_PORT,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    LOG_REQUESTS,
     REBIND_ADDR,
     REBIND_PORT,
     TLS,
@@ -33,6 +37,16 @@ from flexmigrate.options import (
 )
 
 _NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
+
+
+def log_of(given: Given) -> LogSettings:
+    """Return how a server's log is to be."""
+    return LogSettings(
+        verbosity=given.verbosity,
+        form=given.optional(LOG_FORMAT) or "text",
+        levels=tuple(given.every(LOG_LEVEL)),
+        requests=given.flag(LOG_REQUESTS),
+    )
 
 
 def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:

@@ -2,8 +2,11 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
+import re
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,11 +14,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.logger import LogBeginner, Logger, LogLevel, LogPublisher
 from twisted.python.failure import Failure
-from twisted.python.reflect import namedAny
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate import log
-from flexmigrate.log import MAX_LINE, LineObserver, Verbosity, format_line, one_line
+from flexmigrate.log import observer as observers
+from flexmigrate.log.layouts import (
+    MAX_LINE,
+    format_flexnbd,
+    format_json,
+    format_line,
+    layout_of,
+    one_line,
+)
+from flexmigrate.log.observer import LineObserver
+from flexmigrate.log.settings import FORMATS, LogSettings
 
 # 2001-02-03, a bit after four.
 WHEN = 981173106.25
@@ -58,8 +69,8 @@ class Descriptor:
         return self.written.decode().splitlines()
 
 
-def observer(descriptor: Descriptor, verbosity: Verbosity = Verbosity.NORMAL) -> LineObserver:
-    return LineObserver(-1, verbosity, descriptor.write)
+def observer(descriptor: Descriptor, settings: LogSettings | None = None) -> LineObserver:
+    return LineObserver(-1, settings, descriptor.write)
 
 
 class LayoutTests(SynchronousTestCase):
@@ -70,11 +81,7 @@ class LayoutTests(SynchronousTestCase):
         )
 
     def test_a_failure_is_one_line_with_its_traceback(self) -> None:
-        try:
-            raise ValueError("no\nsuch thing")
-        except ValueError:
-            failure = Failure()
-        line = format_line(event("it broke", log_failure=failure, log_level=LogLevel.critical))
+        line = format_line(event("it broke", log_failure=failure(), log_level=LogLevel.critical))
         self.assertEqual(line.count(b"\n"), 1)
         self.assertIn(b" critical server.connection: it broke\\nTraceback", line)
         self.assertTrue(line.endswith(b"ValueError: no\\nsuch thing\n"), line)
@@ -104,32 +111,172 @@ class LayoutTests(SynchronousTestCase):
         self.assertEqual(encoded.decode("unicode_escape"), text)
 
 
+class Peer:
+    """A client, to the log."""
+
+    log_about = {"client": "3 192.0.2.7:40312"}
+
+
+def failure() -> Failure:
+    try:
+        raise ValueError("no\nsuch thing")
+    except ValueError:
+        return Failure()
+
+
+class OnlyItsClass:
+    """What a class-level Logger has for its source: a class, whose property is no mapping."""
+
+    @property
+    def log_about(self) -> dict[str, str]:
+        return {"client": "?"}
+
+
+class AboutTests(SynchronousTestCase):
+    def test_every_layout_shows_whom_an_event_is_about(self) -> None:
+        under_test = event("closing it", log_source=Peer())
+        self.assertIn(
+            b" server.connection [client 3 192.0.2.7:40312]: closing it\n", format_line(under_test)
+        )
+        self.assertEqual(json.loads(format_json(under_test))["client"], "3 192.0.2.7:40312")
+        self.assertIn(b": client 3 192.0.2.7:40312: closing it\n", format_flexnbd(under_test))
+
+    def test_any_other_source_is_not_shown(self) -> None:
+        for source in (self, OnlyItsClass, None, 3):
+            line = format_line(event("x", log_source=source))
+            self.assertTrue(line.endswith(b" server.connection: x\n"), line)
+
+
+class JsonTests(SynchronousTestCase):
+    def loaded(self, made: dict[str, Any]) -> dict[str, Any]:
+        line = format_json(made)
+        self.assertEqual(line.count(b"\n"), 1)
+        self.assertTrue(line.endswith(b"}\n"))
+        loaded: dict[str, Any] = json.loads(line)
+        return loaded
+
+    def test_an_event(self) -> None:
+        made = event("sent {n} to {whom!r}: {rate}", n=5, whom="a\nb", rate=float("inf"))
+        self.assertEqual(
+            self.loaded(made),
+            {
+                "time": "2001-02-03T04:05:06.250Z",
+                "level": "info",
+                "namespace": "server.connection",
+                "message": "sent 5 to 'a\\nb': inf",
+                "fields": {"n": 5, "whom": "a\nb"},
+            },
+        )
+
+    def test_a_traceback_is_a_field(self) -> None:
+        loaded = self.loaded(event("it broke", log_failure=failure()))
+        self.assertEqual(loaded["message"], "it broke")
+        self.assertTrue(loaded["traceback"].startswith("Traceback"), loaded)
+        self.assertTrue(loaded["traceback"].endswith("ValueError: no\nsuch thing"), loaded)
+
+    def test_an_event_without_text_makes_no_line(self) -> None:
+        self.assertEqual(format_json({"log_level": LogLevel.info}), b"")
+
+    @given(st.text(st.characters(exclude_categories=())))
+    def test_any_text_comes_back(self, text: str) -> None:
+        loaded = self.loaded(event("{name}!", name=text))
+        self.assertEqual(loaded["message"], f"{text}!")
+
+
+class FlexnbdTests(SynchronousTestCase):
+    # What flexnbd prints: "%PRIu64:%c:%d %p %s %s:%d: "
+    LINE = re.compile(r"(\d+):([DIWEF]):(\d+) (0x[0-9a-f]+) (\S*) (\S+):(\d+): (.*)\n")
+
+    def test_the_layout(self) -> None:
+        before = time.monotonic()
+        made = event("hello", log_time=time.time())
+        found = self.LINE.fullmatch(format_flexnbd(made, "/images/vm7").decode())
+        assert found is not None
+        milliseconds, letter, pid, _, context, file, line, text = found.groups()
+        self.assertLess(abs(int(milliseconds) / 1000 - before), 5)
+        self.assertEqual((letter, int(pid)), ("I", os.getpid()))
+        self.assertEqual((context, line, text), ("/images/vm7", "0", "hello"))
+        self.assertEqual(file, "flexmigrate/server/connection.py")
+
+    def test_the_letters_of_the_levels(self) -> None:
+        letters = ""
+        for level in LogLevel.iterconstants():
+            found = self.LINE.fullmatch(format_flexnbd(event("x", log_level=level)).decode())
+            assert found is not None
+            letters += found[2]
+        self.assertEqual(letters, "DIWEF")
+
+    def test_the_context_is_the_image_and_ends_no_line(self) -> None:
+        layout = layout_of(LogSettings(form="flexnbd"), "a\nb")
+        self.assertIn(rb" a\nb ", layout(event("x")))
+
+    def test_a_traceback_is_part_of_the_line(self) -> None:
+        line = format_flexnbd(event("it broke", log_failure=failure()))
+        self.assertEqual(line.count(b"\n"), 1)
+        self.assertIn(rb"it broke\nTraceback", line)
+
+
 class LevelTests(SynchronousTestCase):
-    def shown(self, verbosity: Verbosity, namespace: str) -> list[str]:
+    def shown(self, namespace: str, **chosen: Any) -> list[str]:
         descriptor = Descriptor()
-        logger = Logger(namespace=namespace, observer=observer(descriptor, verbosity))
+        settings = LogSettings(**chosen)
+        logger = Logger(namespace=namespace, observer=observer(descriptor, settings))
         for level in LogLevel.iterconstants():
             logger.emit(level, "x")
         return [line.split()[1] for line in descriptor.lines]
 
     def test_normally_information_is_shown(self) -> None:
-        shown = self.shown(Verbosity.NORMAL, "flexmigrate.migration")
+        shown = self.shown("flexmigrate.migration")
         self.assertEqual(shown, ["info", "warn", "error", "critical"])
 
     def test_quiet_shows_errors_only(self) -> None:
-        shown = self.shown(Verbosity.QUIET, "flexmigrate.migration")
-        self.assertEqual(shown, ["error", "critical"])
+        for namespace in ("flexmigrate.migration", "twisted.internet"):
+            self.assertEqual(self.shown(namespace, verbosity=-1), ["error", "critical"])
 
     def test_verbose_shows_everything(self) -> None:
         for namespace in ("flexmigrate.migration", "twisted.internet"):
-            self.assertEqual(len(self.shown(Verbosity.VERBOSE, namespace)), 5)
+            self.assertEqual(len(self.shown(namespace, verbosity=1)), 5)
 
     def test_what_others_tell_as_information_is_for_verbose_only(self) -> None:
         for namespace in ("twisted.internet", "log_legacy", "flexmigrates"):
-            self.assertEqual(self.shown(Verbosity.NORMAL, namespace), ["warn", "error", "critical"])
+            self.assertEqual(self.shown(namespace), ["warn", "error", "critical"])
+
+    def test_a_level_of_a_namespace_holds_for_it_and_all_below(self) -> None:
+        levels = (("migration", "debug"), ("twisted.internet", "info"))
+        for namespace, lowest in (
+            ("flexmigrate.migration", "debug"),
+            ("flexmigrate.migration.source", "debug"),
+            ("flexmigrate.migrations", "info"),
+            ("flexmigrate.server", "info"),
+            ("twisted.internet.tcp", "info"),
+            ("twisted.web", "warn"),
+        ):
+            self.assertEqual(self.shown(namespace, levels=levels)[0], lowest, namespace)
+
+    def test_the_longest_namespace_wins_and_comes_before_the_verbosity(self) -> None:
+        levels = (("migration.source", "debug"), ("migration", "critical"))
+        for verbosity in (-1, 0, 1):
+            chosen: dict[str, Any] = {"levels": levels, "verbosity": verbosity}
+            self.assertEqual(self.shown("flexmigrate.migration.plan", **chosen), ["critical"])
+            self.assertEqual(len(self.shown("flexmigrate.migration.source", **chosen)), 5)
+
+    def test_all_of_ours_have_a_name(self) -> None:
+        levels = (("flexmigrate", "error"),)
+        self.assertEqual(self.shown("flexmigrate.server", levels=levels), ["error", "critical"])
+        self.assertEqual(self.shown("twisted.web", levels=levels)[0], "warn")
 
 
 class WritingTests(SynchronousTestCase):
+    def test_in_every_layout_an_event_is_one_line(self) -> None:
+        for form in FORMATS:
+            descriptor = Descriptor(OSError(errno.ENOSPC, "full"))
+            under_test = observer(descriptor, LogSettings(form=form))
+            for number in range(2):
+                under_test(event("a\nb {n}\u2028", n=number, log_failure=failure()))
+            lost, line = descriptor.lines
+            self.assertIn("1 lines of the log were lost", lost)
+            self.assertIn("ValueError", line)
+
     def test_an_event_is_one_write(self) -> None:
         descriptor = Descriptor()
         observer(descriptor)(event("a\nb"))
@@ -236,11 +383,11 @@ class StartTests(SynchronousTestCase):
         before = vars(streams).copy()
         publisher = LogPublisher()
         beginner = LogBeginner(publisher, io.StringIO(), streams, _NoWarnings())
-        self.patch(log, "globalLogBeginner", beginner)
+        self.patch(observers, "globalLogBeginner", beginner)
 
         logger = Logger(namespace="flexmigrate.service", observer=publisher)
         logger.info("early")
-        log.start_logging(0, writer)
+        observers.start_logging(LogSettings(), writer)
         logger.info("late")
         logger.debug("unseen")
         os.close(writer)
@@ -248,11 +395,6 @@ class StartTests(SynchronousTestCase):
         lines = os.read(reader, 65536).decode().splitlines()
         self.assertEqual([line.split(": ")[1] for line in lines], ["early", "late"])
         self.assertEqual(vars(streams), before)
-
-    def test_twistd_finds_an_observer_by_name(self) -> None:
-        for verbosity in Verbosity:
-            make = namedAny(f"flexmigrate.log.Verbosity.{verbosity.name}.stdout_observer")
-            self.assertIsInstance(make(), LineObserver)
 
 
 class _NoWarnings:

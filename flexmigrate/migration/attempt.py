@@ -26,8 +26,6 @@ from flexmigrate.migration.plan import Next, Pass, RateLimit, after_pass, known_
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
 
-log = Logger()
-
 WATCH_SECONDS = 1.0
 """How often it is looked whether the destination makes progress."""
 
@@ -72,6 +70,7 @@ class Ground(Protocol):
 class Attempt:
     """See the module.
 
+    :param about: the migration, for logs.
     :ivar passes: how many walks were begun.
     """
 
@@ -83,6 +82,7 @@ class Attempt:
         allowances: Allowances,
         limit: RateLimit,
         progress: Progress,
+        about: object = None,
     ) -> None:
         self._reactor = reactor
         self._export = export
@@ -90,6 +90,7 @@ class Attempt:
         self._allowances = allowances
         self._limit = limit
         self._progress = progress
+        self._log = Logger(source=about)
         self._client: NBDClientProtocol | None = None
         self._copier: Copier | None = None
         self._watchdog = LoopingCall(self._watch)
@@ -223,7 +224,7 @@ class Attempt:
             self._not_listening = False
             # What goes wrong there must not keep those waiting who are connected.
             maybeDeferred(self._ground.resume_listening).addErrback(
-                lambda failure: log.failure("listening again failed", failure)
+                lambda failure: self._log.failure("listening again failed", failure)
             )
         export.unpark()
         self._free_lock()
@@ -255,7 +256,7 @@ class Attempt:
         await self._copying.flush()
         self._last = Pass(sent, seconds, self._copying.dirty.bytes)
         self._rate = known_rate(self._rate, self._last)
-        log.info(
+        self._log.info(
             "pass {number}: {sent} bytes in {seconds:.2f} s, {left} bytes were changed meanwhile",
             number=self.passes,
             sent=sent,
@@ -271,7 +272,7 @@ class Attempt:
         limit = slower(self._export.write_limit, self._send_rate())
         if self._export.write_limit is None or limit < self._export.write_limit:
             self._export.write_limit = limit
-            log.info(
+            self._log.info(
                 "clients write faster than can be sent: limited to {limit} bytes/s",
                 limit=int(limit),
             )

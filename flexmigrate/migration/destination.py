@@ -20,8 +20,6 @@ from flexmigrate.image.coverage import Coverage
 from flexmigrate.migration.handover import DestinationHandover, Verdict
 from flexmigrate.server.export import Export
 
-log = Logger()
-
 FIRST_REQUEST_SECONDS = 10.0
 """A connection that asks for nothing does not hold the place of the sender for longer."""
 
@@ -71,6 +69,7 @@ class Destination(Protocol):
 class DestinationCore:
     """What all states share.
 
+    :ivar logger: for what is about the sender, or the last one there was.
     :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
         ready: the close of the connection is what tells the sender.
     """
@@ -85,6 +84,7 @@ class DestinationCore:
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
         self.attempts = 0
+        self.logger = Logger()
 
     @property
     def busy(self) -> str | None:
@@ -121,6 +121,7 @@ def _receive(destination: Destination, core: DestinationCore, sender: Sender) ->
     core.forget()
     core.phase = "receiving"
     core.sender = sender
+    core.logger = Logger(source=sender)
     core.attempts += 1
     delayed: IDelayedCall = core.reactor.callLater(FIRST_REQUEST_SECONDS, destination._silent)
     return delayed
@@ -180,7 +181,7 @@ def _start_over(
 ) -> None:
     _stop(delayed)
     if core.coverage.writes:
-        log.error(
+        core.logger.error(
             "the sender went away before it was done; what it sent ({covered} bytes) is forgotten",
             covered=core.coverage.covered,
         )
@@ -242,7 +243,7 @@ def _cancel_receiving(
 @settling.upon(Destination._ours).to(complete)
 def _owned(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
     core.phase = "complete"
-    log.info("migration complete: {path} is here", path=core.export.image.path)
+    core.logger.info("migration complete: {path} is here", path=core.export.image.path)
     core.complete.callback(None)
 
 
@@ -259,7 +260,7 @@ def _not_carried_out(
     """The image could not be flushed, or its marker not removed: it isn't ours, and the sender is
     told so.
     """
-    log.failure("taking over failed", failure)
+    core.logger.failure("taking over failed", failure)
     core.forget()
     core.confirm(False)
 

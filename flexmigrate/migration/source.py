@@ -10,7 +10,8 @@ What the steps do is in ``attempt``; who owns the image is decided in ``handover
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+import secrets
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -28,8 +29,6 @@ from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.handover import NotGiven
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export
-
-log = Logger()
 
 RETRY_SECONDS = 1.0
 """Between an attempt that failed and the next."""
@@ -76,6 +75,8 @@ class Source(Protocol):
 class Core:
     """What all states share.
 
+    :ivar migration_id: tells migrations apart, in logs of one server and of several.
+    :ivar logger: for what is about this migration.
     :ivar started: fires when the destination agreed to the first attempt, or fails as that did.
     :ivar finished: fires with what the clients may expect: True if the image is given away, False
         if it was only copied; fails with why the migration ended otherwise.
@@ -91,10 +92,19 @@ class Core:
     progress: Progress
     started: Deferred[None] = field(default_factory=Deferred)
     finished: Deferred[bool] = field(default_factory=Deferred)
+    migration_id: str = field(default_factory=lambda: secrets.token_hex(4))
     attempt: Attempt | None = None
     attempts: int = 0
     phase: str = "new"
     last_error: str | None = None
+
+    def __post_init__(self) -> None:
+        self.logger = Logger(source=self)
+
+    @property
+    def log_about(self) -> Mapping[str, str]:
+        """The migration: see ``log.layouts.About``."""
+        return {"migration": self.migration_id}
 
     def enter(self, phase: str) -> None:
         """Name the state that the migration is in now, for whoever looks on."""
@@ -105,7 +115,13 @@ class Core:
         """Begin another."""
         self.attempts += 1
         self.attempt = Attempt(
-            self.reactor, self.export, self.ground, self.allowances, self.limit, self.progress
+            self.reactor,
+            self.export,
+            self.ground,
+            self.allowances,
+            self.limit,
+            self.progress,
+            about=self,
         )
         return self.attempt
 
@@ -139,10 +155,10 @@ def _step(
 ) -> Step:
     """Run *work*; its end is an input, its failure another."""
     core.enter(phase)
-    log.info("migration: {phase}", phase=phase)
+    core.logger.info("migration: {phase}", phase=phase)
     step = Deferred.fromCoroutine(work)
     step.addCallbacks(lambda _: done(), failed or source._failed)
-    step.addErrback(lambda failure: log.failure("a bug in the migration's states", failure))
+    step.addErrback(lambda failure: core.logger.failure("a bug in the migration's states", failure))
     return step
 
 
@@ -181,14 +197,14 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
     core.last_error = failure.getErrorMessage()
     core.enter("waiting")
-    log.error(
+    core.logger.error(
         "attempt {number} failed: {error}; the next is in {seconds:.0f} s",
         number=core.attempts,
         error=core.last_error,
         seconds=RETRY_SECONDS,
     )
     if not failure.check(FlexmigrateError, OSError):
-        log.failure("the error was not one that is expected here", failure)
+        core.logger.failure("the error was not one that is expected here", failure)
     core.abandon(core.last_error)
     delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
     return delayed

@@ -16,8 +16,6 @@ from zope.interface import implementer
 
 from flexmigrate.net.stream import FileSource, IOutlet
 
-log = Logger()
-
 # A file is read and written in pieces of this size, so that a long read holds no more than one of
 # them beside what the transport itself holds. Sixteen TLS records.
 PIECE = 256 * 1024
@@ -34,6 +32,7 @@ class PlainOutlet:
     def __init__(self, transport: Any, producer: Any) -> None:
         self._transport = transport
         self._producer = producer
+        self._log = Logger(source=producer)
         self._waiting: deque[bytes | tuple[FileSource, int, int]] = deque()
         self._paused = False
         self._gone = False
@@ -103,7 +102,7 @@ class PlainOutlet:
             except OSError as error:
                 # The header has promised these bytes: only ending the connection can take that
                 # back.
-                log.error("sending the image failed: {error}", error=error)
+                self._log.error("sending the image failed: {error}", error=error)
                 self.stopProducing()
                 self._transport.abortConnection()
                 return

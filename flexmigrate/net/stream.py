@@ -26,8 +26,6 @@ from zope.interface import Attribute, Interface, directlyProvides, implementer, 
 
 from flexmigrate.net.unix_socket import OwnedPort
 
-log = Logger()
-
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
 # lets the others have their turn.
 SENDFILE_TURN = 4 * 1024 * 1024
@@ -282,17 +280,22 @@ class _StreamMixin(_Connection):
             except OSError as error:
                 # The header has promised these bytes: only ending the connection can take that
                 # back.
-                log.info("sending a file failed: {error}", error=error)
+                self._log().info("sending a file failed: {error}", error=error)
                 self._lose()
                 return False
             if not sent:
-                log.error("the image ended at {offset}, before its size", offset=part.offset)
+                self._log().error(
+                    "the image ended at {offset}, before its size", offset=part.offset
+                )
                 self._lose()
                 return False
             part.offset += sent
             part.length -= sent
             turn -= sent
         return not part.length
+
+    def _log(self) -> Logger:
+        return Logger(source=self.protocol)
 
     def _wait_for(self, piece: memoryview | _FilePart) -> None:
         self._waiting.append(piece)

@@ -32,8 +32,6 @@ from flexmigrate.wire.constants import (
 from flexmigrate.wire.replies import ReplyStyle
 from flexmigrate.wire.requests import Refusal, Terms, refuse
 
-log = Logger()
-
 # Reads up to this size are copied into a batch of replies and leave with it in one send; longer
 # ones leave by sendfile, which costs two more system calls but copies nothing.
 SMALL_READ = 64 * 1024
@@ -71,6 +69,7 @@ class FailingWrite(Protocol):
 class Commands:
     """What one connection asked of its export and isn't answered yet.
 
+    :param about: the connection, for logs.
     :ivar under_way: requests that are with the thread pool.
     """
 
@@ -82,6 +81,7 @@ class Commands:
         context_names: dict[int, str],
         outlet: Any,
         requests: Requests,
+        about: object = None,
     ) -> None:
         self._export = export
         self._image = export.image
@@ -91,6 +91,7 @@ class Commands:
         self._contexts = context_names
         self._outlet = outlet
         self._requests = requests
+        self._log = Logger(source=about)
         self._gone = False
         self._changing = 0
         self.under_way = 0
@@ -135,7 +136,7 @@ class Commands:
         self, offset: int, length: int, failure: Failure, write: FailingWrite
     ) -> None:
         self._failed_change(offset, length, failure.value)
-        write.fail(_as_os_error(failure))
+        write.fail(self._as_os_error(failure))
 
     def _piece_ended(self, result: Any) -> Any:
         self._requests.release(Holds.PIECE)
@@ -388,7 +389,7 @@ class Commands:
             return value
 
         result.addBoth(ended)
-        result.addErrback(lambda failure: log.failure("a request failed", failure))
+        result.addErrback(lambda failure: self._log.failure("a request failed", failure))
 
     def begin_private(self, cookie: int, offset: int, payload: Deferred[bytes]) -> None:
         """Answer a private command with its *payload*, once that is there; RequestFailed has the
@@ -406,7 +407,7 @@ class Commands:
             code = ErrorCode(failure.value.errno)
             self.refuse(cookie, offset, Refusal(code, str(failure.value)))
         else:
-            self.failed(cookie, offset, 0, _as_os_error(failure))
+            self.failed(cookie, offset, 0, self._as_os_error(failure))
 
     # Replies
 
@@ -419,18 +420,18 @@ class Commands:
 
     def refuse(self, cookie: int, offset: int, refusal: Refusal) -> None:
         """Tell the client that a request isn't carried out, and why."""
-        log.info("request refused: {text}", text=refusal.text)
+        self._log.info("request refused: {text}", text=refusal.text)
         self._send(self._style.error(cookie, offset, refusal.code, refusal.text))
 
     def _failed_later(self, cookie: int, offset: int, length: int, failure: Failure) -> None:
-        self.failed(cookie, offset, length, _as_os_error(failure))
+        self.failed(cookie, offset, length, self._as_os_error(failure))
 
     def failed(self, cookie: int, offset: int, length: int, error: OSError) -> None:
         """Tell the client that a request failed, narrowed to what it may know; log the real
         error.
         """
         code = to_nbd(error)
-        log.error(
+        self._log.error(
             "request of {length} bytes at {offset} failed: {error}; the client is told {code}",
             length=length,
             offset=offset,
@@ -439,10 +440,9 @@ class Commands:
         )
         self._send(self._style.error(cookie, offset, code, os.strerror(code)))
 
-
-def _as_os_error(failure: Failure) -> OSError:
-    """Return what to tell the client; logged where it is not the disk's error but our bug."""
-    if isinstance(failure.value, OSError):
-        return failure.value
-    log.failure("a request met a bug", failure)
-    return OSError(errno.EIO, "internal error")
+    def _as_os_error(self, failure: Failure) -> OSError:
+        """Return what to tell the client; logged where it is not the disk's error but our bug."""
+        if isinstance(failure.value, OSError):
+            return failure.value
+        self._log.failure("a request met a bug", failure)
+        return OSError(errno.EIO, "internal error")

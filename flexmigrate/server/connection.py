@@ -8,6 +8,7 @@ there on there is one way.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred
@@ -47,6 +48,7 @@ class NBDServerProtocol(Protocol):
     """A client's connection.
 
     :ivar number: tells connections of one server apart, in logs.
+    :ivar address: where the client is, for logs: host and port, or ``unix``.
     :ivar export: the export that it reached, or None while it negotiates.
     :ivar agreement: what was negotiated, or None until then.
     :ivar age: ticks of the factory's clock for which its current request has been incomplete.
@@ -55,10 +57,17 @@ class NBDServerProtocol(Protocol):
     factory: NBDServerFactory
     transport: Any  # what it provides beyond ITransport depends on the endpoint
 
-    def __init__(self, factory: NBDServerFactory, number: int, handshake: ServerHandshake) -> None:
+    def __init__(
+        self,
+        factory: NBDServerFactory,
+        number: int,
+        handshake: ServerHandshake,
+        address: str = "unix",
+    ) -> None:
         self.factory = factory
         self.number = number
-        self.log = Logger(namespace="flexmigrate.server")
+        self.address = address
+        self.log = Logger(source=self)
         self.export: Export | None = None
         self.agreement: Agreement | None = None
         self.age = 0
@@ -77,7 +86,12 @@ class NBDServerProtocol(Protocol):
         self._throttle: Any = None
 
     def __str__(self) -> str:
-        return f"client {self.number}"
+        return f"client {self.log_about['client']}"
+
+    @property
+    def log_about(self) -> Mapping[str, str]:
+        """Its number and address: see ``log.layouts.About``."""
+        return {"client": f"{self.number} {self.address}"}
 
     # The beginning
 
@@ -115,13 +129,11 @@ class NBDServerProtocol(Protocol):
         self.agreement = agreement
         self.export = self.factory.exports.export(agreement.export.name)
         self._outlet = outlet_for(self.transport, self)
-        self._transmission = Transmission(
+        self._transmission = self.factory.transmission(
             self.export, agreement, self._outlet, self.factory.scratch, self
         )
         self._left = self._handshake.leftover
-        self.log.info(
-            "{client} uses the export {export!r}", client=self, export=agreement.export.name
-        )
+        self.log.info("uses the export {export!r}", export=agreement.export.name)
         self.export.join(self)
         self._wait_for(self.factory.session.transmitting(self))
         if self._left:
@@ -338,14 +350,14 @@ class NBDServerProtocol(Protocol):
 
     def _disconnect(self, accepted: bool) -> None:
         if accepted:
-            self.log.info("{client} disconnected", client=self)
+            self.log.info("disconnected")
             self._close(GOODBYE_SECONDS)
         else:
             # A reset, where a peer that waits for the outcome would read a plain close as consent.
             self.abort("its DISC is not accepted")
 
     def _settling_failed(self, failure: Failure) -> None:
-        self.log.failure("{client} said DISC, and settling it failed", failure, client=self)
+        self.log.failure("it said DISC, and settling that failed", failure)
         self.abort("its DISC could not be settled")
 
     def broken(self, reason: str) -> None:
@@ -354,7 +366,7 @@ class NBDServerProtocol(Protocol):
 
     def end(self, reason: str) -> None:
         """Close the connection, once what was sent has left, for a *reason* that the log tells."""
-        self.log.info("closing {client}: {reason}", client=self, reason=reason)
+        self.log.info("closing it: {reason}", reason=reason)
         self._close(LINGER_SECONDS)
 
     def _close(self, linger: float) -> None:
@@ -370,7 +382,7 @@ class NBDServerProtocol(Protocol):
 
     def abort(self, reason: str) -> None:
         """Close the connection at once."""
-        self.log.info("closing {client} at once: {reason}", client=self, reason=reason)
+        self.log.info("closing it at once: {reason}", reason=reason)
         self._stop()
         self.transport.abortConnection()
 
@@ -397,5 +409,5 @@ class NBDServerProtocol(Protocol):
         if self.export is not None:
             self.export.leave(self)
         if not reason.check(ConnectionDone):
-            self.log.info("{client} was lost: {error}", client=self, error=reason.value)
+            self.log.info("lost: {error}", error=reason.value)
         self.factory.lost(self)

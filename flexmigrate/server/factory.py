@@ -21,7 +21,7 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export, ExportDirectory
-from flexmigrate.server.transmission import Scratch
+from flexmigrate.server.transmission import Scratch, Transmission
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle, PrivateOption, ServerHandshake
 
@@ -125,6 +125,7 @@ class NBDServerFactory(ServerFactory):
     :ivar exports: what is offered.
     :ivar acl: who may connect; see ``set_acl``.
     :ivar clients: the connections that stand.
+    :ivar transmission: what carries out a client's requests, chosen once for each connection.
     :param tls: whether TLS is offered, or required; then *tls_context* is what ``startTLS`` takes.
     """
 
@@ -143,6 +144,7 @@ class NBDServerFactory(ServerFactory):
         tls_context: Any = None,
         limits: Limits | None = None,
         poller: Poller | None = None,
+        transmission: type[Transmission] = Transmission,
     ) -> None:
         self.reactor = reactor
         self.exports = exports
@@ -151,6 +153,7 @@ class NBDServerFactory(ServerFactory):
         self.limits = limits or Limits()
         self.scratch = Scratch()
         self.poller = poller
+        self.transmission = transmission
         self.clients: set[NBDServerProtocol] = set()
         self._style = style
         self._default_export = default_export
@@ -194,9 +197,9 @@ class NBDServerFactory(ServerFactory):
             private_options=self.session.options(),
             gate=self.session.gate,
         )
-        connection = NBDServerProtocol(self, next(self._numbers), handshake)
+        connection = NBDServerProtocol(self, next(self._numbers), handshake, _shown(addr))
         self._hosts[connection] = host
-        log.info("{client} connected from {host}", client=connection, host=host or "a UNIX socket")
+        connection.log.info("connected from {host}", host=host or "a UNIX socket")
         return connection
 
     def _refusal(self, host: str | None) -> str | None:
@@ -261,3 +264,11 @@ class NBDServerFactory(ServerFactory):
         for connection in list(self.clients):
             if limit is not None and connection.tick() * TICK_SECONDS > limit:
                 connection.abort(f"a request wasn't complete after {limit:.0f} s")
+
+
+def _shown(address: Any) -> str:
+    """Return the address of a client as logs have it."""
+    host = getattr(address, "host", None)
+    if host is None:
+        return "unix"
+    return f"[{host}]:{address.port}" if ":" in host else f"{host}:{address.port}"

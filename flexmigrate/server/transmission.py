@@ -30,7 +30,7 @@ from flexmigrate.wire.constants import (
     ErrorCode,
     TransmissionFlag,
 )
-from flexmigrate.wire.replies import reply_style
+from flexmigrate.wire.replies import ReplyStyle, reply_style
 from flexmigrate.wire.requests import (
     MAX_DRAIN,
     MAX_STATUS_PAYLOAD,
@@ -95,7 +95,7 @@ class Transmission:
         self._outlet = outlet
         self._scratch = scratch
         self._host = host
-        self._style = reply_style(agreement.structured, agreement.extended)
+        self._style = self._chosen_style(agreement)
         self._terms = Terms(
             size=export.size,
             flags=agreement.export.flags,
@@ -103,13 +103,16 @@ class Transmission:
             context_ids=tuple(number for number, _ in agreement.contexts),
         )
         self.commands = Commands(
-            export, self._style, self._terms, dict(agreement.contexts), outlet, self
+            export, self._style, self._terms, dict(agreement.contexts), outlet, self, host
         )
         self._payload: Payload | None = None
         self._disconnecting = False
         self._broken: str | None = None
         self.holds = 0
         self.served = 0
+
+    def _chosen_style(self, agreement: Agreement) -> ReplyStyle:
+        return reply_style(agreement.structured, agreement.extended)
 
     @property
     def in_payload(self) -> bool:

@@ -34,7 +34,7 @@ from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
-from flexmigrate.service.serve import handshake_style, root_cause, tls_context
+from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
 from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.wire.agreement import TLSMode
@@ -134,6 +134,7 @@ class ListenService(Service):
             tls=TLSMode(self._config.tls.rule),
             tls_context=self._tls_context,
             limits=limits,
+            transmission=transmission_kind(self._config.log),
         )
 
     def startService(self) -> None:

@@ -223,7 +223,7 @@ class MigratingExport:
             began=self._reactor.seconds(),
             progress=Progress(self._reactor.seconds()),
         )
-        log.info(
+        core.logger.info(
             "migration to {address} begins, then {action}",
             address=request.address,
             action=request.action.value,
@@ -250,7 +250,10 @@ class MigratingExport:
     def _not_started(self, failure: Failure) -> Failure:
         self._source = None
         self.last_migration = f"failed: {failure.getErrorMessage()}"
-        log.error("the migration did not begin: {error}", error=failure.getErrorMessage())
+        assert self.migration is not None
+        self.migration.logger.error(
+            "the migration did not begin: {error}", error=failure.getErrorMessage()
+        )
         return failure
 
     @staticmethod
@@ -292,17 +295,19 @@ class MigratingExport:
         assert self.migration is not None
         if self.migration.phase == "given":
             self.given_away = True
-            log.error("{error}", error=failure.getErrorMessage())
+            self.migration.logger.error("{error}", error=failure.getErrorMessage())
             self.front.given(self.host, 1, "the handover was not confirmed")
         else:
-            log.warn("the migration ended: {error}", error=failure.getErrorMessage())
+            self.migration.logger.warn(
+                "the migration ended: {error}", error=failure.getErrorMessage()
+            )
 
     def _log_summary(self) -> None:
         core = self.migration
         assert core is not None
         seconds = self._reactor.seconds() - core.began
         sent = core.progress.sent
-        log.info(
+        core.logger.info(
             "migration {result}: {sent} bytes in {passes} passes, {seconds:.2f} s, "
             "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts} attempts",
             result=self.last_migration,

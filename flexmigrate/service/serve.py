@@ -16,12 +16,15 @@ from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
+from flexmigrate.server.request_log import LoggedTransmission
+from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.closing import close_port, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
@@ -37,6 +40,11 @@ log = Logger()
 def handshake_style(oldstyle: bool) -> HandshakeStyle:
     """Return the handshake that an ``--oldstyle`` option, or its absence, asks for."""
     return HandshakeStyle.OLDSTYLE if oldstyle else HandshakeStyle.FIXED_NEWSTYLE
+
+
+def transmission_kind(log: LogSettings) -> type[Transmission]:
+    """Return what carries out clients' requests: another one if each of them is to be logged."""
+    return LoggedTransmission if log.requests else Transmission
 
 
 def tls_context(config: TLSConfig) -> Any:
@@ -80,6 +88,7 @@ class ServeService(Service):
             tls=TLSMode(config.tls.rule),
             tls_context=context,
             poller=Poller(config.poll_seconds),
+            transmission=transmission_kind(config.log),
             limits=Limits(
                 request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
                 clients=config.max_clients,

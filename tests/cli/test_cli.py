@@ -17,10 +17,11 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 import flexmigrate
-from flexmigrate import cli, log
+from flexmigrate import cli
 from flexmigrate.commands import COMMANDS
 from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, WriteConfig
 from flexmigrate.errors import ImageError, UsageError
+from flexmigrate.log import observer
 
 ROOT = Path(flexmigrate.__file__).parents[1]
 TO_SERVE = "--addr 10.0.0.1 --port 10809 --file disk"
@@ -149,7 +150,11 @@ class ServiceTests(CliTestCase):
         modules = mock.patch.dict(sys.modules, {service.__name__: service, run.__name__: run})
         modules.start()
         self.addCleanup(modules.stop)
-        self.patch(log, "start_logging", lambda verbosity: self.calls.append(("log", verbosity)))
+        self.patch(
+            observer,
+            "start_logging",
+            lambda settings, context: self.calls.append(("log", settings.verbosity)),
+        )
 
     def recorder(self, name: str) -> Any:
         def record(config: object) -> int:

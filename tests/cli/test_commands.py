@@ -22,6 +22,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.control.grammar import MAX_BPS, MirrorRequest, encode_command, parse_mirror
 from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
 from flexmigrate.options import Flag, parse_bytes
 
@@ -64,7 +65,7 @@ class ServeTests(CommandLineTestCase):
                 default_deny=True,
                 killswitch=True,
                 read_only=True,
-                verbosity=1,
+                log=LogSettings(1),
             ),
         )
 
@@ -89,7 +90,7 @@ class ServeTests(CommandLineTestCase):
 
     def test_the_last_of_verbose_and_quiet_wins(self) -> None:
         for words, level in (("", 0), ("-v", 1), ("-q", -1), ("-v -q", -1), ("-q -v -v", 1)):
-            self.assertEqual(said(f"serve {SERVE} {words}").verbosity, level, words)
+            self.assertEqual(said(f"serve {SERVE} {words}").log.verbosity, level, words)
 
     def test_what_is_required(self) -> None:
         self.assert_wrong("serve -p 1 -f disk", "--addr is required")
@@ -304,7 +305,7 @@ class ListenTests(CommandLineTestCase):
                 default_deny=True,
                 rebind=Address.tcp("10.0.0.9", 10810),
                 coverage="any",
-                verbosity=1,
+                log=LogSettings(1),
             ),
         )
 
@@ -447,7 +448,7 @@ class TransferTests(CommandLineTestCase):
     def test_write_with_short_options(self) -> None:
         self.assertEqual(
             said("write -l ::1 -p 1 -F 0 -S 512 -b ::2 -v"),
-            WriteConfig(Address.tcp("::1", 1), 0, 512, bind="::2", verbosity=1),
+            WriteConfig(Address.tcp("::1", 1), 0, 512, bind="::2", log=LogSettings(1)),
         )
 
     def test_a_uri_says_where(self) -> None:
@@ -545,4 +546,4 @@ class TableTests(SynchronousTestCase):
     def test_a_configuration_cannot_be_changed(self) -> None:
         for line in (f"serve {SERVE}", "status -s /s", f"read {THERE} -F 0 -S 1"):
             with self.assertRaises(dataclasses.FrozenInstanceError):
-                said(line).verbosity = 1  # type: ignore[misc]  # that is the test
+                said(line).size = 1  # type: ignore[misc]  # that is the test

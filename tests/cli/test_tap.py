@@ -13,12 +13,14 @@ from unittest import mock
 
 from twisted.application.service import IServiceMaker, Service
 from twisted.plugin import IPlugin
+from twisted.python.reflect import namedAny
 from twisted.trial.unittest import SynchronousTestCase
 
 import flexmigrate
 from flexmigrate import tap
 from flexmigrate.commands import COMMANDS, parse
 from flexmigrate.errors import ImageError, UsageError
+from flexmigrate.log.settings import LogSettings
 from flexmigrate.options import Flag
 
 ROOT = Path(flexmigrate.__file__).parents[1]
@@ -84,9 +86,13 @@ class LogChoiceTests(SynchronousTestCase):
         return twistd.get("logger")
 
     def test_in_the_foreground_the_log_is_flexmigrates(self) -> None:
-        name = "flexmigrate.log.Verbosity.{}.stdout_observer"
-        self.assertEqual(self.logger(nodaemon=1), name.format("NORMAL"))
-        self.assertEqual(self.logger(LISTEN, nodaemon=1), name.format("QUIET"))
+        for line, verbosity in ((SERVE, 0), (LISTEN, -1)):
+            made: list[object] = []
+            self.patch(
+                tap, "LineObserver", lambda fd, *how, made=made, **more: made.append((*how, more))
+            )
+            namedAny(self.logger(f"{line} --log-format json", nodaemon=1))()
+            self.assertEqual(made, [(LogSettings(verbosity, "json"), {"context": "disk"})])
 
     def test_what_twistd_was_told_holds(self) -> None:
         self.assertIsNone(self.logger(nodaemon=1, logfile="/var/log/disk"))

@@ -166,7 +166,7 @@ class TestClients:
     def test_a_client_that_leaves_is_gone_at_once(self, server: Child, pki: PKI) -> None:
         read = transfer("read", ours(server), "--tls-certificates", str(pki.anonymous))
         assert read.returncode == 0
-        server.wait_for("client 1 disconnected")
+        server.wait_for(r"\[client 1 \S+\]: disconnected")
         stop(server)  # it would take a while if the connection still stood
         assert not any("at once" in line for line in server.lines), server.story()
 
@@ -247,7 +247,7 @@ class TestWhoGetsIn:
         )
         assert refused.returncode == 1
         assert text.split(b".*")[-1] in refused.stderr
-        server.wait_for("client 1 was lost")
+        server.wait_for(r"\[client 1 \S+\]: lost: ")
         assert not any("uses the export" in line for line in server.lines)
 
     def test_a_certificate_may_be_looked_for_under_another_name(
@@ -316,7 +316,7 @@ class TestSomebodyInBetween:
         client = haggle(server)
         assert client.ask(OPT_STARTTLS) == [REP_ACK]
         client.close()
-        server.wait_for("client 1 was lost|client 1 disconnected")
+        server.wait_for(r"\[client 1 \S+\]: (lost: |disconnected)")
         wait_until(servers.source_sock, num_clients="0")
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 _MARKDOWN = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RST = re.compile(r"^\.\. code-block:: console\n\n((?:    .*\n|\n)+)", re.MULTILINE)
+_ID = re.compile(r"\[migration [0-9a-f]+\]")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
 _MADE_IN_BACKGROUND = re.compile(r"2> (?P<log>\S+) &$")
 
@@ -59,5 +60,5 @@ def outputs(printed: str) -> list[list[str]]:
 
 
 def blurred(lines: list[str]) -> list[str]:
-    """Return lines with every number replaced: they differ from run to run."""
-    return [_NUMBER.sub("N", line) for line in lines]
+    """Return lines with every number, and every id, replaced: they differ from run to run."""
+    return [_NUMBER.sub("N", _ID.sub("[migration ID]", line)) for line in lines]
