@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import subprocess
+import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -57,7 +58,10 @@ STEPS = [
 class ShellSessions(SynchronousTestCase):
     def test_all_steps_are_found_in_a_document(self) -> None:
         for suffix, text in ((".md", MARKDOWN), (".rst", RST)):
-            document = Path(self.mktemp()).with_suffix(suffix)
+            # mktemp() would leave a folder in the working directory, under pytest.
+            made = tempfile.TemporaryDirectory()
+            self.addCleanup(made.cleanup)
+            document = Path(made.name, "document").with_suffix(suffix)
             document.write_text(text)
             self.assertEqual(sessions(document), STEPS)
 
