@@ -15,13 +15,13 @@ import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from automat import TypeMachineBuilder
 
 from flexmigrate.commands import COMMANDS
+from flexmigrate.fields import documented
 from flexmigrate.migration import destination, rebind, source
 from flexmigrate.options import QUIET, VERBOSE, Flag, Option
 from flexmigrate.status import Status
@@ -104,10 +104,7 @@ def _spelling(option: Flag | Option[Any]) -> str:
 
 def status() -> Iterator[str]:
     """Yield the table of the status' fields."""
-    rows = [
-        (f"``{field.name}``", field.metadata["unit"] or "-", field.metadata["doc"])
-        for field in fields(Status)
-    ]
+    rows = [(f"``{each.name}``", each.unit or "-", each.doc) for each in documented(Status)]
     yield from table(("field", "unit", "meaning"), rows)
 
 

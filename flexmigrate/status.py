@@ -6,102 +6,116 @@ fills it in, and when, is not known here.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal
 
+from flexmigrate.fields import about, format_fields, parse_fields, part
+from flexmigrate.history import Summary
+
 ListeningPhase = Literal["waiting", "receiving", "complete", "rebinding", "serving", "failed"]
-
-_Value = bool | int | str
-
-
-def _about(doc: str, unit: str = "") -> dict[str, str]:
-    return {"doc": doc, "unit": unit}
 
 
 @dataclass(frozen=True)
 class Status:
     """A server at one moment. A field that is ``None`` does not apply now, and is not told.
 
-    Each field's metadata has ``doc``, its meaning, and ``unit``, empty where it has none.
+    Each field says what it means, and its unit, to the documentation: see `flexmigrate.fields`.
     """
 
-    pid: int = field(metadata=_about("process id of the server"))
-    size: int = field(metadata=_about("size of the image as it is served", "bytes"))
+    pid: int = field(metadata=about("process id of the server"))
+    size: int = field(metadata=about("size of the image as it is served", "bytes"))
     has_control: bool = field(
-        metadata=_about(
+        metadata=about(
             "whether this server owns the image: false while it waits for or receives a migration"
         )
     )
-    clients_allowed: bool = field(metadata=_about("whether new clients are let in"))
-    num_clients: int = field(metadata=_about("clients that are connected", "connections"))
-    is_mirroring: bool = field(metadata=_about("whether a migration away from here is running"))
+    clients_allowed: bool = field(metadata=about("whether new clients are let in"))
+    num_clients: int = field(metadata=about("clients that are connected", "connections"))
+    is_mirroring: bool = field(metadata=about("whether a migration away from here is running"))
 
     export: str | None = field(
-        default=None, metadata=_about("name of the export that this is about, if it has one")
+        default=None, metadata=about("name of the export that this is about, if it has one")
     )
     num_exports: int | None = field(
-        default=None, metadata=_about("exports of this server", "exports")
+        default=None, metadata=about("exports of this server", "exports")
     )
 
     migration_duration: int | None = field(
-        default=None, metadata=_about("time since the migration was asked for", "seconds")
+        default=None, metadata=about("time since the migration was asked for", "seconds")
     )
     migration_speed: int | None = field(
-        default=None, metadata=_about("what is being sent", "bytes/second")
+        default=None, metadata=about("what is being sent", "bytes/second")
     )
     migration_speed_limit: int | None = field(
-        default=None, metadata=_about("the limit, if there is one", "bytes/second")
+        default=None, metadata=about("the limit, if there is one", "bytes/second")
     )
     migration_seconds_left: int | None = field(
-        default=None, metadata=_about("estimated time to the end", "seconds")
+        default=None,
+        metadata=about("estimated time to the end; left out where none is in sight", "seconds"),
     )
     migration_bytes_left: int | None = field(
-        default=None, metadata=_about("what is known to be still unsent", "bytes")
+        default=None, metadata=about("what is known to be still unsent", "bytes")
     )
-    migration_phase: str | None = field(default=None, metadata=_about("name of the source's state"))
+    migration_phase: str | None = field(default=None, metadata=about("name of the source's state"))
     migration_pass: int | None = field(
-        default=None, metadata=_about("walk over what has to be sent, from 1 in each attempt")
+        default=None, metadata=about("walk over what has to be sent, from 1 in each attempt")
     )
     migration_attempt: int | None = field(
-        default=None, metadata=_about("connection to the destination, from 1")
+        default=None, metadata=about("connection to the destination, from 1")
     )
     migration_error: str | None = field(
-        default=None, metadata=_about("why the attempt before this one failed")
+        default=None, metadata=about("why the attempt before this one failed")
     )
     migration_bytes_sent: int | None = field(
-        default=None, metadata=_about("what all attempts have sent so far", "bytes")
+        default=None, metadata=about("what all attempts have sent so far", "bytes")
+    )
+    migration_address: str | None = field(default=None, metadata=about("where the image goes"))
+    migration_pass_size: int | None = field(
+        default=None,
+        metadata=about("what this pass had to send when it began", "bytes"),
+    )
+    migration_pass_sent: int | None = field(
+        default=None, metadata=about("what this pass has sent so far", "bytes")
+    )
+    migration_fitting: int | None = field(
+        default=None,
+        metadata=about("what may be left for clients to be parked, at the present speed", "bytes"),
+    )
+    migration_dirty_rate: int | None = field(
+        default=None, metadata=about("how fast clients change what was sent", "bytes/second")
+    )
+    migration_write_limit: int | None = field(
+        default=None, metadata=about("what clients may write while they are slowed", "bytes/second")
+    )
+    migration_parked: float | None = field(
+        default=None, metadata=about("how long clients were parked so far, in all", "seconds")
     )
     last_migration: str | None = field(
-        default=None, metadata=_about("how the migration before ended")
+        default=None, metadata=about("how the migration before ended")
     )
+    summary: Summary | None = field(default=None, metadata=part("last_migration_"))
 
     listening_phase: ListeningPhase | None = field(
-        default=None, metadata=_about("name of the destination's state")
+        default=None, metadata=about("name of the destination's state")
     )
     covered_bytes: int | None = field(
         default=None,
-        metadata=_about("what the sender has written, zeroed or trimmed in this attempt", "bytes"),
+        metadata=about("what the sender has written, zeroed or trimmed in this attempt", "bytes"),
     )
     rebind_attempts: int | None = field(
-        default=None, metadata=_about("how often the serving address could not be opened")
+        default=None, metadata=about("how often the serving address could not be opened")
     )
     rebind_error: str | None = field(
-        default=None, metadata=_about("why it could not be opened last")
+        default=None, metadata=about("why it could not be opened last")
     )
     rebind_seconds: int | None = field(
-        default=None, metadata=_about("time since it was first tried", "seconds")
+        default=None, metadata=about("time since it was first tried", "seconds")
     )
 
 
 def format_status(status: Status) -> str:
-    """Return *status* as ``key=value`` pairs with one space between them, in one line.
-
-    Keys stand in the order of the fields. Booleans are ``true`` and ``false``. In texts, spaces,
-    ``%`` and everything that is not printable are percent-encoded as UTF-8 (RFC 3986, 2.1), so that
-    a value never holds a space or the end of a line.
-    """
-    values = ((each.name, getattr(status, each.name)) for each in fields(Status))
-    return " ".join(f"{name}={_encode(value)}" for name, value in values if value is not None)
+    """Return *status* as ``key=value`` pairs in one line: see `flexmigrate.fields`."""
+    return format_fields(status)
 
 
 def parse_status(text: str) -> dict[str, str]:
@@ -109,41 +123,4 @@ def parse_status(text: str) -> dict[str, str]:
 
     :raises ValueError: naming what is not a pair.
     """
-    pairs = {}
-    for item in text.split():
-        key, equals, value = item.partition("=")
-        if not key or not equals:
-            raise ValueError(f"{item!r} is not a key=value pair")
-        pairs[key] = _unquote(value)
-    return pairs
-
-
-def _encode(value: _Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    return _quote(str(value))
-
-
-def _quote(text: str) -> str:
-    return "".join(
-        char if char.isprintable() and char not in " %" else _percent(char) for char in text
-    )
-
-
-def _percent(char: str) -> str:
-    # Names of files may hold bytes that are no UTF-8, and the answer must not fail for them.
-    return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
-
-
-def _unquote(text: str) -> str:
-    """Decode by hand: importing urllib.parse would cost every command a few milliseconds."""
-    literal, *coded = text.split("%")
-    decoded = bytearray(literal, "utf-8", "surrogatepass")
-    for piece in coded:
-        try:
-            (byte,) = bytes.fromhex(piece[:2])
-        except ValueError:
-            raise ValueError(f"{text!r} has a % without two hexadecimal digits") from None
-        decoded.append(byte)
-        decoded += piece[2:].encode("utf-8", "surrogatepass")
-    return decoded.decode("utf-8", "surrogatepass")
+    return parse_fields(text)

@@ -18,7 +18,7 @@ PACKAGE = Path(flexmigrate.__file__).parent
 
 # From the ground up. What stands in one line may know of each other, but not in a circle.
 STOREYS = (
-    ("errors", "log", "status"),
+    ("errors", "fields", "history", "log", "status"),
     ("wire",),
     ("image",),
     ("net",),

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.fields import documented, typed
+from flexmigrate.history import Summary
 from flexmigrate.status import Status, format_status, parse_status
 
 IDLE = Status(
@@ -15,6 +17,17 @@ IDLE = Status(
     clients_allowed=True,
     num_clients=2,
     is_mirroring=False,
+)
+SUMMARY = Summary(
+    verdict="complete",
+    reason=None,
+    address="192.0.2.2:10810",
+    duration=2.0,
+    bytes_sent=1 << 30,
+    speed=1 << 29,
+    passes=3,
+    attempts=1,
+    parked=0.0125,
 )
 
 
@@ -33,15 +46,23 @@ class FormatTests(SynchronousTestCase):
         self.assertEqual(told[-2:], ["migration_bytes_left=0", "migration_error="])
 
     def test_every_field_is_told_under_its_own_name(self) -> None:
-        names = [field.name for field in dataclasses.fields(Status)]
+        names = [field.name for field in dataclasses.fields(Status) if field.name != "summary"]
         told = format_status(Status(**dict.fromkeys(names, 1)))  # type: ignore[arg-type]  # names
         self.assertEqual(list(parse_status(told)), names)
 
     def test_every_field_says_what_it_means(self) -> None:
-        for field in dataclasses.fields(Status):
-            self.assertTrue(field.metadata["doc"], field.name)
+        for field in documented(Status):
+            self.assertTrue(field.doc, field.name)
             units = ("", "bytes", "seconds", "bytes/second", "connections", "exports")
-            self.assertIn(field.metadata["unit"], units)
+            self.assertIn(field.unit, units)
+
+    def test_the_last_migration_is_told_in_fields_of_its_own(self) -> None:
+        told = parse_status(format_status(dataclasses.replace(IDLE, summary=SUMMARY)))
+        self.assertEqual(told["last_migration_verdict"], "complete")
+        self.assertEqual(told["last_migration_parked"], "0.0125")
+        self.assertNotIn("last_migration_reason", told)
+        names = {field.name for field in documented(Status)}
+        self.assertLessEqual(told.keys(), names)
 
     def test_a_value_cannot_pretend_to_be_another_pair(self) -> None:
         liar = dataclasses.replace(IDLE, migration_error="gone is_mirroring=true\n0: pid=1 100%")
@@ -75,3 +96,20 @@ class ParseTests(SynchronousTestCase):
         for bad in ("a%", "a%4", "a%zz", "%+1"):
             with self.assertRaisesRegex(ValueError, "two hexadecimal digits"):
                 parse_status(f"key={bad}")
+
+
+class TypedTests(SynchronousTestCase):
+    def test_values_come_back_as_what_they_were(self) -> None:
+        status = dataclasses.replace(
+            IDLE, export="17", migration_pass=2, migration_parked=0.5, summary=SUMMARY
+        )
+        pairs = typed(parse_status(format_status(status)), Status)
+        self.assertEqual(
+            {name: pairs[name] for name in ("pid", "has_control", "export", "migration_parked")},
+            {"pid": 4711, "has_control": True, "export": "17", "migration_parked": 0.5},
+        )
+        self.assertEqual(pairs["last_migration_duration"], 2.0)
+
+    def test_what_is_not_known_or_makes_no_sense_stays_a_text(self) -> None:
+        pairs = typed({"size": "big", "is_mirroring": "maybe", "later": "1"}, Status)
+        self.assertEqual(pairs, {"size": "big", "is_mirroring": "maybe", "later": "1"})

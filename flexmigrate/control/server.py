@@ -7,11 +7,13 @@ in order; then the connection is closed, as flexnbd closes it.
 
 from __future__ import annotations
 
+import select
 from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred, maybeDeferred, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IAddress, IHalfCloseableProtocol, IListeningPort
 from twisted.internet.protocol import Factory, connectionDone
 from twisted.internet.protocol import Protocol as ConnectionProtocol
@@ -30,11 +32,16 @@ from flexmigrate.control.grammar import (
     parse_mirror,
 )
 from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.fields import format_fields
+from flexmigrate.history import Summary
 from flexmigrate.net.unix_socket import listen_private
 from flexmigrate.status import Status, format_status
 
 # Commands that one connection may have waiting behind one that takes its time, like ``mirror``.
 MAX_WAITING = 16
+
+FINISH_SECONDS = 2.0
+"""How long the end of the process waits for an operator to take an answer."""
 
 
 class Operator(Protocol):
@@ -58,6 +65,9 @@ class Operator(Protocol):
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration; fires once the destination has said hello, or could not."""
 
+    def wait(self, export: str | None) -> Deferred[Summary]:
+        """Fire once the migration that runs has ended; at once, where the last one has."""
+
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the running migration to *n* bytes per second; 0 lifts the limit."""
 
@@ -80,6 +90,16 @@ async def _mirror(operator: Operator, arguments: list[str]) -> str:
     return await operator.mirror(parse_mirror(arguments))
 
 
+async def _wait(operator: Operator, arguments: list[str]) -> str:
+    arguments, export = parse_export(arguments)
+    _expect_none("wait", arguments)
+    summary = await operator.wait(export)
+    text = format_fields(summary)
+    if not summary.succeeded:
+        raise CommandError(text)
+    return text
+
+
 async def _mirror_max_bps(operator: Operator, arguments: list[str]) -> str:
     arguments, export = parse_export(arguments)
     return operator.set_max_bps(parse_max_bps(arguments), export)
@@ -97,7 +117,12 @@ COMMANDS: dict[str, Callable[[Operator, list[str]], Awaitable[str]]] = {
     "mirror": _mirror,
     "mirror_max_bps": _mirror_max_bps,
     "break": _break,
+    "wait": _wait,
 }
+
+
+# What changes nothing, and is of no use to somebody who has gone away.
+ONLY_WAITING = frozenset({"wait"})
 
 
 def _expect_none(name: str, arguments: list[str]) -> None:
@@ -121,15 +146,20 @@ async def obey(operator: Operator, lines: list[str]) -> str:
 
 @implementer(IHalfCloseableProtocol)
 class ControlProtocol(ConnectionProtocol):
-    """One connection to the operator's socket."""
+    """One connection to the operator's socket.
+
+    :param lost: called with it when it is gone, and all answers were sent or can't be any more.
+    """
 
     _log = Logger()
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, lost: Callable[[ControlProtocol], None]) -> None:
         self._operator = operator
+        self._lost = lost
         self._reader = CommandReader()
         self._waiting: deque[list[str]] = deque()
-        self._answering = False
+        self._answering: Deferred[None] | None = None
+        self._only_waits = False
         self._ended = False
 
     def dataReceived(self, data: bytes) -> None:
@@ -139,7 +169,7 @@ class ControlProtocol(ConnectionProtocol):
     def readConnectionLost(self) -> None:
         """Take the end of input, which ends a command, too; its answer can still be sent."""
         self._take(self._reader.finish)
-        if not self._answering:
+        if self._answering is None or (self._only_waits and _is_closed(self.transport)):
             self._end()
 
     def writeConnectionLost(self) -> None:
@@ -149,6 +179,14 @@ class ControlProtocol(ConnectionProtocol):
         """Forget what waits: who has gone away has not seen the answer that it was to follow."""
         self._ended = True
         self._waiting.clear()
+        if self._only_waits and self._answering is not None:
+            self._answering.cancel()
+        self._lost(self)
+
+    def finish(self) -> None:
+        """Close, unless there is something under way that is still to be answered."""
+        if self._answering is None:
+            self._end()
 
     def _take(self, read: Callable[[], list[list[str]]]) -> None:
         if self._ended:
@@ -160,13 +198,15 @@ class ControlProtocol(ConnectionProtocol):
         except CommandError as refusal:
             self._end(encode_answer(FAILED, str(refusal)))
             return
-        if self._waiting and not self._answering:
-            self._answering = True
-            Deferred.fromCoroutine(self._answer_all()).addErrback(self._failed)
+        if self._waiting and self._answering is None:
+            self._answering = Deferred.fromCoroutine(self._answer_all())
+            self._answering.addErrback(self._failed)
 
     async def _answer_all(self) -> None:
         while self._waiting:
-            answer = await self._answer(self._waiting.popleft())
+            command = self._waiting.popleft()
+            self._only_waits = bool(command) and command[0] in ONLY_WAITING
+            answer = await self._answer(command)
             if not self._ended:
                 self._write(answer)
         self._end()
@@ -182,6 +222,8 @@ class ControlProtocol(ConnectionProtocol):
         return encode_answer(code, text)
 
     def _failed(self, failure: Failure) -> None:
+        if failure.check(CancelledError):
+            return  # whoever waited has gone away
         self._log.failure("a command of the operator met a bug", failure)
         self._end(encode_answer(FAILED, "internal error; the server's log has the details"))
 
@@ -209,15 +251,80 @@ class ControlFactory(Factory):
 
     def __init__(self, operator: Operator) -> None:
         self._operator = operator
+        self._connections: set[ControlProtocol] = set()
+        self._finished: Deferred[None] | None = None
 
     def buildProtocol(self, addr: IAddress | None) -> ControlProtocol:
         """Return the protocol of a new connection."""
-        return ControlProtocol(self._operator)
+        connection = ControlProtocol(self._operator, self._lost)
+        self._connections.add(connection)
+        return connection
+
+    def _lost(self, connection: ControlProtocol) -> None:
+        self._connections.discard(connection)
+        if self._finished is not None and not self._connections:
+            finished, self._finished = self._finished, None
+            finished.callback(None)
+
+    def finish(self) -> Deferred[None]:
+        """Close the connections of which nothing was asked, and fire once all others are
+        answered, too.
+        """
+        for connection in list(self._connections):
+            connection.finish()
+        if not self._connections:
+            return succeed(None)
+        self._finished = Deferred(self._stop_waiting)
+        return self._finished
+
+    def _stop_waiting(self, _: Deferred[None]) -> None:
+        self._finished = None
 
 
-def listen_control(reactor: Any, path: str, operator: Operator) -> IListeningPort:
+class ControlPort:
+    """The operator's socket, open.
+
+    :param port: where its connections come from.
+    """
+
+    def __init__(self, reactor: Any, port: IListeningPort, factory: ControlFactory) -> None:
+        self._reactor = reactor
+        self._port = port
+        self._factory = factory
+
+    def stopListening(self) -> Deferred[None]:
+        """Let nobody connect any more; who is connected stays."""
+        return maybeDeferred(self._port.stopListening).addCallback(lambda _: None)
+
+    def finish(self) -> Deferred[None]:
+        """Fire once every answer has been sent: what a process has not yet sent when it ends is
+        lost, and it may be the answer that somebody has waited for since yesterday.
+
+        Somebody who doesn't read answers isn't waited for longer than `FINISH_SECONDS`.
+        """
+        finishing = self._factory.finish().addTimeout(FINISH_SECONDS, self._reactor)
+        finishing.addErrback(lambda failure: failure.trap(DeferredTimeout))
+        return finishing.addCallback(lambda _: None)
+
+
+def listen_control(reactor: Any, path: str, operator: Operator) -> ControlPort:
     """Open the operator's socket at *path* and have *operator* obey it.
 
     :raises SocketPathError: see `flexmigrate.net.unix_socket.listen_private`.
     """
-    return listen_private(reactor, path, ControlFactory(operator))
+    factory = ControlFactory(operator)
+    return ControlPort(reactor, listen_private(reactor, path, factory), factory)
+
+
+def _is_closed(transport: Any) -> bool:
+    """Return whether the other side has closed its end, rather than only ended its input.
+
+    Both are read as the end of input; poll(2) tells them apart, by POLLHUP.
+    """
+    try:
+        fd = transport.fileno()
+    except AttributeError:
+        return False  # a transport in memory
+    poll = select.poll()
+    poll.register(fd, 0)
+    return any(event & select.POLLHUP for _, event in poll.poll(0))

@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred, succeed
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
+from flexmigrate.control.server import ControlPort
 from flexmigrate.service.lifetime import Lifetime
 
 log = Logger()
@@ -25,8 +25,11 @@ async def take_all(lifetime: Lifetime, *steps: Step) -> None:
             lifetime.failed(f"ending: {error}")
 
 
-def close_port(port: IListeningPort | None) -> Deferred[None]:
-    """Close *port*, if there is one, and fire when that is done."""
-    if port is None:
-        return succeed(None)
-    return maybeDeferred(port.stopListening).addCallback(lambda _: None)
+def close_control(port: ControlPort | None) -> Deferred[None]:
+    """Close the operator's socket, if there is one, for whoever comes now."""
+    return succeed(None) if port is None else port.stopListening()
+
+
+def answer_operators(port: ControlPort | None) -> Deferred[None]:
+    """Fire once whoever has asked for something there was answered."""
+    return succeed(None) if port is None else port.finish()

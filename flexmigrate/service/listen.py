@@ -6,14 +6,14 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.config import ListenConfig
 from flexmigrate.control.grammar import MirrorRequest
-from flexmigrate.control.server import listen_control
+from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.migration.destination import (
     FIRST_REQUEST_SECONDS,
@@ -28,7 +28,7 @@ from flexmigrate.net.address import Address
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import Limits, NBDServerFactory, OpenSession
-from flexmigrate.service.closing import close_port, take_all
+from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
@@ -116,7 +116,7 @@ class ListenService(Service):
         )
         self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
         self._serving: Serving | None = None
-        self._control: IListeningPort | None = None
+        self._control: ControlPort | None = None
         self._core.complete.addCallback(lambda _: self._complete())
         # The last thing here: a command line that is wrong says nothing about the image.
         handover.expect()
@@ -232,11 +232,13 @@ class ListenService(Service):
     async def _stop(self) -> None:
         await take_all(
             self._lifetime,
-            lambda: close_port(self._control),
+            lambda: close_control(self._control),
             self._close_listenings,
             lambda: self._factory.close_clients("this server ends"),
             *([self._serving.close] if self._serving is not None else []),
             self._host.close,
+            *([self._serving.concluded] if self._serving is not None else []),
+            lambda: answer_operators(self._control),
             self._pool.stop,
         )
 
@@ -269,6 +271,10 @@ class ListenService(Service):
         if self._serving is None:
             raise CommandError("the image is not here yet")
         return self._serving.mirror(request)
+
+    def wait(self, export: str | None) -> Deferred[Summary]:
+        """Fire once the migration that runs has ended."""
+        return self._mine(export).wait()
 
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -18,6 +18,7 @@ from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import Action, MirrorRequest
 from flexmigrate.errors import (
+    Broken,
     CommandError,
     ConnectFailed,
     MigrationError,
@@ -26,6 +27,7 @@ from flexmigrate.errors import (
     RemoteProtocolError,
     UsageError,
 )
+from flexmigrate.history import Summary, Verdict
 from flexmigrate.migration.attempt import Allowances, SizeMismatch
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.lock import OwnedLock
@@ -35,6 +37,7 @@ from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
 from flexmigrate.service.host import ImageHost
+from flexmigrate.service.watching import Watch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
 
@@ -158,6 +161,7 @@ class MigratingExport:
 
     :ivar lock: the migration lock.
     :ivar migration: the migration that runs, or ran last.
+    :ivar watch: what is seen of it.
     """
 
     def __init__(
@@ -170,6 +174,7 @@ class MigratingExport:
         self.front = front
         self.lock = lock or OwnedLock()
         self.migration: Core | None = None
+        self.watch: Watch | None = None
         self.last_migration: str | None = None
         self.given_away = False
 
@@ -229,6 +234,8 @@ class MigratingExport:
             action=request.action.value,
         )
         self.migration = core
+        self.watch = Watch(self._reactor, core, str(request.address))
+        self.watch.start()
         self._source = SourceMachine(core)
         core.started.addErrback(self._not_started)
         core.finished.addCallbacks(self._finished, self._unfinished)
@@ -251,6 +258,8 @@ class MigratingExport:
         self._source = None
         self.last_migration = f"failed: {failure.getErrorMessage()}"
         assert self.migration is not None
+        verdict: Verdict = "broken" if failure.check(Broken) else "failed"
+        self._watched.ended(verdict, failure.getErrorMessage())
         self.migration.logger.error(
             "the migration did not begin: {error}", error=failure.getErrorMessage()
         )
@@ -279,44 +288,58 @@ class MigratingExport:
             raise CommandError("too late: the image is being handed over")
         return "mirror stopped"
 
+    def wait(self) -> Deferred[Summary]:
+        """See ``control.server.Operator``."""
+        if self.watch is None:
+            raise CommandError("Not mirroring")
+        return self.watch.wait()
+
     # The end of a migration
+
+    def concluded(self) -> Deferred[None]:
+        """Fire once nothing of the last migration is left to do, like its report."""
+        if self.watch is None or self.watch.summary is None:
+            return succeed(None)
+        return self.watch.wait().addCallback(lambda _: None)
+
+    @property
+    def _watched(self) -> Watch:
+        assert self.watch is not None
+        return self.watch
 
     def _finished(self, given: bool) -> None:
         self._source = None
         self.last_migration = "complete" if given else "copied"
-        self._log_summary()
+        self._log_summary(self._watched.ended("complete" if given else "copied"))
         if given:
             self.given_away = True
             self.front.given(self.host, 0, "the image was migrated away")
 
     def _unfinished(self, failure: Failure) -> None:
         self._source = None
-        self.last_migration = failure.getErrorMessage()
+        reason = self.last_migration = failure.getErrorMessage()
         assert self.migration is not None
         if self.migration.phase == "given":
             self.given_away = True
-            self.migration.logger.error("{error}", error=failure.getErrorMessage())
+            self.migration.logger.error("{error}", error=reason)
+            self._watched.ended("unconfirmed", reason)
             self.front.given(self.host, 1, "the handover was not confirmed")
         else:
-            self.migration.logger.warn(
-                "the migration ended: {error}", error=failure.getErrorMessage()
-            )
+            self._watched.ended("broken", reason)
+            self.migration.logger.warn("the migration ended: {error}", error=reason)
 
-    def _log_summary(self) -> None:
-        core = self.migration
-        assert core is not None
-        seconds = self._reactor.seconds() - core.began
-        sent = core.progress.sent
-        core.logger.info(
+    def _log_summary(self, summary: Summary) -> None:
+        assert self.migration is not None
+        self.migration.logger.info(
             "migration {result}: {sent} bytes in {passes} passes, {seconds:.2f} s, "
             "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts} attempts",
-            result=self.last_migration,
-            sent=sent,
-            passes=core.current.passes,
-            seconds=seconds,
-            rate=sent / seconds / 2**20 if seconds else 0.0,
-            parked=core.current.parked_seconds(self._reactor.seconds()),
-            attempts=core.attempts,
+            result=summary.verdict,
+            sent=summary.bytes_sent,
+            passes=summary.passes,
+            seconds=summary.duration,
+            rate=summary.speed / 2**20,
+            parked=summary.parked,
+            attempts=summary.attempts,
         )
 
     # The end of the process

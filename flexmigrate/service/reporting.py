@@ -1,16 +1,23 @@
-"""From a server's state to the frozen Status: the only place where its fields are filled in."""
+"""From a server's state to the frozen values that tell of it: the only place where the fields of
+Status, and of a migration's samples and summary, are filled in.
+"""
 
 from __future__ import annotations
 
 import os
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
+from flexmigrate.history import Sample, Summary, Verdict, shortened
 from flexmigrate.migration.destination import DestinationCore
 from flexmigrate.migration.source import Core
 from flexmigrate.server.export import Export
-from flexmigrate.service.migrating import MigratingExport
-from flexmigrate.service.serving import Serving
 from flexmigrate.status import ListeningPhase, Status
+
+if TYPE_CHECKING:
+    from flexmigrate.service.migrating import MigratingExport
+    from flexmigrate.service.serving import Serving
+    from flexmigrate.service.watching import Watch
 
 
 def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:
@@ -30,14 +37,17 @@ def serving_status(serving: Serving, about: MigratingExport, now: float) -> Stat
         num_exports=len(serving.exports),
         last_migration=about.last_migration,
     )
-    if about.is_mirroring and about.migration is not None:
-        return _with_migration(status, about.migration, now)
-    return status
+    watch = about.watch
+    if about.is_mirroring and about.migration is not None and watch is not None:
+        return _with_migration(status, about.migration, watch, now)
+    return replace(status, summary=watch.summary if watch is not None else None)
 
 
-def _with_migration(status: Status, core: Core, now: float) -> Status:
-    speed = core.progress.rate.value(now)
+def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Status:
+    progress = core.progress
+    speed = progress.rate.value(now)
     left = core.dirty.bytes if core.dirty is not None else status.size
+    passes = _passes(core)
     return replace(
         status,
         migration_duration=int(now - core.began),
@@ -46,11 +56,62 @@ def _with_migration(status: Status, core: Core, now: float) -> Status:
         migration_seconds_left=int(left / speed) if speed else None,
         migration_bytes_left=left,
         migration_phase=core.phase,
-        migration_pass=core.attempt.passes if core.attempt else 0,
+        migration_pass=passes,
         migration_attempt=core.attempts,
         migration_error=core.last_error,
-        migration_bytes_sent=core.progress.sent,
+        migration_bytes_sent=progress.sent,
+        migration_address=watch.address,
+        migration_pass_size=progress.pass_size if passes else None,
+        migration_pass_sent=progress.pass_sent if passes else None,
+        migration_fitting=int(core.allowances.max_downtime * speed) if speed else None,
+        migration_write_limit=_write_limit(core),
+        migration_parked=watch.parked_seconds(now),
     )
+
+
+def sample(core: Core, now: float) -> Sample:
+    """Return a migration as it is now."""
+    return Sample(
+        seconds=now - core.began,
+        phase=core.phase,
+        attempt=core.attempts,
+        pass_number=_passes(core),
+        bytes_sent=core.progress.sent,
+        bytes_left=core.dirty.bytes if core.dirty is not None else None,
+        write_limit=_write_limit(core),
+        speed_limit=core.limit.bytes_per_second or None,
+        error=shortened(core.last_error) if core.phase == "waiting" else None,
+    )
+
+
+def summary(
+    core: Core, address: str, verdict: Verdict, reason: str | None, parked: float, now: float
+) -> Summary:
+    """Return what a migration came to that ended now.
+
+    :param parked: for how long clients were, in seconds.
+    """
+    duration = now - core.began
+    return Summary(
+        verdict=verdict,
+        reason=shortened(reason),
+        address=address,
+        duration=duration,
+        bytes_sent=core.progress.sent,
+        speed=int(core.progress.sent / duration) if duration else 0,
+        passes=_passes(core),
+        attempts=core.attempts,
+        parked=parked,
+    )
+
+
+def _passes(core: Core) -> int:
+    return core.attempt.passes if core.attempt else 0
+
+
+def _write_limit(core: Core) -> int | None:
+    limit = core.export.write_limit
+    return None if limit is None else int(limit)
 
 
 def listening_status(

@@ -8,13 +8,13 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, FirstError
-from twisted.internet.interfaces import IListeningPort
 from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
 from flexmigrate.control.grammar import MirrorRequest
-from flexmigrate.control.server import listen_control
+from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
+from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
@@ -25,7 +25,7 @@ from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
-from flexmigrate.service.closing import close_port, take_all
+from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.reporting import serving_status
@@ -95,7 +95,7 @@ class ServeService(Service):
             ),
         )
         self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
-        self._control: IListeningPort | None = None
+        self._control: ControlPort | None = None
 
     def _open(self, export: ExportConfig) -> ImageHost:
         host = ImageHost(
@@ -138,9 +138,11 @@ class ServeService(Service):
     async def _stop(self) -> None:
         await take_all(
             self._lifetime,
-            lambda: close_port(self._control),
+            lambda: close_control(self._control),
             self.serving.close,
             *(host.close for host in self._hosts),
+            self.serving.concluded,
+            lambda: answer_operators(self._control),
             self._pool.stop,
         )
 
@@ -158,6 +160,10 @@ class ServeService(Service):
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration."""
         return self.serving.mirror(request)
+
+    def wait(self, export: str | None) -> Deferred[Summary]:
+        """Fire once the migration that runs has ended."""
+        return self.serving.find(export).wait()
 
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""

@@ -135,6 +135,10 @@ class Serving:
 
     # The end of the process
 
+    def concluded(self) -> Deferred[None]:
+        """Fire once nothing of a migration that has ended is left to do, like its report."""
+        return _all(each.concluded() for each in self.exports.values())
+
     def terminate(self, reason: str) -> Deferred[int]:
         """Let no migration start, end those that run, and fire with the exit status."""
         ended = [each.terminate(reason) for each in self.exports.values()]

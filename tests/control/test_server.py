@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -12,6 +13,7 @@ from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import MAX_LINE, Action, MirrorRequest
 from flexmigrate.control.server import MAX_WAITING, ControlFactory, ControlProtocol
 from flexmigrate.errors import CommandError
+from flexmigrate.history import Summary
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.status import Status
@@ -22,6 +24,21 @@ STATUS = Status(
 STATUS_LINE = (
     b"0: pid=1 size=512 has_control=true clients_allowed=true num_clients=0 is_mirroring=false\n"
 )
+SUMMARY = Summary(
+    verdict="complete",
+    reason=None,
+    address="10.0.0.2:10809",
+    duration=2.0,
+    bytes_sent=1024,
+    speed=512,
+    passes=3,
+    attempts=1,
+    parked=0.25,
+)
+SUMMARY_TEXT = (
+    b"verdict=complete address=10.0.0.2:10809 duration=2 bytes_sent=1024 speed=512 passes=3"
+    b" attempts=1 parked=0.25"
+)
 
 
 class Recorder:
@@ -30,6 +47,7 @@ class Recorder:
     def __init__(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.mirroring: Deferred[str] = Deferred()
+        self.ending: Deferred[Summary] = Deferred()
         self.bug: Exception | None = None
 
     def status(self, export: str | None) -> Status:
@@ -43,6 +61,10 @@ class Recorder:
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         self.calls.append(("mirror", request))
         return self.mirroring
+
+    def wait(self, export: str | None) -> Deferred[Summary]:
+        self.calls.append(("wait", export))
+        return self.ending
 
     def set_max_bps(self, n: int, export: str | None) -> str:
         if n == 404:
@@ -164,9 +186,8 @@ class ControlTests(SynchronousTestCase):
 
     def test_an_unknown_command(self) -> None:
         self.say(b"fly\n\n")
-        self.assert_answered(
-            b"1: unknown command 'fly'; there are status, acl, mirror, mirror_max_bps, break\n"
-        )
+        known = b"status, acl, mirror, mirror_max_bps, break, wait"
+        self.assert_answered(b"1: unknown command 'fly'; there are " + known + b"\n")
 
     def test_a_missing_command(self) -> None:
         self.say(b"\n")
@@ -186,6 +207,35 @@ class ControlTests(SynchronousTestCase):
         self.assertEqual(answers[:2], [b"0: Mirror started\n", STATUS_LINE])
         self.assertTrue(answers[2].startswith(b"1: unknown"))
         self.assertTrue(self.transport.disconnecting)
+
+    def test_wait_is_answered_with_what_the_migration_came_to(self) -> None:
+        self.say(b"wait\nexport=vm7\n\n")
+        self.assertEqual(self.operator.calls, [("wait", "vm7")])
+        self.assertEqual(self.transport.value(), b"")
+        self.operator.ending.callback(SUMMARY)
+        self.assert_answered(b"0: " + SUMMARY_TEXT + b"\n")
+
+    def test_wait_for_one_that_does_not_succeed(self) -> None:
+        self.say(b"wait\n\n")
+        self.operator.ending.callback(
+            dataclasses.replace(SUMMARY, verdict="broken", reason="not today")
+        )
+        text = SUMMARY_TEXT.replace(b"complete", b"broken reason=not%20today")
+        self.assert_answered(b"1: " + text + b"\n")
+
+    def test_mirror_and_wait_on_one_connection_are_about_the_same_migration(self) -> None:
+        self.say(b"mirror\n10.0.0.2\n10809\n\nwait\n\n")
+        self.operator.mirroring.callback("Mirror started")
+        self.assertEqual(self.transport.value(), b"0: Mirror started\n")
+        self.operator.ending.callback(SUMMARY)
+        self.assertTrue(self.transport.value().endswith(b"\n0: " + SUMMARY_TEXT + b"\n"))
+
+    def test_who_goes_away_waits_no_longer(self) -> None:
+        gone: list[Deferred[Summary]] = []
+        self.operator.ending = Deferred(gone.append)
+        self.say(b"wait\n\n")
+        self.protocol.connectionLost(Failure(ConnectionDone()))
+        self.assertEqual(gone, [self.operator.ending])
 
     def test_nothing_is_done_after_the_answer(self) -> None:
         self.say(b"status\n\n")
@@ -228,3 +278,48 @@ class ControlTests(SynchronousTestCase):
         self.say(b"break\n\n")
         self.assert_answered(b"1: internal error; the server's log has the details\n")
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
+class FinishTests(SynchronousTestCase):
+    """The end of the process: nobody is left without the answer that there is."""
+
+    def setUp(self) -> None:
+        self.operator = Recorder()
+        self.factory = ControlFactory(self.operator)
+
+    def connect(self, said: bytes = b"") -> tuple[ControlProtocol, StringTransport]:
+        protocol, transport = self.factory.buildProtocol(None), StringTransport()
+        protocol.makeConnection(transport)
+        protocol.dataReceived(said)
+        return protocol, transport
+
+    def lose(self, protocol: ControlProtocol) -> None:
+        protocol.connectionLost(Failure(ConnectionDone()))
+
+    def test_with_nobody_there(self) -> None:
+        self.successResultOf(self.factory.finish())
+
+    def test_who_has_asked_for_nothing_is_let_go(self) -> None:
+        protocol, transport = self.connect()
+        finished = self.factory.finish()
+        self.assertTrue(transport.disconnecting)
+        self.assertNoResult(finished)
+        self.lose(protocol)
+        self.successResultOf(finished)
+
+    def test_an_answer_is_waited_for_and_its_sending_too(self) -> None:
+        protocol, transport = self.connect(b"wait\n\n")
+        finished = self.factory.finish()
+        self.assertFalse(transport.disconnecting)
+        self.operator.ending.callback(SUMMARY)
+        self.assertTrue(transport.disconnecting)
+        self.assertNoResult(finished)
+        self.lose(protocol)
+        self.successResultOf(finished)
+
+    def test_until_the_caller_has_lost_patience(self) -> None:
+        protocol, _ = self.connect(b"wait\n\n")
+        finished = self.factory.finish()
+        finished.cancel()
+        self.failureResultOf(finished)
+        self.lose(protocol)
