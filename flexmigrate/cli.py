@@ -1,7 +1,7 @@
 """``flexmigrate COMMAND``: what each command does, and its exit status.
 
-0 is success, 1 a failure, 2 a command line that is wrong. Commands that only talk to a running
-server never import Twisted: a supervisor asks for the status every second.
+0 is success, 1 a failure, 2 a command line that is wrong; ``whose`` has more. Commands that only
+talk to a running server never import Twisted: a supervisor asks for the status every second.
 """
 
 from __future__ import annotations
@@ -11,7 +11,14 @@ from collections.abc import Sequence
 
 from flexmigrate import __version__
 from flexmigrate.commands import COMMANDS, parse, parser_of
-from flexmigrate.config import CallConfig, Config, ReadConfig, WriteConfig
+from flexmigrate.config import (
+    CallConfig,
+    Config,
+    ReadConfig,
+    SettleConfig,
+    WhoseConfig,
+    WriteConfig,
+)
 from flexmigrate.control import caller
 from flexmigrate.control.grammar import OK
 from flexmigrate.errors import FlexmigrateError, UsageError
@@ -76,6 +83,14 @@ def _overview() -> str:
 def _run(config: Config) -> int:
     if isinstance(config, CallConfig):
         return _call(config)
+    if isinstance(config, WhoseConfig):
+        from flexmigrate import whose
+
+        return whose.run_whose(config)
+    if isinstance(config, SettleConfig):
+        from flexmigrate import whose
+
+        return whose.run_settle(config)
     # Only from here on is there a reactor.
     from flexmigrate.log.observer import start_logging
     from flexmigrate.service import run

@@ -21,6 +21,8 @@ from flexmigrate.config import (
     ListenConfig,
     ReadConfig,
     ServeConfig,
+    SettleConfig,
+    WhoseConfig,
     WriteConfig,
 )
 from flexmigrate.control.grammar import Action, MirrorRequest, settings_lines
@@ -39,6 +41,8 @@ from flexmigrate.options import (
     EXPORTS,
     FILE,
     FROM,
+    IMAGE_WORD,
+    JSON,
     KILLSWITCH,
     LIMIT,
     LIMIT_WORD,
@@ -52,6 +56,8 @@ from flexmigrate.options import (
     NO_LIST,
     OLDSTYLE,
     OPEN_SOCK,
+    PEER,
+    PEER_JOURNAL,
     POLL,
     QUIET,
     READ_ONLY,
@@ -69,6 +75,7 @@ from flexmigrate.options import (
     UNLINK,
     URI_WORD,
     VERBOSE,
+    YES,
     Flag,
     Given,
     Option,
@@ -169,6 +176,30 @@ def _set_limit(given: Given) -> CallConfig:
         return _call_export(given, "mirror_max_bps", str(LIMIT.parse(word)))
     except ValueError as error:
         raise UsageError(f"N: {error}") from error
+
+
+def _whose(given: Given) -> WhoseConfig:
+    (file,) = given.words
+    peer = given.optional(PEER)
+    if peer is None:
+        for option in (REMOTE_EXPORT, TLS, TLS_CERTIFICATES, TLS_HOSTNAME):
+            given.refuse(option, "without --peer, nobody is connected to")
+    else:
+        given.refuse(PEER_JOURNAL, "with --peer, the other side's journal is asked for there")
+    return WhoseConfig(
+        file=file,
+        peer_journal=given.optional(PEER_JOURNAL),
+        peer=peer,
+        remote_export=given.optional(REMOTE_EXPORT) or "",
+        json=given.flag(JSON),
+        tls=tls_of(given),
+        verbosity=given.verbosity,
+    )
+
+
+def _settle(given: Given, *, take: bool) -> SettleConfig:
+    (file,) = given.words
+    return SettleConfig(file, take, sure=given.flag(YES), verbosity=given.verbosity)
 
 
 def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
@@ -272,6 +303,28 @@ COMMANDS = {
         (CALL_SOCK, EXPORT),
         _set_limit,
         LIMIT_WORD,
+    ),
+    "whose": Command(
+        "say which copy of an image is canonical, after a migration that went wrong",
+        "IMAGE [--peer-journal FILE | --peer HOST:PORT [--remote-export NAME]] [--json]"
+        f" {_TLS_CLIENT}",
+        (PEER_JOURNAL, PEER, REMOTE_EXPORT, JSON, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        _whose,
+        IMAGE_WORD,
+    ),
+    "take": Command(
+        "settle by hand that this copy is the image",
+        "IMAGE [--yes]",
+        (YES,),
+        lambda given: _settle(given, take=True),
+        IMAGE_WORD,
+    ),
+    "release": Command(
+        "settle by hand that this copy is not the image any more",
+        "IMAGE [--yes]",
+        (YES,),
+        lambda given: _settle(given, take=False),
+        IMAGE_WORD,
     ),
     "read": Command(
         "copy bytes from a server to standard output",

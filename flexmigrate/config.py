@@ -163,5 +163,43 @@ class WriteConfig(TransferConfig):
     """What ``write`` was told: the bytes come from standard input."""
 
 
+@dataclass(frozen=True)
+class WhoseConfig:
+    """What ``whose`` was told.
+
+    :ivar file: path of the image that is asked about.
+    :ivar peer_journal: path of a copy of the other side's journal.
+    :ivar peer: address of the other side's server.
+    :ivar remote_export: name of the export there.
+    :ivar json: the answer is to be an object in JSON.
+    :ivar tls: see `TLSConfig`.
+    """
+
+    file: str
+    peer_journal: str | None = None
+    peer: Address | None = None
+    remote_export: str = ""
+    json: bool = False
+    tls: TLSConfig = NO_TLS
+    verbosity: int = 0
+
+
+@dataclass(frozen=True)
+class SettleConfig:
+    """What ``take`` and ``release`` were told.
+
+    :ivar file: path of the image.
+    :ivar take: whether it is to be the image from now on; else, not to be it any more.
+    :ivar sure: don't ask.
+    """
+
+    file: str
+    take: bool
+    sure: bool = False
+    verbosity: int = 0
+
+
 # What a command line comes down to.
-Config = ServeConfig | ListenConfig | CallConfig | ReadConfig | WriteConfig
+Config = (
+    ServeConfig | ListenConfig | CallConfig | ReadConfig | WriteConfig | WhoseConfig | SettleConfig
+)

@@ -14,7 +14,7 @@ from flexmigrate.config import CoverageRule, TLSRule
 from flexmigrate.control.grammar import MAX_BPS
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
-from flexmigrate.net.address import parse_host, parse_place, parse_port, parse_socket_path
+from flexmigrate.net.address import Address, parse_host, parse_place, parse_port, parse_socket_path
 
 T = TypeVar("T")
 
@@ -202,6 +202,15 @@ def _parse_tls(text: str) -> TLSRule:
     if text not in rules:
         raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
     return rules[text]
+
+
+def _parse_peer(text: str) -> Address:
+    if text.startswith("/"):
+        return Address.unix(parse_socket_path(text))
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise ValueError(f"{text!r} is not HOST:PORT")
+    return Address.tcp(parse_host(host.removeprefix("[").removesuffix("]")), parse_port(port, 1))
 
 
 VERBOSE = Flag("verbose", "v", "log everything")
@@ -393,6 +402,24 @@ COVERAGE = Option(
     " or anything (default: full)",
     _parse_coverage,
 )
+PEER_JOURNAL = Option(
+    "peer-journal",
+    "",
+    "FILE",
+    "a copy of the other side's journal, its IMAGE.handover (default: judge by our own)",
+    _parse_path,
+)
+PEER = Option(
+    "peer",
+    "",
+    "HOST:PORT",
+    "ask the other side's server: its IPv4 address or [IPv6 address] and port, or the path of its"
+    " UNIX socket (default: judge by our own journal)",
+    _parse_peer,
+)
+JSON = Flag("json", "", "answer with an object in JSON (default: a sentence)")
+YES = Flag("yes", "y", "don't ask whether it is meant (default: ask)")
+IMAGE_WORD = Words("IMAGE", "path of the image", 1)
 UNLINK = Flag(
     "unlink",
     "u",

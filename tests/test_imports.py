@@ -26,7 +26,7 @@ STOREYS = (
     ("server", "client"),
     ("proxy", "control", "migration"),
     ("service",),
-    ("options", "together", "commands", "cli", "tap", "testing"),
+    ("options", "together", "commands", "cli", "tap", "testing", "whose"),
     ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
@@ -47,6 +47,12 @@ WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.grammar",
     "flexmigrate.net.acl",
     "flexmigrate.net.address",
+    "flexmigrate.image.disk",
+    "flexmigrate.image.opening",
+    "flexmigrate.migration.journal",
+    "flexmigrate.migration.ownership",
+    "flexmigrate.migration.resolve",
+    "flexmigrate.whose",
 )
 
 

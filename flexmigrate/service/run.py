@@ -13,15 +13,23 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from flexmigrate.client import NBDClientProtocol, connect, connect_uri, parse_uri
-from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, TransferConfig, WriteConfig
+from flexmigrate.client import NBDClientProtocol, ask, connect, connect_uri, parse_uri
+from flexmigrate.config import (
+    ListenConfig,
+    ReadConfig,
+    ServeConfig,
+    TransferConfig,
+    WhoseConfig,
+    WriteConfig,
+)
 from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import build
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.migrating import client_tls
+from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.session import NO_ID, Answer, Opening, Purpose, State, parse_answer
 
 PIECE = 1024 * 1024
 """Bytes that ``read`` and ``write`` move at a time."""
@@ -120,6 +128,38 @@ async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None
     except BaseException:
         client.abort(FlexmigrateError("given up"))
         raise
+
+
+def ask_peer(config: WhoseConfig) -> Answer:
+    """Ask another server what the journal of its image says.
+
+    :raises FlexmigrateError: it can't be asked, or its answer makes no sense.
+    """
+    from twisted.internet import reactor
+
+    the_reactor: Any = reactor
+    assert config.peer is not None
+    opening = Opening(Purpose.ASK, NO_ID, 0, State.NONE, 0, export=config.remote_export)
+    tls = client_tls(config.tls, config.peer.host)
+    wish = Wish(tls=TLSMode(config.tls.rule), session=opening.encode())
+    endpoint = client_endpoint(the_reactor, config.peer, timeout=CONNECT_SECONDS)
+    results: list[Any] = []
+
+    def ended(result: Any) -> None:
+        results.append(result)
+        the_reactor.stop()
+
+    def begin() -> None:
+        ask(endpoint, wish=wish, clock=the_reactor, tls=tls).addBoth(ended)
+
+    the_reactor.callWhenRunning(begin)
+    the_reactor.run()
+    if not results:
+        raise FlexmigrateError("interrupted")
+    (result,) = results
+    if isinstance(result, Failure):
+        result.raiseException()
+    return parse_answer(result)
 
 
 def _connect(reactor: Any, config: TransferConfig) -> Deferred[NBDClientProtocol]:

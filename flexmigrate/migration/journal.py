@@ -1,0 +1,236 @@
+"""The journal beside an image, ``IMAGE.handover``: one record of who owns it, kept durably.
+
+What the record means, and which may follow which, is ``ownership``'s affair. Here is how it is
+kept: written so that a crash leaves the old record or the new one (``image.disk``), and read so
+that whatever isn't a whole record of a version that is known is an error, and never guessed at.
+Twisted is not imported: the command line reads journals, too.
+
+The file is JSON, for people to read. Who changes it by hand is found out by its checksum:
+``flexmigrate take`` and ``release`` are there for that.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, fields
+from datetime import datetime, timezone
+from typing import Any
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image import disk as disks
+from flexmigrate.image.disk import Disk
+from flexmigrate.wire.session import ID_LENGTH, MAX_SUPERSEDED, NO_ID, State
+
+SUFFIX = ".handover"
+
+VERSION = 1
+
+MAX_BYTES = 64 * 1024
+"""Bytes that a journal may have: far more than a record ever needs."""
+
+MAX_SETTLED = 16
+"""How many of the last settlements by hand are remembered."""
+
+
+class JournalError(ImageError):
+    """A journal can't be read or written, or isn't one; the text names its path and the cause."""
+
+
+@dataclass(frozen=True)
+class Record:
+    """What a journal says.
+
+    :ivar state: of this side; never NONE, which is the absence of a journal.
+    :ivar session: whose state that is.
+    :ivar attempt: of the session.
+    :ivar size: of the image, in bytes.
+    :ivar plain: the other side keeps no journal of this session: the plain handover.
+    :ivar unlink: a source's: its file is to go once the destination owns the image.
+    :ivar acknowledged: an owner's: the source knows of it, and won't ask again.
+    :ivar peer: the other side's name, for people; may be empty.
+    :ivar address: where the other side was, for people.
+    :ivar mirror: a source's: the lines of the mirror command, which say how the destination is
+        reached (``control.grammar``).
+    :ivar superseded: a source's: earlier sessions that were never committed, the latest first.
+    :ivar origin: the session by which the image came here, whatever became of it since; NO_ID if
+        it didn't come by one.
+    :ivar time: when this was written, for people (ISO 8601).
+    :ivar settled: what was settled by hand, a sentence each, the latest first.
+    """
+
+    state: State
+    session: bytes = NO_ID
+    attempt: int = 0
+    size: int = 0
+    plain: bool = False
+    unlink: bool = False
+    acknowledged: bool = False
+    peer: str = ""
+    address: str = ""
+    mirror: tuple[str, ...] = ()
+    superseded: tuple[bytes, ...] = ()
+    origin: bytes = NO_ID
+    time: str = ""
+    settled: tuple[str, ...] = ()
+
+    @property
+    def other_side(self) -> str:
+        """The other side's name and address, for people."""
+        if self.peer and self.address:
+            return f"{self.peer} ({self.address})"
+        return self.peer or self.address or "an unknown place"
+
+
+def now() -> str:
+    """Return the time as a record has it."""
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
+
+
+def path_of(image_path: str) -> str:
+    """Return where the journal of the image at *image_path* (absolute, without links) is."""
+    return image_path + SUFFIX
+
+
+def load(disk: Disk, path: str) -> Record | None:
+    """Return the record in the journal at *path*, or None where there is no journal.
+
+    :raises JournalError: there is something, and it isn't a whole record that we know.
+    """
+    try:
+        data = disks.read(disk, path, MAX_BYTES + 1)
+    except OSError as error:
+        raise JournalError(f"can't read the journal {path}: {error.strerror}") from error
+    if data is None:
+        return None
+    try:
+        return decode(data)
+    except ValueError as error:
+        raise JournalError(
+            f"the journal {path} can't be trusted ({error}); nothing is done with the image "
+            "before a human has settled whose it is: see 'flexmigrate help whose'"
+        ) from error
+
+
+def store(disk: Disk, path: str, record: Record) -> None:
+    """Make *record* what the journal at *path* says, durably.
+
+    :raises OSError: as ``image.disk.replace``: it says what it said, or, only if the folder could
+        not be synced, *record*, and after a crash either.
+    """
+    disks.replace(disk, path, encode(record))
+
+
+def encode(record: Record) -> bytes:
+    """Return the bytes of a journal."""
+    body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+    body["version"] = VERSION
+    body["checksum"] = _checksum(body)
+    return json.dumps(body, indent=2).encode() + b"\n"
+
+
+def decode(data: bytes) -> Record:
+    """Return the record in a journal's bytes.
+
+    :raises ValueError: saying why it is none.
+    """
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
+    try:
+        body = json.loads(data)
+    except ValueError as error:
+        raise ValueError(f"it is not JSON: {error}") from None
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not isinstance(body, dict):
+        raise ValueError("it is no record")
+    version, checksum = body.pop("version", None), body.pop("checksum", None)
+    if version != VERSION or isinstance(version, bool):
+        raise ValueError(f"its version is {version!r}, and {VERSION} is what is known")
+    if checksum != _checksum({**body, "version": version}):
+        raise ValueError("its checksum is wrong")
+    if body.keys() != _READERS.keys():
+        unknown = ", ".join(sorted(body.keys() ^ _READERS.keys()))
+        raise ValueError(f"its fields are wrong: {unknown}")
+    values: dict[str, Any] = {name: read(name, body[name]) for name, read in _READERS.items()}
+    return Record(**values)
+
+
+def _plain(value: Any) -> Any:
+    """Return *value* as JSON has it."""
+    if isinstance(value, State):
+        return value.name.lower()
+    if isinstance(value, bytes):
+        return value.hex()
+    if isinstance(value, tuple):
+        return [_plain(each) for each in value]
+    return value
+
+
+def _checksum(body: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+
+
+def _state(name: str, value: Any) -> State:
+    for state in State:
+        if state and value == state.name.lower():
+            return state
+    raise ValueError(f"{name} is {value!r}")
+
+
+def _bool(name: str, value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _number(name: str, value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise ValueError(f"{name} is {value!r}")
+    return value
+
+
+def _id(name: str, value: Any) -> bytes:
+    try:
+        session = bytes.fromhex(value)
+    except (TypeError, ValueError):
+        session = b""
+    if len(session) != ID_LENGTH:
+        raise ValueError(f"{name} is {value!r}")
+    return session
+
+
+def _texts(name: str, value: Any) -> tuple[str, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"{name} is {value!r}")
+    return tuple(_text(name, each) for each in value)
+
+
+def _ids(name: str, value: Any) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > MAX_SUPERSEDED:
+        raise ValueError(f"{name} is {value!r}")
+    return tuple(_id(name, each) for each in value)
+
+
+_READERS = {
+    "state": _state,
+    "session": _id,
+    "attempt": _number,
+    "size": _number,
+    "plain": _bool,
+    "unlink": _bool,
+    "acknowledged": _bool,
+    "peer": _text,
+    "address": _text,
+    "mirror": _texts,
+    "superseded": _ids,
+    "origin": _id,
+    "time": _text,
+    "settled": _texts,
+}

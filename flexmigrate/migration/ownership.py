@@ -1,0 +1,421 @@
+"""Who owns an image: the rules of both ends on one page, and the only place that changes a journal.
+
+A journal says in which of six states this side of a handover is (``STEPS`` has what may follow
+what); no journal is a state too. Two things are decided by it and nowhere else:
+
+* *Whether the image may be served, or received over*: ``to_serve`` and ``to_receive``.
+* *Whether a source that comes is the right one*: ``refusal`` at a destination that waits, and
+  ``settles`` at any server that has the image.
+
+Why no crash, at either end, makes two owners: the source writes ``committed`` only after the
+destination has said that it is ``prepared``, and COMMIT leaves only after ``committed`` is durable.
+So a destination becomes ``owner`` only once its source can never serve again, and a source that is
+not ``committed`` knows that nobody has become owner. Why none makes no owner: ``prepared`` is
+written once every byte is durable, and a ``committed`` source repeats COMMIT until it is answered.
+
+The plain handover has only the source's half of this. Its journal says ``committed`` from before
+the first act that can't be taken back, so that a source that doesn't know is not started again as
+if it did.
+
+Everything here may wait for the disk: it is called in threads, by one caller at a time for each
+image. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+import threading
+from dataclasses import dataclass, replace
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image import disk as disks
+from flexmigrate.image.disk import SYSTEM, Disk
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import JournalError, Record
+from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
+
+MARKER_SUFFIX = ".INCOMPLETE"
+
+_MARKER_TEXT = (
+    "A migration into the image beside this file has not finished: the image is not whole.\n"
+    "flexmigrate removes this file once it is.\n"
+)
+
+STEPS: dict[State, frozenset[State]] = {
+    State.NONE: frozenset({State.SENDING, State.RECEIVING}),
+    # A new session, or another attempt; or all is sent, and the destination is prepared.
+    State.SENDING: frozenset({State.SENDING, State.COMMITTED}),
+    # Back only while nobody can have been told: see `SourceOwnership.take_back`.
+    State.COMMITTED: frozenset({State.SENDING, State.DONE}),
+    # The image may come back.
+    State.DONE: frozenset({State.RECEIVING, State.OWNER}),
+    # To OWNER from the plain handover, which has no PREPARED.
+    State.RECEIVING: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
+    State.PREPARED: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
+    State.OWNER: frozenset({State.OWNER, State.SENDING}),
+}
+"""What may be written after what; a human may write ``done`` and ``owner`` after anything."""
+
+
+class Serving(enum.Enum):
+    """What may become of an image that somebody wants to serve."""
+
+    SERVE = "serve"
+    SETTLE = "settle"  # its handover was committed: ask the destination to take it
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an image stands, by what lies beside it.
+
+    :ivar path: of the image, absolute and without links.
+    :ivar record: what its journal says; None without one.
+    :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
+    """
+
+    path: str
+    record: Record | None
+    marker: bool
+
+    @property
+    def state(self) -> State:
+        """What the journal says."""
+        return State.NONE if self.record is None else self.record.state
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a migration into it never finished.
+
+        A marker beside an ``owner`` is left of one that did: it is removed after the journal is
+        written.
+        """
+        return self.marker and self.state is not State.OWNER
+
+    def to_serve(self) -> tuple[Serving, str]:
+        """Return whether the image may be served, and why not."""
+        if self.is_incomplete and self.state in (State.NONE, State.SENDING):
+            return Serving.REFUSE, (
+                f"{self.path} is incomplete: {self.path}{MARKER_SUFFIX} says that a migration into "
+                "it never finished"
+            )
+        if self.record is None:
+            return Serving.SERVE, ""
+        record, place = self.record, self.record.other_side
+        advice = f"see 'flexmigrate whose {self.path}'"
+        if record.state is State.COMMITTED and not record.plain:
+            return Serving.SETTLE, f"{self.path} was handed over to {place}"
+        text = {
+            State.COMMITTED: f"may be at {place} since {record.time}: its handover was begun, and "
+            f"not confirmed; {advice}, look there, then 'flexmigrate take' or 'release'",
+            State.DONE: f"was migrated to {place} ({record.time}); {advice}",
+            State.RECEIVING: f"is incomplete: a migration from {place} into it never finished",
+            State.PREPARED: f"is a complete copy of what {place} had, and may be the only one in "
+            f"use or not: it waits to be told by its source; start its 'listen' again, or {advice}",
+        }.get(record.state)
+        if text is None:
+            return Serving.SERVE, ""
+        return Serving.REFUSE, f"{self.path} {text}"
+
+    def to_receive(self) -> str | None:
+        """Return why nothing may be received over the image, or None."""
+        if self.record is None or self.state in (State.DONE, State.RECEIVING, State.PREPARED):
+            return None
+        if self.state is State.OWNER and not self.record.acknowledged:
+            return None  # its source may ask once more; nobody else gets past `refusal`
+        return (
+            f"{self.path} is the image itself, not a copy (its journal says "
+            f"{self.state.name.lower()}): receiving would overwrite it; if it is of no use any "
+            f"more, 'flexmigrate release {self.path}'"
+        )
+
+
+def look(path: str, disk: Disk = SYSTEM) -> Standing:
+    """Return how the image at *path* stands.
+
+    :raises ImageError: what lies beside it can't be read, or can't be trusted.
+    """
+    real = os.path.realpath(path)
+    try:
+        marker = disks.exists(disk, real + MARKER_SUFFIX)
+    except OSError as error:
+        raise ImageError(f"can't look for {real}{MARKER_SUFFIX}: {error.strerror}") from error
+    return Standing(real, journal.load(disk, journal.path_of(real)), marker)
+
+
+class Ownership:
+    """What lies beside one image that is open and locked here; see the module.
+
+    :param path: of the image, absolute and without links.
+    :param size: of the image, in bytes.
+    :raises ImageError: as `look`.
+    :ivar standing: how it stands, as far as is durable.
+    """
+
+    def __init__(self, path: str, size: int, disk: Disk = SYSTEM) -> None:
+        self._path = path
+        self._size = size
+        self._disk = disk
+        self._writing = threading.Lock()
+        self.standing = look(path, disk)
+
+    @property
+    def record(self) -> Record | None:
+        """What the journal says; None without one."""
+        return self.standing.record
+
+    @property
+    def state(self) -> State:
+        """What the journal says."""
+        return self.standing.state
+
+    # A source
+
+    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
+        """Return the earlier sessions that *session* follows, none of which was committed."""
+        record = self.record
+        if record is None or record.state is not State.SENDING:
+            return ()
+        earlier = record.superseded
+        if record.session != session and not record.plain:
+            earlier = (record.session, *earlier)
+        return earlier[:MAX_SUPERSEDED]
+
+    def send(self, record: Record) -> None:
+        """Begin to send, as *record* says, whose state and earlier sessions are filled in here."""
+        before = self.record
+        self._write(
+            replace(
+                record,
+                state=State.SENDING,
+                size=self._size,
+                superseded=self.superseded_by(record.session),
+                origin=NO_ID if before is None else before.origin,
+                settled=() if before is None else before.settled,
+            )
+        )
+
+    def commit(self, attempt: int) -> None:
+        """From here this side never serves again.
+
+        :raises OSError: it can't be written, and surely isn't.
+        :raises UncertainError: it can't be written, and may be all the same.
+        """
+        before = self._known()
+        try:
+            self._write(replace(before, state=State.COMMITTED, attempt=attempt))
+        except OSError as error:
+            self._restore(before, error)
+            raise
+
+    def _restore(self, before: Record, error: OSError) -> None:
+        """See that the journal says *before* again, after *error*. Nobody has been told, so it is
+        as true; but once the new record has got its name, which of them would be found after a
+        crash is known only when one of them is durable.
+        """
+        path = journal.path_of(self._path)
+        try:
+            if journal.load(self._disk, path) != before:
+                self._force(before)
+        except (OSError, JournalError):
+            raise UncertainError(
+                f"can't write {path}: {error}; it may say 'committed' or 'sending'"
+            ) from error
+
+    def take_back(self) -> None:
+        """The handover was not begun after all: nobody was told of it.
+
+        :raises UncertainError: that can't be written.
+        """
+        try:
+            self._write(replace(self._known(), state=State.SENDING))
+        except OSError as error:
+            raise UncertainError(
+                f"can't write {journal.path_of(self._path)}: {error}; it says 'committed'"
+            ) from error
+
+    def done(self) -> None:
+        """The destination owns the image."""
+        self._write(replace(self._known(), state=State.DONE))
+
+    # A destination
+
+    def expect(self) -> None:
+        """Set the marker before the first byte is received, unless the image is whole.
+
+        :raises ImageError: where it can't be written.
+        """
+        if self.state in (State.PREPARED, State.OWNER):
+            return
+        try:
+            self._set_marker()
+        except OSError as error:
+            marker = self._path + MARKER_SUFFIX
+            raise ImageError(f"can't write the marker {marker}: {error.strerror}") from error
+
+    def refusal(self, opening: Opening | None) -> str | None:
+        """Return why a sender may not enter, or None.
+
+        :param opening: what it said of its session; None for a plain sender.
+        """
+        record = self.record
+        if opening is not None and opening.purpose is Purpose.SETTLE:
+            return self.settles(opening)
+        if record is None or record.state in (State.RECEIVING, State.DONE):
+            return None
+        if record.state is State.PREPARED and opening is not None:
+            ours = record.session == opening.session
+            follows = ours or record.session in opening.superseded
+            if follows and opening.state is State.SENDING:
+                late = ours and opening.attempt <= record.attempt
+                return f"attempt {opening.attempt} is over" if late else None
+        if record.state is State.PREPARED:
+            return f"what is here may be the image of {record.other_side}, complete"
+        return "the image is here already"
+
+    def settles(self, opening: Opening) -> str | None:
+        """Return why a committed handover can't be settled with us, or None if it can."""
+        record = self.record
+        if opening.state is not State.COMMITTED:
+            return "only what was committed can be settled"
+        if record is not None and record.origin == opening.session != NO_ID:
+            return None  # it came here by this session, whatever became of it since
+        if record is None or record.session != opening.session:
+            return "no such session is known here"
+        if record.state is State.PREPARED and record.attempt != opening.attempt:
+            return (
+                f"what is here is of attempt {record.attempt}, and attempt {opening.attempt} was "
+                "committed"
+            )
+        if record.state is State.PREPARED:
+            return None
+        return f"the session is {record.state.name.lower()} here"
+
+    def receive(self, opening: Opening, address: str) -> None:
+        """Begin to receive what *opening* announced: what is here isn't whole from now on."""
+        if self.state is State.PREPARED:
+            self._set_marker()
+        before = self.record
+        self._write(
+            Record(
+                State.RECEIVING,
+                session=opening.session,
+                attempt=opening.attempt,
+                size=self._size,
+                peer=opening.name,
+                address=address,
+                settled=() if before is None else before.settled,
+            )
+        )
+
+    def prepare(self) -> None:
+        """All is here, and durable: the source may commit."""
+        self._write(replace(self._known(), state=State.PREPARED))
+
+    def own(self) -> str | None:
+        """The source has committed: the image is ours.
+
+        :return: why the marker could not be removed; None if it was, which is the rule. It has no
+            meaning any more.
+        """
+        record = self._known()
+        if record.state is not State.OWNER:
+            self._write(replace(record, state=State.OWNER, origin=record.session))
+        try:
+            self._remove_marker()
+        except OSError as error:
+            return str(error)
+        return None
+
+    def own_plainly(self) -> None:
+        """A plain sender has brought everything, all is durable, and it said DISC: it's ours.
+
+        :raises OSError: it isn't, and the marker says so.
+        """
+        if self.record is not None:
+            self._write(
+                Record(
+                    State.OWNER,
+                    size=self._size,
+                    plain=True,
+                    acknowledged=True,
+                    settled=self.record.settled,
+                )
+            )
+        try:
+            self._remove_marker()
+        except OSError:
+            if self.record is None and not disks.exists(self._disk, self._path + MARKER_SUFFIX):
+                # It may come back after a crash. The image isn't ours then, and the marker says so.
+                self._set_marker()
+            if self.record is None:
+                raise
+
+    def acknowledge(self) -> None:
+        """The source knows that the image is ours."""
+        record = self.record
+        if record is not None and record.state is State.OWNER and not record.acknowledged:
+            self._write(replace(record, acknowledged=True))
+
+    def tidy(self) -> None:
+        """Remove what was left to do when the process died: a marker beside an owner.
+
+        :raises ImageError: it can't be removed.
+        """
+        if self.standing.marker and self.state is State.OWNER:
+            try:
+                self._remove_marker()
+            except OSError as error:
+                marker = self._path + MARKER_SUFFIX
+                raise ImageError(f"can't remove {marker}: {error.strerror}") from error
+
+    # By hand
+
+    def settle(self, state: State, by: str) -> None:
+        """A human says that this copy is the image (OWNER) or isn't (DONE).
+
+        :param by: who, and why, for people.
+        """
+        before = self.record or Record(State.NONE, size=self._size)
+        was = self.state.name.lower()
+        sentence = f"{journal.now()}: {state.name.lower()}, by {by}; was {was}"
+        self._force(
+            replace(
+                before,
+                state=state,
+                acknowledged=state is State.OWNER,
+                settled=(sentence, *before.settled)[: journal.MAX_SETTLED],
+            )
+        )
+        if state is State.OWNER:
+            self._remove_marker()
+
+    # Keeping it
+
+    def _known(self) -> Record:
+        assert self.record is not None, "nothing was begun"
+        return self.record
+
+    def _write(self, record: Record) -> None:
+        if record.state not in STEPS[self.state]:
+            raise AssertionError(f"{self._path}: {record.state.name} after {self.state.name}")
+        self._force(record)
+
+    def _force(self, record: Record) -> None:
+        with self._writing:
+            record = replace(record, time=journal.now())
+            journal.store(self._disk, journal.path_of(self._path), record)
+            self.standing = replace(self.standing, record=record)
+
+    def _set_marker(self) -> None:
+        disks.replace(self._disk, self._path + MARKER_SUFFIX, _MARKER_TEXT.encode())
+        self.standing = replace(self.standing, marker=True)
+
+    def _remove_marker(self) -> None:
+        disks.remove(self._disk, self._path + MARKER_SUFFIX)  # perhaps the operator has: so be it
+        self.standing = replace(self.standing, marker=False)
+
+
+class UncertainError(Exception):
+    """What the journal will say after a crash isn't known."""

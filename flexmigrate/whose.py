@@ -1,0 +1,95 @@
+"""``whose``, ``take`` and ``release``: the commands that judge and settle by the journals.
+
+The exit status of ``whose`` is its answer: 0 for this copy, 3 for the other one, 4 where it can't
+be told from what is known; 1 and 2 are errors, as with every command. A reactor is imported only to
+ask another server.
+"""
+
+from __future__ import annotations
+
+import getpass
+import json
+import os
+import sys
+
+from flexmigrate.config import SettleConfig, WhoseConfig
+from flexmigrate.errors import FlexmigrateError
+from flexmigrate.migration import resolve
+from flexmigrate.migration.journal import Record
+from flexmigrate.migration.ownership import look
+from flexmigrate.migration.resolve import Verdict
+from flexmigrate.wire.session import Answer, State
+
+STATUS = {Verdict.THIS: 0, Verdict.OTHER: 3, Verdict.UNKNOWN: 4}
+
+
+def run_whose(config: WhoseConfig) -> int:
+    """Print which copy is canonical, and why; return the exit status.
+
+    :raises FlexmigrateError: a journal can't be trusted, or the other side can't be asked.
+    """
+    mine = look(config.file)
+    judgement = resolve.judge(mine, _peer(config))
+    if config.json:
+        answer = {
+            "image": mine.path,
+            "state": mine.state.name.lower(),
+            "incomplete": mine.is_incomplete,
+            "canonical": judgement.verdict.value,
+            "reason": judgement.sentence,
+        }
+        print(json.dumps(answer))
+    else:
+        print(judgement.sentence)
+    return STATUS[judgement.verdict]
+
+
+def _peer(config: WhoseConfig) -> Record | None:
+    if config.peer_journal is not None:
+        return resolve.load_peer(config.peer_journal)
+    if config.peer is None:
+        return None
+    from flexmigrate.service.run import ask_peer  # only now is there a reactor
+
+    answer = ask_peer(config)
+    if answer.state is State.NONE:
+        raise FlexmigrateError(f"the server at {config.peer} knows of no handover of that image")
+    return _record(answer)
+
+
+def _record(answer: Answer) -> Record:
+    return Record(
+        answer.state,
+        session=answer.session,
+        attempt=answer.attempt,
+        size=answer.size,
+        peer="here",
+    )
+
+
+def run_settle(config: SettleConfig) -> int:
+    """Say what ``take`` or ``release`` is about to do, ask, and do it; return the exit status.
+
+    :raises FlexmigrateError: it can't be done.
+    """
+    state = State.OWNER if config.take else State.DONE
+    standing, fault = resolve.look_to_settle(config.file)
+    for sentence in (*([fault] if fault else []), *resolve.consequences(standing, state)):
+        print(sentence)
+    if not config.sure and not _confirmed():
+        print("Nothing was done.")
+        return 1
+    print(resolve.settle(config.file, state, f"{_user()} on {os.uname().nodename}"))
+    return 0
+
+
+def _confirmed() -> bool:
+    print("Is that what you mean? Answer 'yes': ", end="", flush=True)
+    return sys.stdin.readline().strip() == "yes"
+
+
+def _user() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError, ImportError):  # an id that has no name
+        return f"user {os.geteuid()}"

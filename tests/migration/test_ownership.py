@@ -1,0 +1,426 @@
+"""The rules of who owns an image, and how they are kept on a real disk that may fail."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image.disk import SYSTEM
+from flexmigrate.migration import journal, resolve
+from flexmigrate.migration.journal import JournalError, Record
+from flexmigrate.migration.ownership import (
+    STEPS,
+    Ownership,
+    Serving,
+    Standing,
+    UncertainError,
+    look,
+)
+from flexmigrate.migration.resolve import Verdict, judge
+from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
+
+SIZE = 8192
+A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
+PLACE = "/images/disk"
+
+
+def opening(session: bytes = A, **more: Any) -> Opening:
+    said = {"purpose": Purpose.MIGRATE, "attempt": 1, "state": State.SENDING, "size": SIZE, **more}
+    return Opening(session=session, name="host-a:/disk", **said)
+
+
+def settling(session: bytes = A, attempt: int = 1, state: State = State.COMMITTED) -> Opening:
+    return opening(session, purpose=Purpose.SETTLE, attempt=attempt, state=state)
+
+
+class FailingDisk:
+    """The system's disk, but for the calls that the test lets fail."""
+
+    def __init__(self) -> None:
+        self.failing: Callable[[str, tuple[Any, ...]], bool] = lambda name, args: False
+
+    def __getattr__(self, name: str) -> Any:
+        real = getattr(SYSTEM, name)
+
+        def call(*args: Any, **more: Any) -> Any:
+            if self.failing(name, args):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(*args, **more)
+
+        return call
+
+
+class JournalCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        self.addCleanup(shutil.rmtree, self.folder)
+        self.image = self.folder / "disk.img"
+        self.image.write_bytes(bytes(SIZE))
+        self.journal = self.folder / "disk.img.handover"
+        self.marker = self.folder / "disk.img.INCOMPLETE"
+        self.disk = FailingDisk()
+
+    def ownership(self) -> Ownership:
+        """What a process finds that has just been started."""
+        disk: Any = self.disk
+        return Ownership(str(self.image), SIZE, disk)
+
+    def found(self) -> State:
+        return self.ownership().state
+
+    def put(self, state: State, **more: Any) -> Ownership:
+        record = Record(state, session=A, attempt=1, size=SIZE, peer="host-b", **more)
+        journal.store(SYSTEM, str(self.journal), record)
+        return self.ownership()
+
+
+class JournalTests(JournalCase):
+    def test_all_of_a_record_survives(self) -> None:
+        record = Record(
+            State.COMMITTED,
+            session=A,
+            attempt=7,
+            size=SIZE,
+            plain=True,
+            unlink=True,
+            acknowledged=True,
+            peer="host-b",
+            address="192.0.2.1:1",
+            mirror=("mirror", "192.0.2.1", "1", "unlink"),
+            superseded=(B, C),
+            origin=C,
+            time="2026-01-01T00:00:00+00:00",
+            settled=("a sentence",),
+        )
+        journal.store(SYSTEM, str(self.journal), record)
+        self.assertEqual(journal.load(SYSTEM, str(self.journal)), record)
+
+    def test_what_is_not_whole_or_was_changed_is_not_trusted(self) -> None:
+        data = journal.encode(Record(State.SENDING, session=A))
+        wrong = [data[:length] for length in range(len(data) - 1)]
+        wrong += [data[:at] + b"0" + data[at + 1 :] for at, byte in enumerate(data) if byte == 49]
+        wrong += [b"[]", b"{}", b"[" * 40000, bytes(journal.MAX_BYTES + 1)]
+        for each in wrong:
+            self.journal.write_bytes(each)
+            with self.assertRaisesRegex(JournalError, r"disk\.img\.handover can't be trusted"):
+                self.ownership()
+
+    def test_another_version_and_unknown_fields_are_not_guessed_at(self) -> None:
+        body = {"version": 2, "state": "owner"}
+        for more, fault in (({}, "its version is 2"), ({"version": 1}, "fields are wrong")):
+            said = {**body, **more}
+            said["checksum"] = journal._checksum(said)
+            with self.assertRaisesRegex(ValueError, fault):
+                journal.decode(journal.json.dumps(said).encode())
+
+    def test_each_field_is_checked(self) -> None:
+        good = journal.json.loads(journal.encode(Record(State.SENDING, session=A)))
+        del good["checksum"]
+        for name in good.keys() - {"version"}:
+            for value in (None, -1, {}, [None], True, "none"):
+                said = {**good, name: value}
+                if type(value) is type(good[name]) and name not in ("state", "session", "origin"):
+                    continue
+                if name in ("mirror", "settled", "superseded") and value == []:
+                    continue
+                said["checksum"] = journal._checksum(said)
+                with self.assertRaises(ValueError, msg=(name, value)):
+                    journal.decode(journal.json.dumps(said).encode())
+
+
+class SourceTests(JournalCase):
+    def begin(self, session: bytes = A, **more: Any) -> Ownership:
+        ownership = self.ownership()
+        ownership.send(Record(State.SENDING, session=session, peer="host-b", **more))
+        return ownership
+
+    def test_serves_until_it_has_committed_and_never_again(self) -> None:
+        ownership = self.begin()
+        for step, expected in (
+            (lambda: None, Serving.SERVE),
+            (lambda: ownership.commit(3), Serving.SETTLE),
+            (ownership.done, Serving.REFUSE),
+        ):
+            step()
+            self.assertEqual(self.ownership().standing.to_serve()[0], expected)
+        self.assertEqual(self.ownership().record, ownership.record)
+        self.assertEqual(ownership.record and ownership.record.attempt, 3)
+        self.assertIsNone(ownership.standing.to_receive())
+
+    def test_a_plain_one_that_is_not_confirmed_is_for_a_human(self) -> None:
+        self.begin(plain=True).commit(1)
+        serving, text = self.ownership().standing.to_serve()
+        self.assertEqual(serving, Serving.REFUSE)
+        self.assertRegex(text, "host-b.*not confirmed; see 'flexmigrate whose")
+
+    def test_names_the_sessions_that_it_gave_up(self) -> None:
+        self.begin(A)
+        self.begin(A)
+        self.begin(B, plain=True)
+        self.begin(C)
+        self.assertEqual(self.ownership().superseded_by(C), (A,))
+        self.assertEqual(self.ownership().superseded_by(A), (C, A))
+        for number in range(4, 40):
+            self.begin(bytes([number]) * 16)
+        self.assertEqual(len(self.ownership().superseded_by(A)), MAX_SUPERSEDED)
+
+    def test_what_fails_before_the_new_name_is_there_changes_nothing(self) -> None:
+        for failing in ("write", "replace"):
+            ownership = self.begin()
+            self.disk.failing = lambda name, args, failing=failing: name == failing
+            self.assertRaises(OSError, ownership.commit, 1)
+            self.disk.failing = lambda name, args: False
+            self.assertEqual((ownership.state, self.found()), (State.SENDING, State.SENDING))
+
+    def fail_folder(self, *numbers: int) -> None:
+        """Let these syncs of the folder fail, counted from now."""
+        calls = itertools.count()
+
+        def failing(name: str, args: tuple[Any, ...]) -> bool:
+            if name != "open" or args[0] != str(self.folder):
+                return False
+            return next(calls) in numbers
+
+        self.disk.failing = failing
+
+    def test_what_may_have_been_written_is_undone_durably(self) -> None:
+        ownership = self.begin()
+        self.fail_folder(0)
+        self.assertRaises(OSError, ownership.commit, 1)
+        self.assertEqual((ownership.state, self.found()), (State.SENDING, State.SENDING))
+
+    def test_what_cannot_be_undone_is_uncertain(self) -> None:
+        ownership = self.begin()
+        self.fail_folder(0, 1)
+        self.assertRaises(UncertainError, ownership.commit, 1)
+
+    def test_takes_it_back_where_nobody_was_told(self) -> None:
+        ownership = self.begin(plain=True)
+        ownership.commit(1)
+        ownership.take_back()
+        self.assertEqual(self.found(), State.SENDING)
+        ownership.commit(1)
+        self.fail_folder(0)
+        self.assertRaises(UncertainError, ownership.take_back)
+
+
+class DestinationTests(JournalCase):
+    def test_goes_its_way(self) -> None:
+        ownership = self.ownership()
+        ownership.expect()
+        ownership.receive(opening(), "192.0.2.1:1")
+        self.assertEqual(self.ownership().standing.to_serve()[0], Serving.REFUSE)
+        ownership.prepare()
+        self.assertEqual(self.ownership().standing.to_serve()[0], Serving.REFUSE)
+        self.assertTrue(self.marker.exists())
+        self.assertIsNone(ownership.own())
+        self.assertFalse(self.marker.exists())
+        self.assertEqual(self.ownership().standing.to_serve(), (Serving.SERVE, ""))
+        self.assertIsNone(self.ownership().standing.to_receive())
+        ownership.acknowledge()
+        refusal = self.ownership().standing.to_receive()
+        self.assertRegex(str(refusal), "would overwrite it.*flexmigrate release")
+
+    def test_lets_in_while_it_has_nothing_to_lose(self) -> None:
+        for ownership in (self.ownership(), self.put(State.DONE), self.put(State.RECEIVING)):
+            for sender in (None, opening(), opening(B)):
+                self.assertIsNone(ownership.refusal(sender))
+            self.assertIn("session", str(ownership.refusal(settling())))
+
+    def test_once_prepared_only_its_source_gets_in(self) -> None:
+        ownership = self.put(State.PREPARED)
+        for right in (
+            settling(),
+            opening(attempt=2),
+            opening(B, superseded=(C, A)),
+        ):
+            self.assertIsNone(ownership.refusal(right), right)
+        for wrong in (
+            None,
+            opening(attempt=1),
+            opening(attempt=2, state=State.COMMITTED),
+            opening(B),
+            opening(B, superseded=(C,)),
+            settling(B),
+            settling(attempt=2),
+            settling(state=State.SENDING),
+        ):
+            self.assertIsNotNone(ownership.refusal(wrong), wrong)
+        self.assertIn("the image of host-b, complete", str(ownership.refusal(None)))
+
+    def test_once_owner_nobody_sends_and_its_source_may_ask_for_ever(self) -> None:
+        ownership = self.put(State.OWNER, origin=A)
+        for sender in (None, opening(), opening(attempt=2), opening(B, superseded=(A,))):
+            self.assertIn("here already", str(ownership.refusal(sender)))
+        for state in (State.OWNER, State.SENDING, State.COMMITTED, State.DONE):
+            self.assertIsNone(self.put(state, origin=A).settles(settling()), state)
+            self.assertIsNotNone(self.put(state, origin=B).settles(settling(C)), state)
+
+    def test_a_session_is_no_session_without_an_id(self) -> None:
+        self.assertIsNotNone(self.put(State.OWNER, origin=NO_ID).settles(settling(NO_ID)))
+
+    def test_a_marker_beside_an_owner_means_nothing_and_goes(self) -> None:
+        self.marker.touch()
+        ownership = self.put(State.OWNER)
+        self.assertEqual(ownership.standing.to_serve()[0], Serving.SERVE)
+        ownership.tidy()
+        self.assertFalse(self.marker.exists())
+
+    def test_a_marker_that_stays_does_not_deny_the_owner(self) -> None:
+        ownership = self.put(State.PREPARED)
+        self.marker.touch()
+        self.disk.failing = lambda name, args: name == "unlink"
+        self.assertIn("Input/output", str(ownership.own()))
+        self.disk.failing = lambda name, args: False
+        self.assertEqual(self.found(), State.OWNER)
+
+    def test_a_plain_sender_leaves_a_journal_only_where_one_was(self) -> None:
+        self.marker.touch()
+        self.ownership().own_plainly()
+        self.assertFalse(self.marker.exists() or self.journal.exists())
+        for state in (State.DONE, State.RECEIVING):
+            self.marker.touch()
+            self.put(state).own_plainly()
+            self.assertEqual(self.ownership().standing.to_serve()[0], Serving.SERVE)
+            self.assertIsNotNone(self.ownership().standing.to_receive())
+
+
+class StepsTests(JournalCase):
+    def test_nothing_but_the_steps_can_be_written(self) -> None:
+        for before in State:
+            for after in set(State) - {State.NONE} - STEPS[before]:
+                self.journal.unlink(missing_ok=True)
+                ownership = self.ownership() if before is State.NONE else self.put(before)
+                with self.assertRaises(AssertionError):
+                    ownership._write(Record(after))
+
+    def test_no_way_leads_back_to_serving_once_it_was_told(self) -> None:
+        """Only who was never told may serve again: `take_back`; the rest comes by a migration."""
+        self.assertNotIn(State.OWNER, STEPS[State.COMMITTED])
+        self.assertNotIn(State.SENDING, STEPS[State.DONE])
+
+
+def standing(state: State, session: bytes = A, marker: bool = False, **more: Any) -> Standing:
+    if state is State.NONE:
+        return Standing(PLACE, None, marker)
+    return Standing(PLACE, Record(state, session=session, peer="host-b", **more), marker)
+
+
+def their(state: State, session: bytes = A, **more: Any) -> Record:
+    return Record(state, session=session, peer="host-a", **more)
+
+
+class WhoseTests(SynchronousTestCase):
+    def check(self, expected: Verdict, *sides: Any, text: str = ".") -> None:
+        found = judge(*sides)
+        self.assertEqual(found.verdict, expected, (sides, found))
+        self.assertRegex(found.sentence, text)
+
+    def test_by_one_journal(self) -> None:
+        for state, expected in (
+            (State.NONE, Verdict.THIS),
+            (State.SENDING, Verdict.THIS),
+            (State.COMMITTED, Verdict.OTHER),
+            (State.DONE, Verdict.OTHER),
+            (State.RECEIVING, Verdict.OTHER),
+            (State.PREPARED, Verdict.UNKNOWN),
+            (State.OWNER, Verdict.THIS),
+        ):
+            self.check(expected, standing(state))
+        self.check(Verdict.OTHER, standing(State.NONE, marker=True), text="never finished")
+        self.check(Verdict.UNKNOWN, standing(State.COMMITTED, plain=True), text="not confirm")
+
+    def test_two_journals_never_contradict_each_other_whatever_was_cut(self) -> None:
+        """Each pair that a handover can leave, from both sides: one of them is canonical."""
+        source, destination = "source", "destination"
+        for theirs, mine, canonical in (
+            (State.SENDING, State.RECEIVING, source),
+            (State.SENDING, State.PREPARED, source),
+            (State.COMMITTED, State.PREPARED, destination),
+            (State.COMMITTED, State.OWNER, destination),
+            (State.DONE, State.OWNER, destination),
+        ):
+            here = Verdict.THIS if canonical == destination else Verdict.OTHER
+            there = Verdict.THIS if canonical == source else Verdict.OTHER
+            self.check(here, standing(mine), their(theirs))
+            self.check(there, standing(theirs), their(mine))
+
+    def test_a_session_that_was_given_up_is_not_canonical(self) -> None:
+        for state in (State.SENDING, State.COMMITTED, State.DONE):
+            later = their(state, B, superseded=(A,))
+            self.check(Verdict.OTHER, standing(State.PREPARED), later, text="given up")
+
+    def test_another_migrations_journal_adds_nothing(self) -> None:
+        for state in (State.SENDING, State.DONE, State.OWNER):
+            stranger = their(state, B)
+            self.check(Verdict.UNKNOWN, standing(State.PREPARED), stranger, text="another migr")
+
+    def test_the_image_may_have_gone_on_from_there(self) -> None:
+        on = their(State.DONE, B, origin=A)
+        self.check(Verdict.OTHER, standing(State.COMMITTED), on, text="and from there to host-a")
+
+    def test_two_owners_by_hand_are_told_of(self) -> None:
+        owner = their(State.OWNER)
+        self.check(Verdict.UNKNOWN, standing(State.OWNER), owner, text="both say")
+        done = their(State.DONE)
+        self.check(Verdict.UNKNOWN, standing(State.DONE), done, text="each says")
+
+
+class ByHandTests(JournalCase):
+    def test_taking_and_releasing_are_remembered(self) -> None:
+        self.put(State.COMMITTED)
+        resolve.settle(str(self.image), State.OWNER, "me")
+        taken = look(str(self.image))
+        self.assertEqual(taken.to_serve()[0], Serving.SERVE)
+        self.assertRegex(judge(taken).sentence, "by hand: .*: owner, by me; was committed")
+        resolve.settle(str(self.image), State.DONE, "you")
+        released = look(str(self.image))
+        self.assertEqual(released.to_serve()[0], Serving.REFUSE)
+        self.assertIsNone(released.to_receive())
+        assert released.record is not None
+        self.assertEqual(len(released.record.settled), 2)
+
+    def test_taking_removes_the_marker(self) -> None:
+        self.marker.touch()
+        resolve.settle(str(self.image), State.OWNER, "me")
+        self.assertFalse(self.marker.exists())
+
+    def test_a_journal_that_cannot_be_trusted_is_put_aside(self) -> None:
+        self.journal.write_text("nonsense")
+        _, fault = resolve.look_to_settle(str(self.image))
+        self.assertIn("can't be trusted", str(fault))
+        resolve.settle(str(self.image), State.OWNER, "me")
+        self.assertEqual(self.found(), State.OWNER)
+        self.assertEqual((self.folder / "disk.img.handover.bad").read_text(), "nonsense")
+
+    def test_the_image_of_a_running_server_is_left_alone(self) -> None:
+        from flexmigrate.image.file import Image
+
+        image = Image.open(str(self.image))
+        self.addCleanup(image.close)
+        with self.assertRaisesRegex(ImageError, "in use"):
+            resolve.settle(str(self.image), State.OWNER, "me")
+
+    def test_what_it_means_is_said_first(self) -> None:
+        for before, after, warnings in (
+            (standing(State.OWNER), State.OWNER, 0),
+            (standing(State.COMMITTED), State.OWNER, 2),
+            (standing(State.RECEIVING, marker=True), State.OWNER, 3),
+            (standing(State.PREPARED, marker=True), State.OWNER, 2),
+            (standing(State.DONE), State.DONE, 0),
+            (standing(State.OWNER), State.DONE, 2),
+        ):
+            said = resolve.consequences(before, after)
+            self.assertEqual(len(said), 1 + warnings, said)
+        replaced = replace(standing(State.OWNER), path="/other")
+        self.assertIn("/other", resolve.consequences(replaced, State.DONE)[0])
