@@ -20,7 +20,8 @@ from typing import Any
 
 from automat import TypeMachineBuilder
 
-from flexmigrate.commands import COMMANDS
+from flexmigrate.commands import COMMANDS, file_settings
+from flexmigrate.config_file import kind_of
 from flexmigrate.fields import documented
 from flexmigrate.migration import destination, rebind, source
 from flexmigrate.options import QUIET, VERBOSE, Flag, Option
@@ -102,6 +103,20 @@ def _spelling(option: Flag | Option[Any]) -> str:
     return f"{short}--{option.long}{value}"
 
 
+def settings() -> Iterator[str]:
+    """Yield the table of what can stand in a configuration file."""
+    commands = file_settings()
+    keys = {key: None for known in commands.values() for key in known}
+    rows = []
+    for key in keys:
+        kinds = {name: kind_of(known[key]) for name, known in commands.items() if key in known}
+        if len(set(kinds.values())) == 1:
+            rows.append((f"``{key}``", ", ".join(kinds), next(iter(kinds.values()))))
+        else:
+            rows += [(f"``{key}``", name, kind) for name, kind in kinds.items()]
+    yield from table(("key", "of", "value"), rows)
+
+
 def status() -> Iterator[str]:
     """Yield the table of the status' fields."""
     rows = [(f"``{each.name}``", each.unit or "-", each.doc) for each in documented(Status)]
@@ -176,6 +191,7 @@ def _doings(outputs: Sequence[Any]) -> str:
 
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
+    "settings": settings,
     "status": status,
     "limits": limits,
     "source": states(source.builder),

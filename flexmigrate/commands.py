@@ -33,6 +33,7 @@ from flexmigrate.options import (
     ACL_WORDS,
     BIND,
     CALL_SOCK,
+    CONFIG,
     COVERAGE,
     DEFAULT_DENY,
     DEFAULT_EXPORT,
@@ -246,9 +247,9 @@ COMMANDS = {
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
         f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} {_LOG}"
-        " [ACL_ENTRY...]",
+        " [--config FILE] [ACL_ENTRY...]",
         (
-            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
@@ -259,9 +260,9 @@ COMMANDS = {
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
         " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
-        f" {_TLS_SERVER} {_LOG} [ACL_ENTRY...]",
+        f" {_TLS_SERVER} {_LOG} [--config FILE] [ACL_ENTRY...]",
         (
-            *(LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
@@ -383,7 +384,7 @@ def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
             dest="verbosity",
             action="store_const",
             const=level,
-            default=0,
+            default=None,
             help=flag.help,
         )
     return parser
@@ -394,8 +395,48 @@ def parse(name: str, words: Sequence[str], prog: str) -> Config:
 
     :raises UsageError: naming the option that is wrong, missing or not known.
     """
+    command = COMMANDS[name]
     given = vars(parser_of(name, prog).parse_intermixed_args(list(words)))
-    return COMMANDS[name].read(Given(given))
+    path = Given(given).optional(CONFIG) if CONFIG in command.options else None
+    if path is None:
+        return command.read(Given(given))
+    try:
+        return command.read(_with_file(name, given, path))
+    except UsageError as error:
+        if path in str(error):
+            raise
+        # What is missing, say, has no place.
+        raise UsageError(f"{error} (on the command line, or in {path})") from error
+
+
+def file_settings() -> dict[str, dict[str, Flag | Option[Any] | Words]]:
+    """Return what can stand in a configuration file: by command, and by key."""
+    found: dict[str, dict[str, Flag | Option[Any] | Words]] = {}
+    for name, command in COMMANDS.items():
+        if CONFIG in command.options:
+            settings = (*command.options, VERBOSE, QUIET)
+            found[name] = {each.long: each for each in settings if each is not CONFIG}
+            if command.words is not None and command.words.key:
+                found[name][command.words.key] = command.words
+    return found
+
+
+def _with_file(name: str, given: dict[str, Any], path: str) -> Given:
+    """Return what is given, with what the file at *path* says where the command line is silent."""
+    from flexmigrate.config_file import read_file
+
+    file = read_file(path, name, file_settings())
+    words = COMMANDS[name].words
+    merged = dict(given)
+    places = {}
+    for key, value in file.values.items():
+        at = "words" if words is not None and key == words.key else key
+        if not merged.get(at):
+            merged[at] = value
+            places[key] = file.places[key]
+    if merged["verbosity"] is None:
+        merged["verbosity"] = bool(merged.get("verbose")) - bool(merged.get("quiet"))
+    return Given(merged, places)
 
 
 def _spellings(option: Flag | Option[Any]) -> list[str]:

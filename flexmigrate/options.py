@@ -56,18 +56,28 @@ class Words:
     """The words behind the options.
 
     :ivar count: how many there may be, as argparse has it.
+    :ivar key: their name in a configuration file, where they can stand in one.
     """
 
     metavar: str
     help: str
     count: str | int
+    key: str = ""
 
 
 class Given:
-    """What was given on one command line, as words: each error names its option."""
+    """What was given on one command line, as words: each error names its option.
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
+    :param places: how to name those options that were given elsewhere: in a configuration file.
+    """
+
+    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> None:
         self._values = values
+        self._places = places or {}
+
+    def name(self, option: Flag | Option[Any]) -> str:
+        """Return what to call *option* in a message: ``--port``, or where its value stands."""
+        return self._places.get(option.long, f"--{option.long}")
 
     @property
     def words(self) -> list[str]:
@@ -76,9 +86,14 @@ class Given:
         return [words] if isinstance(words, str) else list(words)
 
     @property
+    def words_name(self) -> str:
+        """What to call these words in a message about one of an access list."""
+        return self._places.get(ACL_WORDS.key, ACL_WORDS.metavar)
+
+    @property
     def verbosity(self) -> int:
         """-1 after ``--quiet``, 1 after ``--verbose``; of both, the last one wins."""
-        return int(self._values["verbosity"])
+        return int(self._values["verbosity"] or 0)
 
     def flag(self, flag: Flag) -> bool:
         """Return whether *flag* was given."""
@@ -92,14 +107,14 @@ class Given:
         try:
             return option.parse(word)
         except ValueError as error:
-            raise UsageError(f"--{option.long}: {error}") from error
+            raise UsageError(f"{self.name(option)}: {error}") from error
 
     def every(self, option: Option[T]) -> list[T]:
         """Return the values of *option*, which is repeatable, in the order they were given."""
         try:
             return [option.parse(word) for word in self._values[option.long] or ()]
         except ValueError as error:
-            raise UsageError(f"--{option.long}: {error}") from error
+            raise UsageError(f"{self.name(option)}: {error}") from error
 
     def required(self, option: Option[T], because: str = "") -> T:
         """Return the value of *option*, which has to be given (*because* of another one)."""
@@ -113,7 +128,7 @@ class Given:
         given = self._values[option.long] or ()
         for word in given if option.repeatable else (given,):
             if word != ():
-                raise UsageError(f"--{option.long} {word}: {because}")
+                raise UsageError(f"{self.name(option)} {word}: {because}")
 
 
 def parse_bytes(text: str, lowest: int = 0, highest: int = MAX_OFFSET) -> int:
@@ -238,6 +253,15 @@ LOG_REQUESTS = Flag(
     "",
     "log every request and reply of every client: for looking into a fault, since it makes a"
     " server many times slower (default: none)",
+)
+
+CONFIG = Option(
+    "config",
+    "",
+    "FILE",
+    "a TOML file with options, by their long names; the command line comes before it"
+    " (default: none)",
+    _parse_path,
 )
 
 LISTEN_ADDR = Option(
@@ -443,7 +467,10 @@ SIZE = Option(
     "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", _parse_size
 )
 ACL_WORDS = Words(
-    "ACL_ENTRY", "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32", "*"
+    "ACL_ENTRY",
+    "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32",
+    "*",
+    "acl",
 )
 URI_WORD = Words(
     "URI",

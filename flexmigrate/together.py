@@ -92,7 +92,7 @@ def acl_of(given: Given) -> tuple[str, ...]:
     try:
         AccessList(given.words)
     except BadEntry as error:
-        raise UsageError(f"ACL_ENTRY: {error}") from error
+        raise UsageError(f"{given.words_name}: {error}") from error
     return tuple(given.words)
 
 

@@ -26,7 +26,10 @@ STOREYS = (
     ("server", "client"),
     ("proxy", "control", "migration"),
     ("service",),
-    ("options", "together", "commands", "cli", "tap", "testing", "whose"),
+    (
+        *("options", "together", "config_file", "commands", "cli"),
+        *("tap", "testing", "whose"),
+    ),
     ("__main__",),
 )
 HEIGHT = {room: height for height, rooms in enumerate(STOREYS) for room in rooms}
@@ -41,7 +44,17 @@ STRANGERS = {
 NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "time", "twisted"}
 
 # Before one of these has been told what to do, no reactor is loaded: the answer has to be quick.
-WITHOUT_TWISTED = ("options", "together", "commands", "cli", "config", "errors", "status", "wire")
+WITHOUT_TWISTED = (
+    "options",
+    "together",
+    "config_file",
+    "commands",
+    "cli",
+    "config",
+    "errors",
+    "status",
+    "wire",
+)
 WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.caller",
     "flexmigrate.control.grammar",
