@@ -62,6 +62,10 @@ class Background:
         """As :meth:`Image.make_resident`."""
         return self.run(self._image.make_resident, offset, length)
 
+    def write_back(self) -> Deferred[None]:
+        """As :meth:`Image.write_back`."""
+        return self.run(self._image.write_back)
+
     def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
         """Call *function* in a thread; the Deferred has its result or what it raised."""
         answer: Deferred[_T] = Deferred()

@@ -61,6 +61,7 @@ class Image:
         "_name",
         "_read_flags",
         "_residency",
+        "_writing_fd",
         "disk",
         "fd",
         "file_size",
@@ -91,6 +92,7 @@ class Image:
         # as not knowing, and a size of 0 says that.
         self._residency = Residency(opened.fd, self.size if opened.writable else 0)
         self._may_have_holes = has_holes(opened.fd, self.size)
+        self._writing_fd = -1
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False) -> Image:
@@ -254,6 +256,26 @@ class Image:
         """
         os.fdatasync(self.fd)
 
+    def write_back(self) -> None:
+        """Have the disk begin to write what the page cache has of the image and it has not, once it
+        is done with what it was told before.
+
+        So at any time no more is being written than was changed between two calls, and a flush
+        waits for that and for what was changed since. Nothing is durable by it. One call at a time.
+
+        :raises OSError: as sync_file_range(2) and open(2). That something can't be written is also
+            told by the next ``flush``: the kernel tells it once for each time that a file was
+            opened, and this uses a time of its own.
+        """
+        if self.in_memory:
+            return
+        if self._writing_fd < 0:
+            self._writing_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY)
+        linux.sync_file_range(
+            self._writing_fd,
+            *(0, 0, linux.SYNC_FILE_RANGE_WAIT_BEFORE | linux.SYNC_FILE_RANGE_WRITE),
+        )
+
     # The end
 
     @property
@@ -299,4 +321,7 @@ class Image:
         if self.fd >= 0:
             self._residency.close()
             fd, self.fd = self.fd, -1
+            os.close(fd)
+        if self._writing_fd >= 0:
+            fd, self._writing_fd = self._writing_fd, -1
             os.close(fd)

@@ -26,12 +26,18 @@ BLKDISCARD = 0x1277
 # From linux/magic.h, as statfs(2) has it.
 TMPFS_MAGIC = 0x01021994
 
+# From linux/fs.h, as sync_file_range(2) has them.
+SYNC_FILE_RANGE_WAIT_BEFORE = 1
+SYNC_FILE_RANGE_WRITE = 2
+
 PAGE = mmap.PAGESIZE
 
 _libc = ctypes.CDLL(None, use_errno=True)
 # glibc's plain fallocate has 32-bit offsets on 32-bit machines; musl has only one, with 64 bits.
 _fallocate = getattr(_libc, "fallocate64", None) or _libc.fallocate
 _fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+_sync_file_range = _libc.sync_file_range
+_sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _mmap = _libc.mmap
@@ -66,6 +72,16 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
         error = _last_error()
         if error.errno != errno.EINTR:
             raise error
+
+
+def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
+    """Have a range, in bytes, written to the disk as *flags* say; length 0: to the file's end.
+
+    It makes nothing durable: neither the disk's own cache nor metadata is written
+    (sync_file_range(2)).
+    """
+    if _sync_file_range(fd, offset, length, flags) != 0:
+        raise _last_error()
 
 
 def is_tmpfs(fd: int) -> bool:

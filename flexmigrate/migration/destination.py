@@ -18,6 +18,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.migration.handover import DestinationHandover, Verdict
+from flexmigrate.migration.receiving import Reception, WriteBack
 from flexmigrate.server.export import Export
 
 FIRST_REQUEST_SECONDS = 10.0
@@ -81,6 +82,7 @@ class DestinationCore:
         self.complete: Deferred[None] = Deferred()
         self.phase = "waiting"
         self.coverage = Coverage(export.size)
+        self.write_back = WriteBack(export, export.background)
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
         self.attempts = 0
@@ -108,7 +110,8 @@ class DestinationCore:
         self.phase = "waiting"
         self.sender = None
         self.coverage = Coverage(self.export.size)
-        self.export.observer = self.coverage
+        self.write_back.begin()
+        self.export.observer = Reception(self.coverage, self.write_back)
 
     def confirm(self, accepted: bool) -> None:
         """Let the sender's connection be closed (*accepted*), or reset."""
@@ -141,6 +144,7 @@ def _decide(
     core.phase = "settling"
     core.answer = answer
     core.export.observer = None
+    core.write_back.end()
 
     def decided(verdict: Verdict) -> None:
         if verdict is Verdict.OURS:

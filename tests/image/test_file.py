@@ -306,6 +306,41 @@ class WritesThatFail(WithAFolder):
         image.close()
 
 
+class WritingBack(WithAFolder):
+    def descriptors(self) -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    def test_has_a_file_of_its_own_so_that_a_flush_is_told_of_errors_too(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        asked: list[tuple[int, ...]] = []
+        self.patch(linux, "sync_file_range", lambda *args: asked.append(args))
+        before = self.descriptors()
+        image.write_back()
+        image.write_back()
+        self.assertEqual(self.descriptors(), before + 1)
+        (first, *what), second = asked
+        self.assertEqual((first, *what), second)
+        self.assertNotEqual(first, image.fd)
+        self.assertTrue(os.path.sameopenfile(first, image.fd))
+        image.close()
+        self.assertEqual(self.descriptors(), before - 1)
+
+    def test_keeps_what_was_written_and_the_lock(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        image.write(b"x" * SIZE, 0)
+        image.write_back()
+        image.write_back()  # waits for what the first has begun
+        self.assertEqual(image.read(0, SIZE), b"x" * SIZE)
+        self.assertIn("in use", self.refused(self.path))
+
+    def test_there_is_nothing_to_do_in_memory(self) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm") as folder:
+            image = self.image(blank_image(Path(folder) / "image", SIZE))
+            before = self.descriptors()
+            image.write_back()
+            self.assertEqual(self.descriptors(), before)
+
+
 class Unlinking(WithAFolder):
     def test_the_name_goes_and_the_bytes_stay_until_closed(self) -> None:
         content = random_image(self.path, SIZE).read_bytes()

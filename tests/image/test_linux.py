@@ -30,6 +30,24 @@ class Fallocate(SynchronousTestCase):
             self.assertRaises(OSError, linux.fallocate, file.fileno(), 0, -1, 1)
 
 
+class SyncFileRange(SynchronousTestCase):
+    FLAGS = linux.SYNC_FILE_RANGE_WAIT_BEFORE | linux.SYNC_FILE_RANGE_WRITE
+
+    def test_begins_with_all_there_is(self) -> None:
+        with tempfile.TemporaryFile(dir="/var/tmp") as file:
+            file.truncate(1 << 40)
+            file.seek((1 << 40) - 4096)
+            file.write(b"x" * 4096)
+            file.flush()
+            linux.sync_file_range(file.fileno(), 0, 0, self.FLAGS)
+            linux.sync_file_range(file.fileno(), (1 << 40) - 4096, 4096, self.FLAGS)
+
+    def test_errors_have_their_number(self) -> None:
+        for args, number in (((-1, 0, 0, 0), errno.EBADF), ((0, -1, 0, 0), errno.EINVAL)):
+            error = self.assertRaises(OSError, linux.sync_file_range, *args)
+            self.assertEqual(error.errno, number)
+
+
 class Tmpfs(SynchronousTestCase):
     def test_it_is_told_from_what_is_not(self) -> None:
         with tempfile.TemporaryFile(dir="/dev/shm") as file:

@@ -1,0 +1,111 @@
+"""What a destination is told of each change: that it is covered, and that it has to reach the disk.
+
+Received data goes into the page cache, which takes it as fast as the link brings it. If nothing
+were done, it would stay there, gigabytes of it, for the flush at the end: clients are parked
+meanwhile, and the kernel, once it has had enough, makes whoever writes wait for seconds, which here
+is the reactor. So the disk is kept busy from the beginning, and the sender waits where the disk
+can't keep pace. How long the last flush takes does not depend on the image's size, then.
+"""
+
+from __future__ import annotations
+
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.image.background import Background
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.server.export import Export
+from flexmigrate.wire.constants import MAX_REQUEST
+
+log = Logger()
+
+WRITE_BACK_BYTES = 16 * 1024 * 1024
+"""So much is received between two times that the disk is told to write: some hundredths of a
+second's work for it, and by far more than a thread costs. Measured: 1 GiB from the page cache takes
+1.3 s with 4 or 16 MiB, 1.4 s with 64, and 1.9 s, half of it flushing, if the disk isn't told."""
+
+BACKLOG_BYTES = 64 * 1024 * 1024
+"""When so much was received while the disk still writes what came before, the sender has to wait.
+Twice as much, at most, is left to the flush."""
+
+
+class WriteBack:
+    """Keeps what was received, and isn't on its way to the disk yet, below ``BACKLOG_BYTES``.
+
+    On the reactor's thread; the disk is told in another, by one call at a time.
+    """
+
+    def __init__(self, export: Export, background: Background) -> None:
+        self._export = export
+        self._background = background
+        self._received = 0
+        self._writing = False
+        self._holding = False
+        self._active = False
+        self._broken = False
+
+    def begin(self) -> None:
+        """An attempt begins."""
+        self._received = 0
+        self._active = not self._broken
+
+    def add(self, length: int) -> None:
+        """*length* bytes were written into the image."""
+        self._received += length
+        if self._received >= WRITE_BACK_BYTES and self._active:
+            self._keep_pace()
+
+    def end(self) -> None:
+        """Hold nobody any more: what was received is about to be flushed, or counts for nothing."""
+        self._active = False
+        self._let_go()
+
+    def _keep_pace(self) -> None:
+        if not self._writing:
+            self._writing = True
+            self._received = 0
+            self._background.write_back().addCallbacks(self._written, self._failed)
+        elif self._received >= BACKLOG_BYTES and not self._holding:
+            self._holding = True
+            self._export.park()
+
+    def _written(self, _: None) -> None:
+        self._writing = False
+        self._let_go()
+        if self._received >= WRITE_BACK_BYTES and self._active:
+            self._keep_pace()
+
+    def _failed(self, failure: Failure) -> None:
+        """Leave it all to the flush, which tells the sender of what the disk can't write."""
+        log.warn("writing the image back early failed: {error}", error=failure.getErrorMessage())
+        self._writing = False
+        self._broken = True
+        self.end()
+
+    def _let_go(self) -> None:
+        if self._holding:
+            self._holding = False
+            self._export.unpark()
+
+
+class Reception:
+    """Watches the export while an attempt is received (``server.export.ChangeObserver``)."""
+
+    def __init__(self, coverage: Coverage, write_back: WriteBack) -> None:
+        self._coverage = coverage
+        self._write_back = write_back
+
+    def mark(self, offset: int, length: int) -> None:
+        """A range was written, zeroed or trimmed."""
+        self._coverage.mark(offset, length)
+        # What is longer than any write can be has no bytes that a disk would have to write.
+        if length <= MAX_REQUEST:
+            self._write_back.add(length)
+
+    def failed(self, offset: int, length: int, error: BaseException) -> None:
+        """A change failed; see ``Coverage``."""
+        self._coverage.failed(offset, length, error)
+
+    def refused(self, text: str) -> None:
+        """A change was refused; see ``Coverage``."""
+        self._coverage.refused(text)
