@@ -61,13 +61,23 @@ class Connection:
         """Whether both ends know that it has ended."""
         return not self.client.connected and not self.server.connected
 
-    def cut(self) -> None:
-        """End it as a network does: what is under way is lost, and both ends are told, in any
-        order.
+    def end_of(self, machine: Machine) -> End | None:
+        """Return the end that *machine* has of it, or None."""
+        for end in (self.client, self.server):
+            if end.machine is machine:
+                return end
+        return None
+
+    def cut(self, *but_to: End) -> None:
+        """End it as a network does: what is under way is lost, but for what is on its way to one of
+        *but_to*, and both ends are told, in any order.
         """
         for end in (self.client, self.server):
-            end.wire.clear()
-            end.lose(ConnectionLost())
+            if end in but_to:
+                end.wire.add(lambda end=end: end.lose(ConnectionLost()))
+            else:
+                end.wire.clear()
+                end.lose(ConnectionLost())
 
     def freeze(self) -> None:
         """Let nothing arrive any more, and tell nobody."""
@@ -86,7 +96,7 @@ class Wire(Lane):
     """
 
     def __init__(self, end: End) -> None:
-        super().__init__(end.machine.world)
+        super().__init__(end.machine.world, end.machine)
         self._end = end
         self._crossing: IDelayedCall | None = None
         self.pending = 0
@@ -178,7 +188,7 @@ class End:
         self.machine = machine
         self.wire = Wire(self)
         self.connected = True
-        self._news = Lane(machine.world)
+        self._news = Lane(machine.world, machine)
         self._host = host
         self._peer = peer
         self._producer: Any = None
@@ -260,6 +270,21 @@ class End:
         self.loseConnection()
 
     # The end
+
+    def die(self, *, silently: bool) -> None:
+        """The process is gone.
+
+        What it had written still arrives. Then its kernel closes the connection, which is a reset
+        if something had come that it never read; unless the machine is gone, too, and *silently*.
+        """
+        had_unread = self.wire.pending > 0
+        was_lost, self.is_lost = self.is_lost, True
+        self.connected = False
+        self.wire.clear()
+        if silently or was_lost:
+            return
+        outcome = ConnectionLost() if had_unread else ConnectionDone()
+        self.peer.wire.add(lambda: self.peer.lose(outcome))
 
     def loseConnection(self) -> None:
         """As ITransport has it: the connection is closed once all that was written has arrived."""

@@ -24,6 +24,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flexmigrate.testing.connection import FIRST_PORT, Connection
+from flexmigrate.testing.disk import Died, Mount
 from flexmigrate.testing.world import Lane, World
 
 
@@ -31,15 +32,21 @@ from flexmigrate.testing.world import Lane, World
 class Machine:
     """A reactor of one machine: time, threads and TCP, all of it the world's.
 
+    It is one process's: when that has died, the next one on the same host has a machine of its own.
+
     :ivar stopped: fires when ``stop`` was called.
+    :ivar disk: what the process keeps images on; None: a disk of the kernel's.
+    :ivar alive: whether the process is.
     """
 
-    def __init__(self, world: World, name: str, host: str) -> None:
+    def __init__(self, world: World, name: str, host: str, disk: Mount | None = None) -> None:
         self.world = world
         self.name = name
         self.host = host
         self.stopped: Deferred[None] = Deferred()
-        self._from_threads = Lane(world)
+        self.disk = disk
+        self.alive = True
+        self._from_threads = Lane(world, self)
         self._free_port = itertools.count(FIRST_PORT)
 
     def __str__(self) -> str:
@@ -61,8 +68,13 @@ class Machine:
         **kwargs: object,
     ) -> IDelayedCall:
         """As IReactorTime has it."""
-        delayed: IDelayedCall = self.world.clock.callLater(delay, callable, *args, **kwargs)
+        call = self.world.clock.callLater
+        delayed: IDelayedCall = call(delay, self._run, callable, args, kwargs)
         return delayed
+
+    def _run(self, call: Callable[..., object], args: Any, kwargs: Any) -> None:
+        if self.alive:
+            call(*args, **kwargs)
 
     def getDelayedCalls(self) -> Any:  # noqa: N802  # as IReactorTime has it
         """As IReactorTime has it; those of other machines, too."""
@@ -85,8 +97,29 @@ class Machine:
         """As IReactorCore has it."""
         self._from_threads.add(lambda: self.stopped.callback(None))
 
+    def die(self, *, silently: bool = False) -> None:
+        """Let the process die, at once: it does nothing any more, and what it had open is closed.
+
+        :param silently: the machine dies with it, and can't close its connections: the other ends
+            learn nothing of that by themselves. Its ports don't answer any more.
+        """
+        self.alive = False
+        self.note("dies silently" if silently else "dies")
+        world = self.world
+        if self.disk is not None:
+            self.disk.die()
+        for connection in world.connections:
+            if (end := connection.end_of(self)) is not None:
+                end.die(silently=silently)
+        world.lanes = [lane for lane in world.lanes if lane.owner is not self]
+        world.ports = {at: port for at, port in world.ports.items() if port.machine is not self}
+        if silently:
+            world.unreachable.add(self.host)
+
     def listenTCP(self, port: int, factory: Any, backlog: int = 50, interface: str = "") -> Port:
         """As IReactorTCP has it."""
+        if not self.alive:
+            raise Died
         address = (interface or self.host, port or next(self._free_port))
         number = self.world.listen_errors.get(address)
         if number is None and address in self.world.ports:

@@ -11,6 +11,7 @@ from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.image.file import Image
 from flexmigrate.net.address import Address
 from flexmigrate.service import build
 from flexmigrate.service.lifetime import Lifetime
@@ -42,7 +43,13 @@ class Server:
         self.machine = machine
         self.is_over = False
         self._lifetime = _Lifetime(machine)
-        self.service: Any = build(machine, config, self._lifetime, Threads(machine.world))
+        self.service: Any = build(
+            machine,
+            config,
+            self._lifetime,
+            Threads(machine.world, machine),
+            machine.disk.open_image if machine.disk else Image.open,
+        )
         machine.stopped.addCallback(lambda _: self._stop())
         self.service.startService()
 

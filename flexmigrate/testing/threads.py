@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
 from flexmigrate.testing.world import Lane, World
+
+if TYPE_CHECKING:
+    from flexmigrate.testing.machine import Machine
 
 
 class Threads:
@@ -17,9 +20,10 @@ class Threads:
     With a seed, jobs that wait at the same time are done in any order; without, one by one.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, owner: Machine | None = None) -> None:
         self._world = world
-        self._lane = Lane(world)
+        self._owner = owner
+        self._lane = Lane(world, owner)
 
     def start(self) -> None:
         """As ThreadPool has it."""
@@ -35,7 +39,7 @@ class Threads:
         **kwargs: Any,
     ) -> None:
         """Do *job*, and tell *done* whether it succeeded, and its result."""
-        lane = self._lane if self._world.random is None else _OneThread(self._world)
+        lane = self._lane if self._world.random is None else _OneThread(self._world, self._owner)
         lane.add(lambda: run_job(done, job, *args, **kwargs))
 
 

@@ -7,6 +7,7 @@ same seed draws the same. Time stands still while anything else can happen.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import random
 from collections import deque
@@ -17,9 +18,11 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
+from flexmigrate.testing.disk import Died
+
 if TYPE_CHECKING:
     from flexmigrate.testing.connection import Connection
-    from flexmigrate.testing.machine import Port
+    from flexmigrate.testing.machine import Machine, Port
 
 _T = TypeVar("_T")
 
@@ -38,13 +41,16 @@ class Lane:
     """Things that happen in their order, one at a time. Between lanes, any order is possible.
 
     :ivar blocked: nothing of it can happen for now.
+    :ivar owner: the machine on which they happen, and with whose end they don't any more.
     """
 
-    def __init__(self, world: World) -> None:
+    def __init__(self, world: World, owner: Machine | None = None) -> None:
         self.world = world
+        self.owner = owner
         self.blocked = False
         self._waiting: deque[tuple[int, Any]] = deque()
-        world.lanes.append(self)
+        if owner is None or owner.alive:
+            world.lanes.append(self)
 
     def add(self, what: Any) -> None:
         """Let *what*, called without arguments, happen after all that is in this lane."""
@@ -76,6 +82,8 @@ class World:
     :ivar connections: all that were ever made, in their order.
     :ivar trace: what was told by ``note``, in its order: who, and what.
     :ivar listen_errors: the errno with which opening a port fails, by (host, port).
+    :ivar moments: how many things have happened so far, calls of simulated disks among them.
+    :ivar upon: what is to be called just before the thing with that number happens.
     :ivar unreachable: hosts whose connections are never answered.
     :ivar connected: called with each connection when it is made: the place to set what befalls it.
     :param seed: None, or what the order of all things is drawn from.
@@ -94,6 +102,8 @@ class World:
         self.unreachable: set[str] = set()
         self.connected: Callable[[Connection], object] = lambda connection: None
         self.trace: list[tuple[str, str]] = []
+        self.moments = 0
+        self.upon: dict[int, Callable[[], object]] = {}
         self._each_step: list[tuple[int, Callable[[], object]]] = []
         self._steps = 0
 
@@ -109,16 +119,39 @@ class World:
 
     def step(self) -> bool:
         """Let one thing happen that needs no time; return whether there was one."""
-        ready = [lane for lane in self.lanes if lane.ready]
+        ready = [lane for lane in self.lanes if lane._waiting and lane.ready]
         due = self._is_due()
         if not ready and not due:
             return False
-        if due and (self.random is None or self.random.randrange(len(ready) + 1) == 0):
-            self.clock.advance(0)
-        elif self.random is None:
-            min(ready, key=lambda lane: lane.age).step()
+        if self.moment():
+            # What happened upon it may have changed what can happen next.
+            return True
+        with contextlib.suppress(Died):
+            self._let_happen(ready, due)
+        return True
+
+    def _let_happen(self, ready: list[Lane], due: bool) -> None:
+        # Drawn in the quickest way: it is done for each thing that happens.
+        if self.random is None:
+            if due:
+                self.clock.advance(0)
+            else:
+                min(ready, key=lambda lane: lane.age).step()
         else:
-            self.random.choice(ready).step()
+            number = int(self.random.random() * (len(ready) + due))
+            if number == len(ready):
+                self.clock.advance(0)
+            else:
+                ready[number].step()
+
+    def moment(self) -> bool:
+        """Count that something is about to happen; return whether something was to happen before
+        it, and has.
+        """
+        self.moments += 1
+        if self.moments not in self.upon:
+            return False
+        self.upon.pop(self.moments)()
         return True
 
     def settle(self) -> None:
@@ -173,5 +206,6 @@ class World:
         calls = self.clock.calls
         if not calls or calls[0].getTime() > end:
             return False
-        self.clock.advance(max(0.0, calls[0].getTime() - self.clock.seconds()))
+        with contextlib.suppress(Died):
+            self.clock.advance(max(0.0, calls[0].getTime() - self.clock.seconds()))
         return True

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
@@ -23,6 +24,8 @@ SECTOR = 512
 
 RECONNECT_SECONDS = 0.1
 
+_ZEROES = bytes(SECTOR)
+
 
 class Writer:
     """Writes random sectors of an image, each one again only when the last write to it is over: one
@@ -31,6 +34,9 @@ class Writer:
     :param addresses: where the image may be served; tried in turn.
     :param image: what it holds at first.
     :param beat: seconds between two writes, if nobody asks for more.
+    :param flushes: whether some writes are to be durable once they are answered (FUA), and some
+        flushes are between them.
+    :param told: called with the name of the machine that acknowledged a write, each time.
     :ivar acknowledged: writes that were answered.
     :ivar is_connected: whether there is a server to write to.
     """
@@ -43,6 +49,8 @@ class Writer:
         *,
         seed: int = 1,
         beat: float = 0.1,
+        flushes: bool = False,
+        told: Callable[[str], object] = lambda name: None,
     ) -> None:
         self._beat_seconds = beat
         self._machine = machine
@@ -51,9 +59,15 @@ class Writer:
         self._client: NBDClientProtocol | None = None
         self._stopped = False
         self._beat: IDelayedCall | None = None
-        # Of each sector: what it holds, and what it may hold instead.
-        self._known = [image[at : at + SECTOR] for at in range(0, len(image), SECTOR)]
-        self._possible: list[list[bytes]] = [[] for _ in self._known]
+        self._flushes = flushes
+        self._told = told
+        self._is_flushing = False
+        self._failed: NBDClientProtocol | None = None
+        # Of each sector: all that it was ever to hold; which of these was the last to be
+        # acknowledged, and which to be flushed.
+        self._history = [[image[at : at + SECTOR]] for at in range(0, len(image), SECTOR)]
+        self._known = [0] * len(self._history)
+        self._durable = [0] * len(self._history)
         self._busy: set[int] = set()
         self.acknowledged = 0
 
@@ -107,23 +121,50 @@ class Writer:
         free = [sector for sector in range(len(self._known)) if sector not in self._busy]
         if client is None or not free:
             return
+        if self._flushes and not self._is_flushing and self._random.randrange(6) == 0:
+            self._flush(client)
         sector = self._random.choice(free)
         data = self._random.randbytes(SECTOR)
         if self._random.randrange(4) == 0:
             data = bytes(SECTOR)
         self._busy.add(sector)
-        self._possible[sector].append(data)
-        if not any(data):
-            writing: Deferred[None] = client.zero(sector * SECTOR, SECTOR)
+        history = self._history[sector]
+        number = len(history)
+        history.append(data)
+        fua = self._flushes and self._random.randrange(6) == 0
+        if data == _ZEROES:
+            writing: Deferred[None] = client.zero(sector * SECTOR, SECTOR, fua=fua)
         else:
-            writing = client.write(sector * SECTOR, data)
-        writing.addCallbacks(lambda _: self._done(sector, data), self._unanswered)
+            writing = client.write(sector * SECTOR, data, fua=fua)
+        writing.addCallbacks(lambda _: self._done(client, sector, number, fua), self._unanswered)
         writing.addBoth(lambda _: self._busy.discard(sector))
 
-    def _done(self, sector: int, data: bytes) -> None:
+    def _done(self, client: NBDClientProtocol, sector: int, number: int, fua: bool) -> None:
         self.acknowledged += 1
-        self._known[sector] = data
-        self._possible[sector] = []
+        transport: Any = client.transport
+        self._told(transport.peer.machine.name)
+        if fua:
+            self._durable[sector] = number
+        elif client is not self._failed:
+            self._known[sector] = number
+
+    def _flush(self, client: NBDClientProtocol) -> None:
+        covered = [max(pair) for pair in zip(self._known, self._durable, strict=True)]
+
+        def done(_: object) -> None:
+            self._durable = [max(pair) for pair in zip(self._durable, covered, strict=True)]
+
+        def over(_: object) -> None:
+            self._is_flushing = False
+
+        self._is_flushing = True
+        client.flush().addCallbacks(done, self._unanswered).addBoth(over)
+
+    def lose_unflushed(self) -> None:
+        """The machine that served has failed: only what was flushed is sure to be there."""
+        self._known = list(self._durable)
+        # What it still had to say may be under way.
+        self._failed = self._client
 
     def _unanswered(self, failure: Failure) -> None:
         """What the sector holds now isn't known until another write to it is answered."""
@@ -135,5 +176,5 @@ class Writer:
         return [
             f"sector {sector} has neither its last acknowledged write nor a later one"
             for sector, data in enumerate(found)
-            if data != self._known[sector] and data not in self._possible[sector]
+            if data not in self._history[sector][max(self._known[sector], self._durable[sector]) :]
         ]

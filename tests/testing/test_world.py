@@ -27,6 +27,7 @@ from flexmigrate.testing import (
     Threads,
     World,
 )
+from flexmigrate.testing.disk import Died
 
 PORT = 10809
 
@@ -225,7 +226,7 @@ class ConnectionTests(SynchronousTestCase):
     def test_with_a_seed_bytes_come_in_any_pieces_and_in_their_order(self) -> None:
         text = random.Random(1).randbytes(300)
         pieces = set()
-        for seed in range(10):
+        for seed in range(20):
             pair = Pair(seed).connect()
             for at in range(0, 300, 100):
                 pair.say(text[at : at + 100])
@@ -407,3 +408,72 @@ class PortTests(SynchronousTestCase):
             pair.world.trace,
             [("there", "listens on port 10809"), ("there", "listens no longer on port 10809")],
         )
+
+
+class DeathTests(SynchronousTestCase):
+    """A machine whose process dies, or which fails."""
+
+    def test_what_was_written_arrives_and_then_the_connection_ends(self) -> None:
+        pair = Pair().connect()
+        pair.say(b"last words")
+        pair.here.die()
+        pair.world.settle()
+        self.assertEqual(pair.server.data, b"last words")
+        self.assertEqual((pair.server.lost, pair.client.lost), ([ConnectionDone], []))
+
+    def test_what_had_come_and_was_not_read_makes_it_a_reset(self) -> None:
+        pair = Pair().connect()
+        pair.server.transport.write(b"unread")
+        pair.here.die()
+        pair.world.settle()
+        self.assertEqual(pair.server.lost, [ConnectionLost])
+        self.assertEqual(pair.client.received, [])
+
+    def test_nothing_of_it_goes_on(self) -> None:
+        pair = Pair().connect()
+        done: list[str] = []
+        pair.here.callLater(1.0, done.append, "timer")
+        pair.here.callFromThread(done.append, "job")
+        pair.here.die()
+        pair.here.callLater(1.0, done.append, "later")
+        pair.here.callFromThread(done.append, "after")
+        pair.say(b"from beyond")
+        pair.world.advance(10)
+        self.assertEqual((done, pair.server.data), ([], b""))
+        with self.assertRaises(Died):
+            pair.here.listenTCP(PORT, Factory.forProtocol(Recorder))
+
+    def test_nobody_listens_there_any_more(self) -> None:
+        pair = Pair().connect()
+        pair.there.die()
+        with self.assertRaises(Refused):
+            pair.world.result_of(pair.dial())
+        pair.world.settle()
+        self.assertEqual(pair.client.lost, [ConnectionDone])
+        heir = Machine(pair.world, "heir", "192.0.2.2")
+        heir.listenTCP(PORT, Factory.forProtocol(pair._server))
+        pair.connect()
+
+    def test_a_machine_that_fails_leaves_the_other_end_in_the_dark(self) -> None:
+        pair = Pair().connect()
+        pair.server.transport.write(b"sent before")
+        pair.there.die(silently=True)
+        pair.say(b"to nobody")
+        pair.world.advance(100)
+        self.assertEqual((pair.client.data, pair.client.lost), (b"sent before", []))
+        with self.assertRaises(TimedOut):
+            pair.world.result_of(pair.dial())
+
+
+class MomentTests(SynchronousTestCase):
+    def test_something_can_be_let_happen_before_any_thing(self) -> None:
+        for moment in range(1, 6):
+            world = World()
+            lane = Lane(world)
+            order: list[int | str] = []
+            for each in range(5):
+                lane.add(lambda order=order, each=each: order.append(each))
+            world.upon[moment] = lambda order=order: order.append("now")
+            world.settle()
+            self.assertEqual(order.index("now"), moment - 1)
+            self.assertEqual(world.moments, 6)

@@ -1,0 +1,417 @@
+"""A machine's disk in memory, which keeps in a crash what it has to, and of the rest what it likes.
+
+What processes see is one thing, what is on stable storage another. An fsync brings one file's bytes
+to the other side, or one folder's names. When the machine fails, whatever was not brought there is
+lost or kept, each piece by itself:
+
+* each sector of each write: a sector is written wholly or not at all, and a write that is no whole
+  sector up to any of its bytes;
+* each name that came, went, or was given to another file, in any combination: this is less than
+  today's filesystems promise, and all that POSIX does.
+
+A process that dies takes nothing with it but its descriptors and locks.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import random
+import stat
+from collections.abc import Callable, Iterator
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image.disk import Disk
+from flexmigrate.image.exact import Readable
+from flexmigrate.image.extents import Extent
+from flexmigrate.image.file import SECTOR, Image
+
+BLOCK = 4096
+"""What is a hole, or isn't, in bytes."""
+
+_ZEROES = bytes(BLOCK)
+
+_KEEP: dict[str, Callable[[random.Random], bool]] = {
+    "nothing": lambda draw: False,
+    "everything": lambda draw: True,
+    "anything": lambda draw: draw.random() < 0.5,
+}
+
+FATES = tuple(_KEEP)
+"""What a crash of the machine may keep of what was not synced; with ``anything`` it is drawn."""
+
+
+class Died(BaseException):
+    """The process that made a call is dead: nothing of it goes on.
+
+    No Exception: what answers errors must not answer this.
+    """
+
+
+class _File:
+    """What names lead to.
+
+    :ivar seen: its bytes, as processes see them.
+    :ivar stable: its bytes, as far as they were synced.
+    :ivar unsynced: what makes one of the other: (offset, bytes) were written, or (size, None): it
+        was cut there.
+    :ivar user: who has it locked.
+    """
+
+    __slots__ = ("inode", "links", "seen", "stable", "unsynced", "user")
+
+    def __init__(self, inode: int, data: bytes = b"") -> None:
+        self.inode = inode
+        self.links = 1
+        self.seen = bytearray(data)
+        self.stable = bytearray(data)
+        self.unsynced: list[tuple[int, bytes | None]] = []
+        self.user: Mount | None = None
+
+    def write(self, offset: int, data: bytes) -> None:
+        _put(self.seen, offset, data)
+        self.unsynced.append((offset, data))
+
+    def cut(self, size: int) -> None:
+        del self.seen[size:]
+        self.unsynced.append((size, None))
+
+    def sync(self) -> None:
+        if self.unsynced:
+            self.stable[:] = self.seen
+            self.unsynced = []
+
+    def fail(self, keep: Callable[[random.Random], bool], draw: random.Random) -> None:
+        for offset, data in self.unsynced:
+            if data is None:
+                if keep(draw):
+                    del self.stable[offset:]
+                continue
+            for at in range(0, len(data), SECTOR):
+                piece = data[at : at + SECTOR]
+                if keep(draw):
+                    _put(self.stable, offset + at, piece)
+                elif len(piece) < SECTOR and draw.random() < 0.5:
+                    _put(self.stable, offset + at, piece[: draw.randrange(len(piece) + 1)])
+        self.unsynced = []
+        self.seen[:] = self.stable
+
+
+def _put(where: bytearray, offset: int, data: bytes) -> None:
+    if offset > len(where):
+        where.extend(bytes(offset - len(where)))
+    where[offset : offset + len(data)] = data
+
+
+# A name that came, and what it leads to; or that went.
+_Change = tuple[str, "_File | None"]
+
+
+class SimulatedDisk:
+    """The disk of one machine, whose processes come and go.
+
+    :ivar before: called before each call that a process makes, with the process's mount, the call's
+        name, and the path that it is about. It may raise OSError, and then nothing has happened;
+        or let the process die.
+    :ivar may_wait: asked whether a call of an image that must not wait for the disk would have to.
+    """
+
+    def __init__(self) -> None:
+        self.before: Callable[[Mount, str, str], object] = lambda mount, call, path: None
+        self.may_wait: Callable[[str], bool] = lambda call: False
+        self._inodes = itertools.count(1)
+        self._names: dict[str, _File] = {}
+        self._stable: dict[str, _File] = {}
+        # By what was done together: a name that is given away goes as the other comes.
+        self._unsynced: list[list[_Change]] = []
+
+    def put(self, path: str, data: bytes) -> None:
+        """Let there be a file, as if it had always been there."""
+        self._names[path] = self._stable[path] = _File(next(self._inodes), data)
+
+    def find(self, path: str) -> bytes | None:
+        """Return what is in the file at *path* for whoever looks at it now; None: there is none."""
+        file = self._names.get(path)
+        return None if file is None else bytes(file.seen)
+
+    def mount(self) -> Mount:
+        """Return the disk as a new process has it."""
+        return Mount(self)
+
+    def fail(self, fate: str, draw: random.Random) -> None:
+        """The machine has failed, and its processes are dead: keep what has to be kept, and of the
+        rest what *fate*, one of ``FATES``, says.
+        """
+        keep = _KEEP[fate]
+        for together in self._unsynced:
+            if keep(draw):
+                self._change(self._stable, together)
+        self._unsynced = []
+        self._names = dict(self._stable)
+        for file in set(self._names.values()):
+            file.user = None
+            file.fail(keep, draw)
+
+    # What processes do to it
+
+    def named(self, path: str) -> _File:
+        """Return the file at *path*, or raise FileNotFoundError."""
+        try:
+            return self._names[path]
+        except KeyError:
+            raise _error(errno.ENOENT, path) from None
+
+    def create(self, path: str) -> _File:
+        """Let there be a new file."""
+        file = _File(next(self._inodes))
+        self.change([(path, file)])
+        return file
+
+    def change(self, together: list[_Change]) -> None:
+        """Change names."""
+        self._change(self._names, together)
+        self._unsynced.append(together)
+
+    @staticmethod
+    def _change(names: dict[str, _File], together: list[_Change]) -> None:
+        for path, file in together:
+            if file is None:
+                names.pop(path, None)
+            else:
+                names[path] = file
+
+    def sync_names(self, folder: str) -> None:
+        """Make durable what became of the names in *folder*."""
+        waiting = self._unsynced
+        self._unsynced = []
+        for together in waiting:
+            if any(os.path.dirname(path) == folder for path, _ in together):
+                self._change(self._stable, together)
+            else:
+                self._unsynced.append(together)
+
+
+class Mount(Disk):
+    """The disk as one process has it: see :class:`flexmigrate.image.disk.Disk`.
+
+    :ivar alive: whether the process is.
+    """
+
+    def __init__(self, disk: SimulatedDisk) -> None:
+        self.alive = True
+        self._disk = disk
+        self._numbers = itertools.count(3)
+        # A folder is there by its path alone.
+        self._open: dict[int, tuple[_File | str, list[int]]] = {}
+        self._locked: list[_File] = []
+
+    def die(self) -> None:
+        """The process is dead: its locks are free, and no call of its has an effect any more."""
+        self.alive = False
+        for file in self._locked:
+            if file.user is self:
+                file.user = None
+
+    def _begin(self, call: str, path: str) -> None:
+        if self.alive:
+            self._disk.before(self, call, path)
+        if not self.alive:
+            raise Died
+
+    def open(self, path: str, flags: int, mode: int = 0o777) -> int:
+        self._begin("open", path)
+        found: _File | str = path
+        if not flags & os.O_DIRECTORY:
+            try:
+                found = file = self._disk.named(path)
+            except FileNotFoundError:
+                if not flags & os.O_CREAT:
+                    raise
+                found = file = self._disk.create(path)
+            if flags & os.O_TRUNC and file.seen:
+                file.cut(0)
+        number = next(self._numbers)
+        self._open[number] = (found, [0])
+        return number
+
+    def _file(self, fd: int) -> tuple[_File, list[int]]:
+        file, position = self._open[fd]
+        if isinstance(file, str):
+            raise _error(errno.EISDIR, file)
+        return file, position
+
+    def read(self, fd: int, length: int, /) -> bytes:
+        self._begin("read", "")
+        file, position = self._file(fd)
+        data = bytes(file.seen[position[0] : position[0] + length])
+        position[0] += len(data)
+        return data
+
+    def write(self, fd: int, data: bytes, /) -> int:
+        self._begin("write", "")
+        file, position = self._file(fd)
+        file.write(position[0], bytes(data))
+        position[0] += len(data)
+        return len(data)
+
+    def fsync(self, fd: int) -> None:
+        file, _ = self._open[fd]
+        if isinstance(file, str):
+            self._begin("fsync folder", file)
+            self._disk.sync_names(file)
+        else:
+            self._begin("fsync", "")
+            file.sync()
+
+    def close(self, fd: int) -> None:
+        self._open.pop(fd, None)
+
+    def replace(self, old: str, new: str) -> None:
+        self._begin("replace", new)
+        file = self._disk.named(old)
+        self._disk.change([(old, None), (new, file)])
+
+    def unlink(self, path: str) -> None:
+        self._begin("unlink", path)
+        self._disk.named(path).links = 0
+        self._disk.change([(path, None)])
+
+    def stat(self, path: str) -> os.stat_result:
+        self._begin("stat", path)
+        return _status(self._disk.named(path))
+
+    def lstat(self, path: str) -> os.stat_result:
+        return self.stat(path)
+
+    def fstat(self, fd: int) -> os.stat_result:
+        self._begin("fstat", "")
+        return _status(self._file(fd)[0])
+
+    # The image
+
+    def open_image(self, path: str, *, read_only: bool = False) -> Image:
+        """As :meth:`flexmigrate.image.file.Image.open`."""
+        try:
+            fd = self.open(path, os.O_RDONLY if read_only else os.O_RDWR)
+        except OSError as error:
+            raise ImageError(f"cannot open the image {path}: {error.strerror}") from error
+        file, _ = self._file(fd)
+        if file.user is not None:
+            raise ImageError(f"the image {path} is in use by another server")
+        file.user = self
+        self._locked.append(file)
+        return SimulatedImage(self, path, fd, file, read_only=read_only)
+
+    def unlock(self, file: _File) -> None:
+        """Let another have the image that is in *file*."""
+        file.user = None
+        self._locked.remove(file)
+
+    def may_wait(self, call: str) -> bool:
+        """Whether *call* may not be made at once, because it could wait for the disk."""
+        return self._disk.may_wait(call)
+
+    def begin_image_call(self, call: str, path: str) -> None:
+        """Tell of a call that an image is about to make."""
+        self._begin(call, path)
+
+
+class SimulatedImage(Image):
+    """An image on a :class:`SimulatedDisk`: what it does to bytes, it does there."""
+
+    __slots__ = ("_file", "_mount")
+
+    def __init__(self, mount: Mount, path: str, fd: int, file: _File, *, read_only: bool) -> None:
+        # Not the image's own beginning, which looks at a descriptor of the kernel's.
+        self.path = self._name = path
+        self.read_only = read_only
+        self.fd = fd
+        self.file_size = len(file.seen)
+        self.size = self.file_size // SECTOR * SECTOR
+        self.identity = (1, file.inode)
+        self.is_block_device = False
+        self.in_memory = False
+        self.disk = mount
+        self._mount = mount
+        self._file = file
+        self._may_have_holes = False
+
+    # Reading
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        if self._mount.may_wait("read"):
+            return False
+        self.read_into(view, offset)
+        return True
+
+    def read_into(self, view: memoryview, offset: int) -> None:
+        self._mount.begin_image_call("pread", self.path)
+        view[:] = self._file.seen[offset : offset + len(view)]
+
+    def read(self, offset: int, length: int) -> bytes:
+        self._mount.begin_image_call("pread", self.path)
+        return bytes(self._file.seen[offset : offset + length])
+
+    def is_hole(self, view: Readable, offset: int) -> bool:
+        return False
+
+    def is_resident(self, offset: int, length: int) -> bool:
+        return not self._mount.may_wait("is resident")
+
+    def make_resident(self, offset: int, length: int) -> None:
+        self._mount.begin_image_call("make resident", self.path)
+
+    def extents(self, offset: int, length: int) -> Iterator[Extent]:
+        end = offset + length
+        while offset < end:
+            extent = self.extent_at(offset)
+            yield Extent(offset, min(extent.end, end) - offset, extent.data)
+            offset = extent.end
+
+    def extent_at(self, offset: int) -> Extent:
+        data = self._is_data(offset)
+        end = offset // BLOCK * BLOCK + BLOCK
+        while end < self.size and self._is_data(end) == data:
+            end += BLOCK
+        return Extent(offset, min(end, self.size) - offset, data)
+
+    def _is_data(self, offset: int) -> bool:
+        at = offset // BLOCK * BLOCK
+        return self._file.seen[at : at + BLOCK] != _ZEROES
+
+    # Writing
+
+    def may_block_write(self, offset: int, length: int) -> bool:
+        return self._mount.may_wait("write")
+
+    def write(self, view: Readable, offset: int) -> None:
+        self._mount.begin_image_call("pwrite", self.path)
+        self._file.write(offset, bytes(view))
+
+    def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
+        self._mount.begin_image_call("fallocate", self.path)
+        self._file.write(offset, bytes(length))
+
+    def trim(self, offset: int, length: int) -> None:
+        self._mount.begin_image_call("fallocate", self.path)
+        self._file.write(offset, bytes(length))
+
+    def flush(self) -> None:
+        self._mount.begin_image_call("fdatasync", self.path)
+        self._file.sync()
+
+    def close(self) -> None:
+        if self.fd >= 0:
+            self._mount.close(self.fd)
+            self.fd = -1
+            self._mount.unlock(self._file)
+
+
+def _status(file: _File) -> os.stat_result:
+    size = len(file.seen)
+    return os.stat_result((stat.S_IFREG | 0o644, file.inode, 1, file.links, 0, 0, size, 0, 0, 0))
+
+
+def _error(number: int, path: str) -> OSError:
+    return OSError(number, os.strerror(number), path)

@@ -1,0 +1,196 @@
+"""What the simulated disk promises, and what it doesn't."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable
+from typing import Any
+
+from twisted.trial.unittest import SynchronousTestCase
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image import disk as disks
+from flexmigrate.testing.disk import FATES, Died, SimulatedDisk
+
+PATH = "/disk/record"
+
+
+class SimulatedDiskCase(SynchronousTestCase):
+    def setUp(self) -> None:
+        self.disk = SimulatedDisk()
+        self.mount = self.disk.mount()
+        self.draw = random.Random(1)
+
+    def outcomes(self, act: Callable[[], object], path: str = PATH) -> set[bytes | None]:
+        """Return what may be at *path* after *act* and a failure of the machine."""
+        found = set()
+        for seed in range(300):
+            self.setUp()
+            act()
+            self.mount.die()
+            self.disk.fail("anything", random.Random(seed))
+            found.add(self.disk.find(path))
+        return found
+
+    def write(self, path: str, data: bytes, *, sync: bool) -> None:
+        fd = self.mount.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        self.mount.write(fd, data)
+        if sync:
+            self.mount.fsync(fd)
+        self.mount.close(fd)
+
+
+class NamesTests(SimulatedDiskCase):
+    def test_a_file_whose_folder_was_not_synced_may_be_gone(self) -> None:
+        self.assertEqual(
+            self.outcomes(lambda: self.write(PATH, b"text", sync=True)), {None, b"text"}
+        )
+
+    def test_with_its_folder_synced_it_is_there(self) -> None:
+        def act() -> None:
+            self.write(PATH, b"text", sync=True)
+            disks.sync_folder(self.mount, PATH)
+
+        self.assertEqual(self.outcomes(act), {b"text"})
+
+    def test_another_folder_makes_no_difference(self) -> None:
+        def act() -> None:
+            self.write(PATH, b"text", sync=True)
+            disks.sync_folder(self.mount, "/other/record")
+
+        self.assertEqual(self.outcomes(act), {None, b"text"})
+
+    def test_what_was_removed_may_come_back(self) -> None:
+        def act() -> None:
+            self.disk.put(PATH, b"text")
+            self.mount.unlink(PATH)
+
+        self.assertEqual(self.outcomes(act), {None, b"text"})
+
+    def test_a_name_that_changes_leads_to_one_of_both_files(self) -> None:
+        def act() -> None:
+            self.disk.put(PATH, b"old")
+            self.disk.put(PATH + ".new", b"new")
+            self.mount.replace(PATH + ".new", PATH)
+
+        self.assertEqual(self.outcomes(act), {b"old", b"new"})
+
+    def test_what_is_kept_as_the_product_does_it_is_old_or_new(self) -> None:
+        for done in range(9):
+
+            def act(done: int = done) -> None:
+                self.disk.put(PATH, b"old")
+                self.mount = self.disk.mount()
+                calls = iter(range(done))
+
+                def before(*_: object) -> None:
+                    if next(calls, None) is None:
+                        self.mount.die()
+
+                self.disk.before = before
+                try:
+                    disks.replace(self.mount, PATH, b"something new")
+                except Died:
+                    self.disk.before = lambda *_: None
+
+            self.assertLessEqual(self.outcomes(act), {b"old", b"something new"})
+
+        def whole() -> None:
+            self.disk.put(PATH, b"old")
+            disks.replace(self.mount, PATH, b"something new")
+
+        self.assertEqual(self.outcomes(whole), {b"something new"})
+
+
+class BytesTests(SimulatedDiskCase):
+    def test_what_was_not_synced_may_be_there_in_part(self) -> None:
+        def act() -> None:
+            self.disk.put(PATH, b"....")
+            fd = self.mount.open(PATH, os.O_WRONLY)
+            self.mount.write(fd, b"text")
+
+        self.assertEqual(self.outcomes(act), {b"....", b"t...", b"te..", b"tex.", b"text"})
+
+    def test_each_sector_of_an_image_is_as_before_or_after(self) -> None:
+        def act() -> None:
+            self.disk.put(PATH, b"." * 1024)
+            image = self.mount.open_image(PATH)
+            image.write(b"x" * 1024, 0)
+
+        olds, news = b"." * 512, b"x" * 512
+        self.assertEqual(
+            self.outcomes(act), {one + two for one in (olds, news) for two in (olds, news)}
+        )
+
+    def test_what_was_flushed_stays(self) -> None:
+        def act() -> None:
+            self.disk.put(PATH, b"." * 512)
+            image = self.mount.open_image(PATH)
+            image.write(b"x" * 512, 0)
+            image.flush()
+
+        self.assertEqual(self.outcomes(act), {b"x" * 512})
+
+    def test_an_image_remembers_through_the_death_of_its_process(self) -> None:
+        self.disk.put(PATH, b"." * 512)
+        self.mount.open_image(PATH).write(b"x" * 512, 0)
+        self.mount.die()
+        self.assertEqual(self.disk.find(PATH), b"x" * 512)
+
+    def test_a_fate_may_be_chosen(self) -> None:
+        found = {}
+        for fate in FATES:
+            self.setUp()
+            self.disk.put(PATH, b"." * 512)
+            self.mount.open_image(PATH).write(b"x" * 512, 0)
+            self.mount.die()
+            self.disk.fail(fate, self.draw)
+            found[fate] = (self.disk.find(PATH) or b"")[:1]
+        self.assertEqual((found["nothing"], found["everything"]), (b".", b"x"))
+
+
+class ProcessTests(SimulatedDiskCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk.put(PATH, bytes(8192) + b"x" * 4096)
+
+    def test_an_image_belongs_to_one_at_a_time(self) -> None:
+        image = self.mount.open_image(PATH)
+        other = self.disk.mount()
+        error = self.assertRaises(ImageError, other.open_image, PATH)
+        self.assertIn("in use", str(error))
+        image.close()
+        other.open_image(PATH)
+
+    def test_death_unlocks_and_ends_everything(self) -> None:
+        image = self.mount.open_image(PATH)
+        self.mount.die()
+        self.disk.mount().open_image(PATH)
+        calls: tuple[Callable[[], Any], ...] = (
+            lambda: image.write(b"y", 0),
+            image.flush,
+            lambda: self.mount.unlink(PATH),
+            lambda: self.mount.open(PATH, os.O_RDONLY),
+        )
+        for call in calls:
+            self.assertRaises(Died, call)
+        self.assertEqual(self.disk.find(PATH), bytes(8192) + b"x" * 4096)
+
+    def test_extents_tell_holes_from_data(self) -> None:
+        image = self.mount.open_image(PATH)
+        found = [(each.offset, each.length, each.data) for each in image.extents(512, 11776)]
+        self.assertEqual(found, [(512, 7680, False), (8192, 4096, True)])
+
+    def test_an_image_is_unlinked_durably_and_keeps_its_bytes(self) -> None:
+        image = self.mount.open_image(PATH)
+        image.unlink()
+        self.assertFalse(image.has_name)
+        self.assertEqual(image.read(8192, 2), b"xx")
+        image.unlink()  # once more is no error
+        self.mount.die()
+        self.disk.fail("anything", self.draw)
+        self.assertIsNone(self.disk.find(PATH))
+
+    def test_what_is_not_there_can_not_be_opened(self) -> None:
+        self.assertRaises(ImageError, self.mount.open_image, "/disk/none")
