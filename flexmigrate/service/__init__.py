@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.application.service import IService
@@ -11,6 +12,7 @@ from flexmigrate.image.file import Image, Opener
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
 from flexmigrate.service.serve import ServeService
+from flexmigrate.service.supervisor import Supervisor
 
 
 def make_service(config: ServeConfig | ListenConfig) -> IService:
@@ -20,7 +22,7 @@ def make_service(config: ServeConfig | ListenConfig) -> IService:
     """
     from twisted.internet import reactor
 
-    lifetime = Lifetime(reactor)
+    lifetime = Lifetime(reactor, Supervisor(reactor, os.environ))
     exit_with_status_of(lifetime)
     return build(reactor, config, lifetime)
 

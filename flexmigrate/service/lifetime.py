@@ -22,21 +22,30 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from flexmigrate.service.supervisor import Describe, Supervisor
+
 log = Logger()
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
 class Lifetime:
-    """One process's end.
+    """One process's life, as its supervisor sees it: when it is ready, and how it ends.
 
+    :param supervisor: who is told of it before the end, if anybody.
     :ivar status: the exit status, once it is decided; the first decision stands.
     """
 
-    def __init__(self, reactor: Any) -> None:
+    def __init__(self, reactor: Any, supervisor: Supervisor | None = None) -> None:
         self._reactor = reactor
+        self._supervisor = supervisor or Supervisor(reactor, {})
         self.status: int | None = None
         self._settled = False
+
+    def ready(self, describe: Describe) -> None:
+        """The server can be connected to, and *describe* tells from now on what it is doing."""
+        if self.status is None:
+            self._supervisor.ready(describe)
 
     def end(self, status: int, reason: str, *, settled: bool = True) -> None:
         """End the process with *status*, for a *reason* that the log tells.
@@ -50,6 +59,7 @@ class Lifetime:
         self._settled = settled
         tell = log.info if status == 0 else log.error
         tell("ending with status {status}: {reason}", status=status, reason=reason)
+        self._supervisor.ending(reason)
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def failed(self, reason: str) -> None:

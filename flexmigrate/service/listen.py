@@ -36,6 +36,7 @@ from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
 from flexmigrate.service.serving import Serving
+from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.wire.agreement import TLSMode
 
@@ -151,9 +152,14 @@ class ListenService(Service):
             self._lifetime.end(1, str(error))
             return
         opened = gatherResults([each.open() for each in self._listenings], consumeErrors=True)
-        opened.addErrback(
-            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}")
+        opened.addCallbacks(
+            lambda _: self._lifetime.ready(self._describe),
+            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
+
+    def _describe(self) -> str:
+        listenings = self._listenings if self._serving is None else self._serving.listenings
+        return describe([self.status(None)], (each.place for each in listenings))
 
     # The migration is complete
 

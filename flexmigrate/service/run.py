@@ -27,6 +27,7 @@ from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import build
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
+from flexmigrate.service.supervisor import Supervisor
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.session import NO_ID, Answer, Opening, Purpose, State, parse_answer
@@ -46,7 +47,7 @@ def run_service(config: ServeConfig | ListenConfig) -> int:
     from twisted.internet import reactor
 
     the_reactor: Any = reactor
-    lifetime = Lifetime(the_reactor)
+    lifetime = Lifetime(the_reactor, Supervisor(the_reactor, os.environ))
     service = build(the_reactor, config, lifetime)
     service.privilegedStartService()  # type: ignore[no-untyped-call]  # Twisted's
     service.startService()

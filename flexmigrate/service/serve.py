@@ -30,6 +30,7 @@ from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
+from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle
@@ -126,9 +127,14 @@ class ServeService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        self.serving.open().addErrback(
-            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}")
+        self.serving.open().addCallbacks(
+            lambda _: self._lifetime.ready(self._describe),
+            lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
+
+    def _describe(self) -> str:
+        statuses = [self.status(name) for name in self.serving.exports]
+        return describe(statuses, (each.place for each in self.serving.listenings))
 
     def stopService(self) -> Deferred[None]:
         """Refuse, drain, close the clients, flush, let go of the images: in this order."""
