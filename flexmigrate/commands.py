@@ -25,7 +25,12 @@ from flexmigrate.config import (
     WhoseConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import Action, MirrorRequest, settings_lines
+from flexmigrate.control.grammar import (
+    Action,
+    ConvergeChange,
+    MirrorRequest,
+    settings_lines,
+)
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
@@ -34,6 +39,9 @@ from flexmigrate.options import (
     BIND,
     CALL_SOCK,
     CONFIG,
+    CONVERGE,
+    CONVERGE_TIMEOUT,
+    CONVERGE_WORD,
     COVERAGE,
     DEFAULT_DENY,
     DEFAULT_EXPORT,
@@ -54,6 +62,8 @@ from flexmigrate.options import (
     LOG_LEVEL,
     LOG_REQUESTS,
     MAX_CLIENTS,
+    MAX_DOWNTIME,
+    MAX_PARK,
     NO_LIST,
     OLDSTYLE,
     OPEN_SOCK,
@@ -86,6 +96,8 @@ from flexmigrate.together import (
     acl_of,
     address_of,
     bind_of,
+    converge_change_of,
+    converge_of,
     default_export_of,
     exports_of,
     log_of,
@@ -167,8 +179,16 @@ def _mirror(given: Given) -> CallConfig:
         export=given.optional(EXPORT),
         remote_export=given.optional(REMOTE_EXPORT) or "",
         tls=seen_from_elsewhere(tls_of(given)),
+        converge=converge_of(given),
     )
     return _call(given, *request.lines())
+
+
+def _converge(given: Given) -> CallConfig:
+    change = converge_change_of(given)
+    if change == ConvergeChange():
+        raise UsageError("nothing is to change: say throttle, wait or force, or another limit")
+    return _call_export(given, "converge", *change.lines())
 
 
 def _set_limit(given: Given) -> CallConfig:
@@ -271,10 +291,12 @@ COMMANDS = {
     ),
     "mirror": Command(
         "have a serve start to migrate its image to a listen",
-        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--export NAME]"
-        f" [--remote-export NAME] {_TLS_CLIENT}",
+        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
+        " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
+        f" [--export NAME] [--remote-export NAME] {_TLS_CLIENT}",
         (
-            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, EXPORT, REMOTE_EXPORT),
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT),
+            *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,
@@ -304,6 +326,14 @@ COMMANDS = {
         (CALL_SOCK, EXPORT),
         _set_limit,
         LIMIT_WORD,
+    ),
+    "converge": Command(
+        "change how the migration that is running comes to its end",
+        "[throttle|wait|force] --sock S [--max-downtime TIME] [--max-park TIME]"
+        " [--converge-timeout TIME] [--export NAME]",
+        (CALL_SOCK, MAX_DOWNTIME, MAX_PARK, CONVERGE_TIMEOUT, EXPORT),
+        _converge,
+        CONVERGE_WORD,
     ),
     "whose": Command(
         "say which copy of an image is canonical, after a migration that went wrong",

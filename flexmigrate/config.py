@@ -14,6 +14,7 @@ from flexmigrate.net.address import Address
 
 CoverageRule = Literal["full", "any"]
 TLSRule = Literal["off", "on", "require"]
+ConvergeRule = Literal["throttle", "wait", "force"]
 
 # Where to listen: an address, or the description of any Twisted server endpoint.
 Place = Address | str
@@ -49,6 +50,31 @@ class TLSConfig:
 
 NO_TLS = TLSConfig()
 _LOG = LogSettings()
+
+
+@dataclass(frozen=True)
+class ConvergeConfig:
+    """How a migration comes to its end while clients write.
+
+    :ivar rule: what is done about clients that write faster than can be sent: "throttle" slows
+        them down until it ends; "wait" waits until they write less, for ever if need be; "force"
+        waits, but only for so long as *timeout* says.
+    :ivar max_downtime: seconds for which clients should be parked at most. Aimed at, since what
+        the destination will do can only be estimated.
+    :ivar max_park: seconds, above 0, after which parked clients are let go and the attempt is given
+        up; at least *max_downtime*.
+    :ivar timeout: with "force", seconds after the first pass (or after this was said, if that was
+        later) from which clients may be parked for half of *max_park*, and are slowed down until
+        that is enough.
+    """
+
+    rule: ConvergeRule = "throttle"
+    max_downtime: float = 0.1
+    max_park: float = 10.0
+    timeout: float = 60.0
+
+
+USUAL_CONVERGENCE = ConvergeConfig()
 
 
 @dataclass(frozen=True)

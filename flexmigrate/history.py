@@ -49,7 +49,7 @@ class Sample:
         default=None, metadata=about("how fast clients change what was sent", "bytes/second")
     )
     write_limit: int | None = field(
-        default=None, metadata=about("what clients may write while they are slowed", "bytes/second")
+        default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")
     )
     speed_limit: int | None = field(
         default=None, metadata=about("the limit on sending, if there is one", "bytes/second")

@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from flexmigrate.config import CoverageRule, TLSRule
-from flexmigrate.control.grammar import MAX_BPS
+from flexmigrate.control.grammar import (
+    MAX_BPS,
+    parse_converge_rule,
+    parse_max_downtime,
+    parse_max_park,
+    parse_seconds,
+)
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
 from flexmigrate.net.address import Address, parse_host, parse_place, parse_port, parse_socket_path
@@ -456,6 +462,39 @@ LIMIT = Option(
     "send at most N bytes per second; K, M, G and T are powers of 1024 (default: 0, no limit)",
     _parse_bps,
 )
+CONVERGE = Option(
+    "converge",
+    "",
+    "throttle|wait|force",
+    "what to do about clients that write faster than can be sent: slow them down step by step until"
+    " it ends, wait until they write less (for ever, if they don't), or wait for --converge-timeout"
+    " and then see to it that it ends (default: throttle)",
+    parse_converge_rule,
+)
+CONVERGE_TIMEOUT = Option(
+    "converge-timeout",
+    "",
+    "TIME",
+    "with --converge force: so long after the first pass, clients may be parked for half of"
+    " --max-park, and are slowed down until that is enough (default: 60s)",
+    parse_seconds,
+)
+MAX_DOWNTIME = Option(
+    "max-downtime",
+    "",
+    "TIME",
+    "park clients once the rest can be sent, and the destination be settled with, in TIME, as far"
+    " as that can be estimated; like 100ms, 2.5s or 1min, without a unit seconds (default: 100ms)",
+    parse_max_downtime,
+)
+MAX_PARK = Option(
+    "max-park",
+    "",
+    "TIME",
+    "let parked clients go, and try again, if it takes longer than TIME, at least 100ms (default:"
+    " 10s)",
+    parse_max_park,
+)
 FROM = Option(
     "from",
     "F",
@@ -476,6 +515,11 @@ URI_WORD = Words(
     "URI",
     "where the export is, instead of --addr and --port: nbd://HOST[:PORT]/EXPORT or"
     " nbd+unix:///EXPORT?socket=PATH; nbds and nbds+unix require TLS",
+    "?",
+)
+CONVERGE_WORD = Words(
+    "throttle|wait|force",
+    "as mirror's --converge; force acts after --converge-timeout from now (default: at once)",
     "?",
 )
 LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

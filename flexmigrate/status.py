@@ -77,15 +77,31 @@ class Status:
     migration_pass_sent: int | None = field(
         default=None, metadata=about("what this pass has sent so far", "bytes")
     )
+    migration_verdict: str | None = field(
+        default=None,
+        metadata=about("unknown, converging, throttling, or not converging"),
+    )
     migration_fitting: int | None = field(
         default=None,
         metadata=about("what may be left for clients to be parked, at the present speed", "bytes"),
+    )
+    migration_downtime: float | None = field(
+        default=None,
+        metadata=about("for how long parking now would take, estimated", "seconds"),
+    )
+    migration_allowed_downtime: float | None = field(
+        default=None,
+        metadata=about("for how long clients may be parked, as things stand", "seconds"),
+    )
+    migration_send_rate: int | None = field(
+        default=None,
+        metadata=about("how fast what is dirty can be expected to be sent", "bytes/second"),
     )
     migration_dirty_rate: int | None = field(
         default=None, metadata=about("how fast clients change what was sent", "bytes/second")
     )
     migration_write_limit: int | None = field(
-        default=None, metadata=about("what clients may write while they are slowed", "bytes/second")
+        default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")
     )
     migration_parked: float | None = field(
         default=None, metadata=about("how long clients were parked so far, in all", "seconds")

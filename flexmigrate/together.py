@@ -9,14 +9,22 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from flexmigrate.config import ExportConfig, Place, TLSConfig
-from flexmigrate.control.grammar import WILDCARDS
+from flexmigrate.config import (
+    USUAL_CONVERGENCE,
+    ConvergeConfig,
+    ExportConfig,
+    Place,
+    TLSConfig,
+)
+from flexmigrate.control.grammar import WILDCARDS, ConvergeChange, format_seconds
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
 from flexmigrate.options import (
     BIND,
+    CONVERGE,
+    CONVERGE_TIMEOUT,
     DEFAULT_EXPORT,
     ENDPOINT,
     EXPORTS,
@@ -26,6 +34,8 @@ from flexmigrate.options import (
     LOG_FORMAT,
     LOG_LEVEL,
     LOG_REQUESTS,
+    MAX_DOWNTIME,
+    MAX_PARK,
     REBIND_ADDR,
     REBIND_PORT,
     TLS,
@@ -56,6 +66,46 @@ def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
         given.refuse(port, f"{place} is a UNIX socket, which has no port")
         return Address.unix(place)
     return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
+
+
+def converge_of(given: Given) -> ConvergeConfig:
+    """Return how a new migration is to converge."""
+    rule = given.optional(CONVERGE) or USUAL_CONVERGENCE.rule
+    if rule != "force":
+        given.refuse(CONVERGE_TIMEOUT, f"--converge {rule} has no timeout, only force has one")
+    values = {
+        "max_downtime": given.optional(MAX_DOWNTIME),
+        "max_park": given.optional(MAX_PARK),
+        "timeout": given.optional(CONVERGE_TIMEOUT),
+    }
+    said = {name: value for name, value in values.items() if value is not None}
+    config = ConvergeConfig(rule, **said)
+    if config.max_downtime > config.max_park:
+        raise UsageError(
+            f"--max-downtime {format_seconds(config.max_downtime)} is more than "
+            f"--max-park {format_seconds(config.max_park)}"
+        )
+    return config
+
+
+def converge_change_of(given: Given) -> ConvergeChange:
+    """Return what is to change of the convergence of a migration that runs."""
+    rule = None
+    for word in given.words:
+        try:
+            rule = CONVERGE.parse(word)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if rule != "force":
+        because = "without the word force, there is no timeout"
+        given.refuse(CONVERGE_TIMEOUT, because)
+    timeout = given.optional(CONVERGE_TIMEOUT)
+    return ConvergeChange(
+        rule=rule,
+        max_downtime=given.optional(MAX_DOWNTIME),
+        max_park=given.optional(MAX_PARK),
+        timeout=0.0 if rule == "force" and timeout is None else timeout,
+    )
 
 
 def rebind_of(given: Given, listening: Place) -> Address | None:

@@ -15,13 +15,22 @@ from __future__ import annotations
 
 import enum
 import re
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
-from typing import Final
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Final, TypeVar
 
-from flexmigrate.config import NO_TLS, TLSConfig, TLSRule
+from flexmigrate.config import (
+    NO_TLS,
+    USUAL_CONVERGENCE,
+    ConvergeConfig,
+    ConvergeRule,
+    TLSConfig,
+    TLSRule,
+)
 from flexmigrate.errors import CommandError
 from flexmigrate.net.address import Address, BadAddress, parse_address, parse_host
+
+_T = TypeVar("_T")
 
 # Bounds on what one connection may make the server hold. The longest lines that mean something are
 # settings: a name of an export, or a path, has at most 4096 bytes. An access list may have many
@@ -31,8 +40,21 @@ MAX_LINES = 1024  # in one command
 # A limit is told to flexnbd as an unsigned number of 64 bits.
 MAX_BPS = 2**64 - 1
 
+# Seconds in any setting: what takes longer than a day is no pause and no timeout.
+MAX_SECONDS = 86400.0
+
 _SETTING = re.compile(r"[a-z][a-z-]*=")
-_MIRROR_SETTINGS = ("export", "remote-export", "tls", "tls-certificates", "tls-hostname")
+_CONVERGE_SETTINGS = ("converge", "max-downtime", "max-park", "converge-timeout")
+_MIRROR_SETTINGS = (
+    "export",
+    "remote-export",
+    "tls",
+    "tls-certificates",
+    "tls-hostname",
+    *_CONVERGE_SETTINGS,
+)
+_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
+_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
 
 OK: Final = 0
 FAILED: Final = 1
@@ -61,6 +83,7 @@ class MirrorRequest:
     :ivar export: which export moves; ``None`` where there is only one.
     :ivar remote_export: its name at the destination.
     :ivar tls: how the migration's connection is protected.
+    :ivar converge: how it comes to its end while clients write.
     """
 
     address: Address
@@ -70,6 +93,7 @@ class MirrorRequest:
     export: str | None = None
     remote_export: str = ""
     tls: TLSConfig = NO_TLS
+    converge: ConvergeConfig = USUAL_CONVERGENCE
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -86,7 +110,149 @@ class MirrorRequest:
             "tls-certificates": self.tls.certificates,
             "tls-hostname": self.tls.hostname,
         }
-        return lines + settings_lines(settings)
+        return [*lines, *settings_lines(settings), *ConvergeChange.to(self.converge).lines()]
+
+
+@dataclass(frozen=True)
+class ConvergeChange:
+    """What is said about a migration's convergence; ``None`` leaves it as it is.
+
+    The values are those of `ConvergeConfig`.
+    """
+
+    rule: ConvergeRule | None = None
+    max_downtime: float | None = None
+    max_park: float | None = None
+    timeout: float | None = None
+
+    @classmethod
+    def to(cls, config: ConvergeConfig) -> ConvergeChange:
+        """Return what has to be said so that the usual convergence becomes *config*."""
+        return cls(
+            **{
+                name: value
+                for name, value in vars(config).items()
+                if value != getattr(USUAL_CONVERGENCE, name)
+            }
+        )
+
+    def of(self, config: ConvergeConfig) -> ConvergeConfig:
+        """Return what *config* becomes.
+
+        :raises CommandError: if that makes no sense.
+        """
+        said = {name: value for name, value in vars(self).items() if value is not None}
+        changed = replace(config, **said)
+        if changed.max_downtime > changed.max_park:
+            raise CommandError(
+                f"max-downtime {format_seconds(changed.max_downtime)} is more than "
+                f"max-park {format_seconds(changed.max_park)}"
+            )
+        if self.timeout is not None and changed.rule != "force":
+            raise CommandError(
+                f"converge-timeout means nothing with converge={changed.rule}: it is for force"
+            )
+        return changed
+
+    def lines(self) -> list[str]:
+        """Return the settings that say this, as `parse_converge` reads them."""
+        return settings_lines(
+            {
+                "converge": self.rule,
+                "max-downtime": _said_seconds(self.max_downtime),
+                "max-park": _said_seconds(self.max_park),
+                "converge-timeout": _said_seconds(self.timeout),
+            }
+        )
+
+
+def parse_seconds(text: str, lowest: float = 0.0) -> float:
+    """Return the seconds that *text* names: a decimal number, and perhaps ``ms``, ``s`` or ``min``.
+
+    :raises ValueError: if it names none, or none from *lowest* to `MAX_SECONDS`.
+    """
+    match = _SECONDS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time, like 100ms, 2.5s or 1min")
+    seconds = float(match[1]) * _UNITS[match[2]]
+    if not lowest <= seconds <= MAX_SECONDS:
+        raise ValueError(
+            f"{text!r} is not from {format_seconds(lowest)} to {format_seconds(MAX_SECONDS)}"
+        )
+    return seconds
+
+
+def format_seconds(seconds: float) -> str:
+    """Return *seconds* as `parse_seconds` reads them, to the nanosecond."""
+    if 0 < seconds < 1:
+        return f"{_decimal(seconds * 1000, 6)}ms"
+    return f"{_decimal(seconds, 9)}s"
+
+
+def _decimal(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".rstrip("0").rstrip(".")
+
+
+def _said_seconds(seconds: float | None) -> str | None:
+    return None if seconds is None else format_seconds(seconds)
+
+
+# Parking for less would give up every handover that takes a round trip to a far host.
+SHORTEST_PARK = 0.1
+
+
+def parse_max_downtime(text: str) -> float:
+    """As `parse_seconds`; 0 asks for the least that can be."""
+    return parse_seconds(text)
+
+
+def parse_max_park(text: str) -> float:
+    """As `parse_seconds`, from `SHORTEST_PARK`."""
+    return parse_seconds(text, SHORTEST_PARK)
+
+
+def parse_converge_rule(text: str) -> ConvergeRule:
+    """Return the rule that *text* names.
+
+    :raises ValueError: if it names none.
+    """
+    rules: dict[str, ConvergeRule] = {"throttle": "throttle", "wait": "wait", "force": "force"}
+    if text not in rules:
+        raise ValueError(f"{text!r} is none of 'throttle', 'wait' and 'force'")
+    return rules[text]
+
+
+def _parse_convergence(settings: Mapping[str, str]) -> ConvergeChange:
+    """Read the settings about convergence.
+
+    :raises CommandError: with the answer.
+    """
+
+    def read(name: str, parse: Callable[[str], _T]) -> _T | None:
+        text = settings.get(name)
+        try:
+            return None if text is None else parse(text)
+        except ValueError as error:
+            raise CommandError(f"{name}: {error}") from error
+
+    return ConvergeChange(
+        rule=read("converge", parse_converge_rule),
+        max_downtime=read("max-downtime", parse_max_downtime),
+        max_park=read("max-park", parse_max_park),
+        timeout=read("converge-timeout", parse_seconds),
+    )
+
+
+def parse_converge(arguments: list[str]) -> tuple[ConvergeChange, str | None]:
+    """Read the settings of ``converge``: what is to change, and for which export.
+
+    :raises CommandError: with the answer.
+    """
+    positional, settings = split_settings(arguments, ("export", *_CONVERGE_SETTINGS))
+    change = _parse_convergence(settings)
+    if positional or change == ConvergeChange():
+        raise CommandError(f"converge takes settings: {', '.join(_CONVERGE_SETTINGS)}")
+    return change, settings.get("export")
 
 
 def settings_lines(settings: Mapping[str, str | None]) -> list[str]:
@@ -141,6 +307,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             export=settings.get("export"),
             remote_export=settings.get("remote-export", ""),
             tls=_parse_tls(settings),
+            converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
         )
     except BadAddress as error:
         raise CommandError(str(error)) from error

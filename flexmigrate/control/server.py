@@ -25,8 +25,10 @@ from flexmigrate.control.grammar import (
     FAILED,
     OK,
     CommandReader,
+    ConvergeChange,
     MirrorRequest,
     encode_answer,
+    parse_converge,
     parse_export,
     parse_max_bps,
     parse_mirror,
@@ -71,6 +73,9 @@ class Operator(Protocol):
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the running migration to *n* bytes per second; 0 lifts the limit."""
 
+    def set_converge(self, change: ConvergeChange, export: str | None) -> str:
+        """Change how the running migration comes to its end while clients write."""
+
     def break_mirror(self, export: str | None) -> str:
         """Stop the running migration: the server serves as if there had been none."""
 
@@ -105,6 +110,10 @@ async def _mirror_max_bps(operator: Operator, arguments: list[str]) -> str:
     return operator.set_max_bps(parse_max_bps(arguments), export)
 
 
+async def _converge(operator: Operator, arguments: list[str]) -> str:
+    return operator.set_converge(*parse_converge(arguments))
+
+
 async def _break(operator: Operator, arguments: list[str]) -> str:
     arguments, export = parse_export(arguments)
     _expect_none("break", arguments)
@@ -116,6 +125,7 @@ COMMANDS: dict[str, Callable[[Operator, list[str]], Awaitable[str]]] = {
     "acl": _acl,
     "mirror": _mirror,
     "mirror_max_bps": _mirror_max_bps,
+    "converge": _converge,
     "break": _break,
     "wait": _wait,
 }

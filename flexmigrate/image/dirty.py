@@ -30,7 +30,7 @@ class DirtyMap:
     :ivar count: how many blocks are marked, exactly.
     """
 
-    __slots__ = ("_marks", "_shift", "block_size", "count", "size")
+    __slots__ = ("_marks", "_shift", "_taken", "block_size", "count", "size")
 
     def __init__(self, size: int, block_size: int | None = None) -> None:
         if block_size is None:
@@ -42,6 +42,7 @@ class DirtyMap:
         self.size = size
         self.block_size = block_size
         self.count = 0
+        self._taken = 0
         self._shift = block_size.bit_length() - 1
         self._marks = bytearray(-(-size // block_size))
 
@@ -52,6 +53,16 @@ class DirtyMap:
             beyond = (len(self._marks) << self._shift) - self.size
             return (self.count << self._shift) - beyond
         return self.count << self._shift
+
+    @property
+    def taken(self) -> int:
+        """How many bytes' marks were taken so far; the last block counts as a whole one."""
+        return self._taken << self._shift
+
+    @property
+    def dirtied(self) -> int:
+        """How many bytes were marked so far that were clean, counted likewise."""
+        return (self.count + self._taken) << self._shift
 
     def mark(self, offset: int, length: int) -> None:
         """Mark all blocks that a range of at least one byte touches.
@@ -105,6 +116,7 @@ class DirtyMap:
             marked += end - after
         marks[first:end] = bytes(end - first)
         self.count -= marked
+        self._taken += marked
         return self._range(first, end)
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

@@ -19,15 +19,16 @@ from twisted.logger import Logger
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
 from flexmigrate.migration.handover import SourceHandover
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.plan import Next, Pass, RateLimit, after_pass, known_rate, slower
+from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
 
 WATCH_SECONDS = 1.0
-"""How often it is looked whether the destination makes progress."""
+"""How often it is looked whether the destination makes progress, and how much clients dirty."""
 
 
 class SizeMismatch(MigrationError):
@@ -36,18 +37,14 @@ class SizeMismatch(MigrationError):
 
 @dataclass(frozen=True)
 class Allowances:
-    """What a migration may take.
+    """What a destination may take.
 
     :ivar hello_seconds: until the destination has said hello.
     :ivar request_seconds: without any progress while requests are in flight.
-    :ivar max_downtime: seconds within which the rest should be sent, clients being parked.
-    :ivar max_park: seconds after which parked clients are let go and the attempt is given up.
     """
 
     hello_seconds: float = 5.0
     request_seconds: float = 60.0
-    max_downtime: float = 0.1
-    max_park: float = 10.0
 
 
 class Ground(Protocol):
@@ -81,6 +78,7 @@ class Attempt:
         ground: Ground,
         allowances: Allowances,
         limit: RateLimit,
+        convergence: Convergence,
         progress: Progress,
         about: object = None,
     ) -> None:
@@ -89,6 +87,7 @@ class Attempt:
         self._ground = ground
         self._allowances = allowances
         self._limit = limit
+        self._convergence = convergence
         self._progress = progress
         self._log = Logger(source=about)
         self._client: NBDClientProtocol | None = None
@@ -97,9 +96,10 @@ class Attempt:
         self._watchdog.clock = reactor
         self._holds_lock = False
         self._not_listening = False
-        self._last = Pass(0, 0.0, 0)
-        self._rate = 0.0
+        self._last = Pass(0, 0, 0.0, 0)
+        self._found = 0  # bytes that were dirty for a beginning, and not by what clients did
         self._parked_at: float | None = None
+        self._parked_until: float | None = None
         self.passes = 0
 
     @property
@@ -108,8 +108,10 @@ class Attempt:
         return self._copier.dirty if self._copier else None
 
     def parked_seconds(self, now: float) -> float:
-        """Return for how long clients have been parked."""
-        return 0.0 if self._parked_at is None else now - self._parked_at
+        """Return for how long clients have been parked, or were in the end."""
+        if self._parked_at is None:
+            return 0.0
+        return (now if self._parked_until is None else self._parked_until) - self._parked_at
 
     # The steps, in their order
 
@@ -144,20 +146,63 @@ class Attempt:
         export.observer = dirty
         export.dirty_runs = dirty.runs
         await self._copier.send_holes()
-        await self._pass()
+        self._found = dirty.dirtied
+        self._last = await self._pass()
 
     async def converge(self) -> None:
-        """Further passes, until what is left can be sent within the allowed downtime."""
+        """Further passes, until clients may be parked for what is left."""
+        convergence = self._convergence
         while True:
-            step = after_pass(self._last, self._allowances.max_downtime, self._send_rate())
-            if step is Next.PARK:
+            now = self._reactor.seconds()
+            throttle = self._export.throttle
+            before = convergence.verdict, convergence.allowed
+            enough = convergence.after(self._last, throttle.longest_wait if throttle else 0.0, now)
+            self.adjust()
+            self._tell(*before)
+            if enough:
                 return
-            if step is Next.SLOW_DOWN:
-                self._slow_writers()
-            await self._pass()
+            self._last = await self._pass()
+
+    def adjust(self) -> None:
+        """Have writers keep to what convergence says, which may have been changed."""
+        if self._export.observer is None:
+            return  # nothing is copied yet, or any more
+        limit, throttle = self._convergence.write_limit, self._export.throttle
+        if limit is None:
+            self._export.free_writers()
+        elif throttle is None or throttle.rate != limit:
+            dirty = self._copying.dirty
+            self._export.slow_writers(self._reactor, limit, lambda: dirty.dirtied)
+            self._log.info(
+                "clients write faster than can be sent: limited to {limit} bytes/s",
+                limit=int(limit),
+            )
+
+    def _tell(self, verdict: Verdict, allowed: float) -> None:
+        """Tell the log of what is new since *verdict* and *allowed*."""
+        convergence = self._convergence
+        if convergence.verdict not in (verdict, Verdict.THROTTLING):
+            self._log.info(
+                "{verdict}: clients dirty {dirty:.0f} bytes/s, {rate:.0f} bytes/s can be sent",
+                verdict=convergence.verdict.value,
+                dirty=convergence.dirty_rate(self._reactor.seconds()),
+                rate=convergence.send_rate,
+            )
+        if convergence.allowed > allowed:
+            self._log.warn(
+                "clients would have to be slowed down too much: they may be parked for {seconds:g} "
+                "s instead",
+                seconds=convergence.allowed,
+            )
 
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
+        left = self._copying.dirty.bytes
+        self._log.info(
+            "clients are parked for {left} bytes, which should take {seconds:.3f} s",
+            left=left,
+            seconds=self._convergence.downtime(left) or 0.0,
+        )
         self._parked_at = self._reactor.seconds()
         await self._while_parked(self._send_rest())
 
@@ -192,7 +237,7 @@ class Attempt:
 
     async def _while_parked(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* within what is left of the time for which clients may be parked."""
-        most = self._allowances.max_park
+        most = self._convergence.config.max_park
         left = max(0.0, most - self.parked_seconds(self._reactor.seconds()))
         working = Deferred.fromCoroutine(work).addTimeout(left, self._reactor)
         try:
@@ -206,6 +251,7 @@ class Attempt:
 
     def close(self) -> None:
         """The image is given away, or may be: free the lock. Clients stay parked."""
+        self._parked_until = self._reactor.seconds()
         self._stop_watching()
         if self._client is not None:
             self._client.abort(ConnectionGone("the migration is over"))
@@ -213,13 +259,14 @@ class Attempt:
 
     def abandon(self, reason: str) -> None:
         """The image stays here: clients go on, as if nothing had happened."""
+        self._parked_until = self._reactor.seconds()
         self._stop_watching()
         if self._client is not None:
             self._client.abort(ConnectionGone(reason))
         export = self._export
         export.observer = None
         export.dirty_runs = None
-        export.write_limit = None
+        export.free_writers()
         if self._not_listening:
             self._not_listening = False
             # What goes wrong there must not keep those waiting who are connected.
@@ -245,40 +292,44 @@ class Attempt:
         assert self._copier is not None
         return self._copier
 
-    async def _pass(self) -> None:
+    async def _pass(self) -> Pass:
         self.passes += 1
         self._progress.begin_pass(self._copying.dirty.bytes)
-        began = self._reactor.seconds()
-        sent = await self._copying.send_dirty()
-        seconds = self._reactor.seconds() - began
+        copying, dirty, clock = self._copying, self._copying.dirty, self._reactor
+        began, before = clock.seconds(), dirty.bytes
+        taken, zeroed = dirty.taken, self._progress.zeroed
+        await copying.send_dirty(lambda: self._convergence.enough(dirty.bytes, clock.seconds()))
+        sent = clock.seconds()
         # So that the flush in the parked phase has little to do. It may take long, and what is
         # left has to be asked for when it's over.
-        await self._copying.flush()
-        self._last = Pass(sent, seconds, self._copying.dirty.bytes)
-        self._rate = known_rate(self._rate, self._last)
+        await copying.flush()
+        zeroed = self._progress.zeroed - zeroed
+        done = Pass(
+            before=before,
+            # What was sent along because it lay between dirty blocks doesn't count.
+            sent=max(0, dirty.taken - taken - zeroed),
+            seconds=sent - began,
+            left=dirty.bytes,
+            flush_seconds=clock.seconds() - sent,
+        )
+        self._count_dirtied()
         self._log.info(
             "pass {number}: {sent} bytes in {seconds:.2f} s, {left} bytes were changed meanwhile",
             number=self.passes,
-            sent=sent,
-            seconds=seconds,
-            left=self._last.left,
+            sent=done.sent,
+            seconds=done.seconds,
+            left=done.left,
         )
+        return done
 
-    def _send_rate(self) -> float:
-        limit = self._limit.bytes_per_second
-        return min(limit, self._rate) if limit else self._rate
-
-    def _slow_writers(self) -> None:
-        limit = slower(self._export.write_limit, self._send_rate())
-        if self._export.write_limit is None or limit < self._export.write_limit:
-            self._export.write_limit = limit
-            self._log.info(
-                "clients write faster than can be sent: limited to {limit} bytes/s",
-                limit=int(limit),
-            )
+    def _count_dirtied(self) -> None:
+        if self._found:
+            total = self._copying.dirty.dirtied - self._found
+            self._convergence.dirtied(total, self._reactor.seconds())
 
     def _watch(self) -> None:
         """Once a second: a destination that is silent while requests are in flight is given up."""
+        self._count_dirtied()
         client = self._client
         if client is None or not client.requests_in_flight:
             return

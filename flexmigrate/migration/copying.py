@@ -173,8 +173,11 @@ class Copier:
             await self._send_hole(holes.last)
         await self._all_answered()
 
-    async def send_dirty(self) -> int:
-        """Walk over the image once and send what is dirty; return how many bytes that was."""
+    async def send_dirty(self, enough: Callable[[], bool] = lambda: False) -> int:
+        """Walk over the image once and send what is dirty; return how many bytes that was.
+
+        :param enough: asked after each piece; True ends the walk where it is.
+        """
         total = at = 0
         self._data = _NO_DATA
         bridge = int(self._progress.rate.value(self._reactor.seconds()) * REQUEST_SECONDS)
@@ -189,6 +192,8 @@ class Copier:
                     self._launch(self._send_data(extent.offset, extent.length), extent.length)
                 else:
                     await self._send_hole(extent)
+            if enough():
+                break
         await self._all_answered()
         return total
 

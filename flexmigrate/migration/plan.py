@@ -1,40 +1,16 @@
-"""When to send, how fast it goes, and when the rest is small enough: arithmetic, without a clock
-of its own.
+"""When to send, and how fast it goes: arithmetic, without a clock of its own.
 
 All times are in seconds, all amounts in bytes, all rates in bytes a second.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from enum import Enum
-
 # A limited stream may run ahead of its average by so much, so that timers needn't be exact: small
 # enough that a limit of 1 MiB/s is smooth within a tenth of a second.
 BURST_SECONDS = 0.1
 
-# Where nothing shorter can be told apart, a pass took this long.
-CLOCK_RESOLUTION = 1e-6
-
 # Over how long a rate is measured.
 RATE_WINDOW = 1.0
-
-# A pass has to shrink what is dirty at least by this factor, or writers are slowed down.
-SHRINK = 0.5
-
-# What can be sent in this time is not worth another pass.
-NEGLIGIBLE_SECONDS = 0.005
-
-# Writers are slowed to this part of the rate at which we send, and by as much again each time
-# that isn't enough.
-SLOWER = 0.5
-
-# Writers are never slowed below this, a block a second: less would be a stop, and the rest of so
-# little fits into any downtime on any link worth the name.
-SLOWEST = 4096
-
-# A pass that sent less than this says more about the time an answer takes than about the link.
-MEASURABLE = 1024 * 1024
 
 # What is sent at once is a multiple of this where it can be: a page, and the block of nearly every
 # filesystem.
@@ -108,58 +84,3 @@ class Rate:
         if elapsed > RATE_WINDOW:
             return self._amount / elapsed
         return self._rate
-
-
-class Next(Enum):
-    """What follows a pass."""
-
-    PARK = "park"
-    AGAIN = "again"
-    SLOW_DOWN = "slow down"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """What a pass came to.
-
-    :ivar sent: bytes that it sent.
-    :ivar seconds: how long it took.
-    :ivar left: bytes that are dirty after it.
-    """
-
-    sent: int
-    seconds: float
-    left: int
-
-    @property
-    def rate(self) -> float:
-        """Return the rate at which it sent."""
-        return self.sent / max(self.seconds, CLOCK_RESOLUTION)
-
-
-def known_rate(before: float, done: Pass) -> float:
-    """Return at which rate the rest can be expected to be sent, after *done*.
-
-    :param before: what this returned after the pass before; 0 for the first.
-    """
-    return done.rate if done.sent >= MEASURABLE else max(before, done.rate)
-
-
-def after_pass(done: Pass, max_downtime: float, rate: float) -> Next:
-    """Say what follows *done*.
-
-    Park once the rest is next to nothing, or can be sent within *max_downtime* and another pass
-    wouldn't leave much less; clients need not wait for what can be sent while they work.
-
-    :param rate: at which the rest is expected to be sent; 0 where nothing was sent yet.
-    """
-    if done.left <= min(max_downtime, NEGLIGIBLE_SECONDS) * rate:
-        return Next.PARK
-    if not rate or done.left <= SHRINK * done.sent:
-        return Next.AGAIN
-    return Next.PARK if done.left <= max_downtime * rate else Next.SLOW_DOWN
-
-
-def slower(limit: float | None, rate: float) -> float:
-    """Return what writers may write after *limit* (None: as they like) was not slow enough."""
-    return max(SLOWEST, SLOWER * (rate if limit is None else min(limit, rate)))

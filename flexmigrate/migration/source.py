@@ -21,10 +21,11 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.control.grammar import Action
+from flexmigrate.control.grammar import Action, ConvergeChange
 from flexmigrate.errors import Broken, FlexmigrateError
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.attempt import Allowances, Attempt, Ground
+from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.handover import NotGiven
 from flexmigrate.migration.plan import RateLimit
@@ -88,6 +89,7 @@ class Core:
     action: Action
     allowances: Allowances
     limit: RateLimit
+    convergence: Convergence
     began: float
     progress: Progress
     started: Deferred[None] = field(default_factory=Deferred)
@@ -114,16 +116,27 @@ class Core:
     def new_attempt(self) -> Attempt:
         """Begin another."""
         self.attempts += 1
+        self.convergence.restart(self.reactor.seconds())
         self.attempt = Attempt(
             self.reactor,
             self.export,
             self.ground,
             self.allowances,
             self.limit,
+            self.convergence,
             self.progress,
             about=self,
         )
         return self.attempt
+
+    def change(self, change: ConvergeChange) -> None:
+        """Change how it comes to its end; concerns the attempt that runs, too.
+
+        :raises CommandError: if the change makes no sense.
+        """
+        self.convergence.change(change, self.reactor.seconds())
+        if self.attempt is not None:
+            self.attempt.adjust()
 
     @property
     def current(self) -> Attempt:

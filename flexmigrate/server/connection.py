@@ -31,10 +31,6 @@ from flexmigrate.wire.handshake import ServerHandshake
 if TYPE_CHECKING:
     from flexmigrate.server.factory import NBDServerFactory
 
-# The longest that a writer waits until it is asked again whether it must, in seconds: so soon it
-# notices that the migration that slowed it down has ended.
-LONGEST_THROTTLE = 1.0
-
 # How long a connection that we close may take to read what was sent to it before, in seconds.
 LINGER_SECONDS = 5.0
 
@@ -83,7 +79,6 @@ class NBDServerProtocol(Protocol):
         self._connected = False
         self._negotiation_timeout: Any = None
         self._linger: Any = None
-        self._throttle: Any = None
 
     def __str__(self) -> str:
         return f"client {self.log_about['client']}"
@@ -297,26 +292,19 @@ class NBDServerProtocol(Protocol):
         return self._transmission.served if self._transmission is not None else 0
 
     def changed(self, length: int) -> None:
-        """The client changed *length* bytes: where a migration limits that, it pays by waiting."""
+        """The client changed something: where a migration limits that, it pays by waiting."""
         assert self.export is not None
-        delay = self.export.charge(length, self.factory.reactor.seconds())
-        if delay and self._connected and self._throttle is None:
-            assert self._transmission is not None
+        if self.export.throttle is not None and self._connected:
+            self.export.throttle.charge(self)
+
+    def slow_down(self) -> None:
+        """See ``throttle.Payer``."""
+        if self._transmission is not None:
             self._transmission.hold(Holds.THROTTLED)
-            self._wait(delay)
 
-    def _wait(self, delay: float) -> None:
-        self._throttle = self.factory.reactor.callLater(min(delay, LONGEST_THROTTLE), self._waited)
-
-    def _waited(self) -> None:
-        """Go on, unless there is still something to pay for."""
-        assert self.export is not None
-        assert self._transmission is not None
-        self._throttle = None
-        delay = self.export.charge(0, self.factory.reactor.seconds())
-        if delay:
-            self._wait(delay)
-        else:
+    def go_on(self) -> None:
+        """See ``throttle.Payer``."""
+        if self._transmission is not None:
             self._transmission.release(Holds.THROTTLED)
 
     def tick(self) -> int:
@@ -401,7 +389,7 @@ class NBDServerProtocol(Protocol):
         """Nothing of this client's remains but what is under way at the disk."""
         self._connected = False
         self._left = b""
-        for timer in (self._negotiation_timeout, self._linger, self._throttle):
+        for timer in (self._negotiation_timeout, self._linger):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._transmission is not None:

@@ -1,7 +1,8 @@
-"""An export: an image offered under a name, and the two ways in which a migration takes part in it.
+"""An export: an image offered under a name, and how a migration takes part in it.
 
-A migration *watches* what clients change, and at the end *parks* them. Neither is known to the
-image below or to the wire; the connections above ask here.
+A migration *watches* what clients change, *slows them down* where they are too quick for it, and at
+the end *parks* them. None of this is known to the image below or to the wire; the connections above
+ask here.
 """
 
 from __future__ import annotations
@@ -10,16 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol
 
 from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IReactorTime
 
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
+from flexmigrate.server.throttle import Payer, Throttle
 from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
 from flexmigrate.wire.handshake import ExportInfo
 
 DIRTY_CONTEXT = "flexmigrate:dirty"
-
-# Less than this, in seconds, is let pass and paid with the next write: timers aren't finer.
-SHORTEST_WAIT = 0.001
 
 _FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -49,7 +49,7 @@ class ChangeObserver(Protocol):
         """A change was refused before it began; *text* says why."""
 
 
-class Gated(Protocol):
+class Gated(Payer, Protocol):
     """A connection, as an export sees it."""
 
     def park(self) -> None:
@@ -70,7 +70,7 @@ class Export:
 
     :ivar name: what clients ask for; the empty name is the default export.
     :ivar observer: who is told of changes, or None. One at most: a migration.
-    :ivar write_limit: bytes a second that all clients together may change, or None for no limit.
+    :ivar throttle: what writers pay to, or None where they are free.
     :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
     """
 
@@ -90,10 +90,9 @@ class Export:
         self.description = description
         self.size = image.size
         self.observer: ChangeObserver | None = None
-        self.write_limit: float | None = None
+        self.throttle: Throttle | None = None
         self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None
         self.parked = False
-        self._paid_until = 0.0
         self._connections: set[Gated] = set()
         self._under_way = 0
         self._orphans = 0
@@ -135,6 +134,8 @@ class Export:
     def leave(self, connection: Gated) -> None:
         """*connection* is gone."""
         self._connections.discard(connection)
+        if self.throttle is not None:
+            self.throttle.leave(connection)
 
     # Requests that are carried out off the reactor's thread
 
@@ -172,19 +173,18 @@ class Export:
 
     # Slowing writers down
 
-    def charge(self, length: int, now: float) -> float:
-        """Count *length* changed bytes against the write limit; return how long to wait, in
-        seconds.
+    def slow_writers(self, clock: IReactorTime, rate: float, meter: Callable[[], int]) -> None:
+        """Let all clients together dirty no more than *rate* bytes a second: see `Throttle`."""
+        if self.throttle is None:
+            self.throttle = Throttle(clock, rate, meter)
+        else:
+            self.throttle.rate = rate
 
-        :param now: the clock, in seconds.
-        """
-        if self.write_limit is None:
-            # What is owed to one migration isn't paid to the next.
-            self._paid_until = now
-            return 0.0
-        self._paid_until = max(self._paid_until, now) + length / self.write_limit
-        delay = self._paid_until - now
-        return delay if delay > SHORTEST_WAIT else 0.0
+    def free_writers(self) -> None:
+        """Let them write as they like; who waits goes on at once."""
+        throttle, self.throttle = self.throttle, None
+        if throttle is not None:
+            throttle.lift()
 
     # Parking
 

@@ -10,7 +10,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.config import ListenConfig
-from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError
 from flexmigrate.history import Summary
@@ -285,6 +285,10 @@ class ListenService(Service):
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""
         return self._mine(export).set_max_bps(n)
+
+    def set_converge(self, change: ConvergeChange, export: str | None) -> str:
+        """Change how the migration that runs comes to its end."""
+        return self._mine(export).set_converge(change)
 
     def break_mirror(self, export: str | None) -> str:
         """End the migration that runs."""

@@ -16,7 +16,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.config import TLSConfig
-from flexmigrate.control.grammar import Action, MirrorRequest
+from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest
 from flexmigrate.errors import (
     Broken,
     CommandError,
@@ -29,6 +29,7 @@ from flexmigrate.errors import (
 )
 from flexmigrate.history import Summary, Verdict
 from flexmigrate.migration.attempt import Allowances, SizeMismatch
+from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
@@ -218,15 +219,17 @@ class MigratingExport:
             ground = _Ground(self, self._reactor, request)
         except UsageError as error:
             raise CommandError(str(error)) from error
+        now, limit = self._reactor.seconds(), RateLimit(request.max_bps)
         core = Core(
             reactor=self._reactor,
             export=self.host.export,
             ground=ground,
             action=request.action,
             allowances=allowances(),
-            limit=RateLimit(request.max_bps),
-            began=self._reactor.seconds(),
-            progress=Progress(self._reactor.seconds()),
+            limit=limit,
+            convergence=Convergence(request.converge, limit, now),
+            began=now,
+            progress=Progress(now),
         )
         core.logger.info(
             "migration to {address} begins, then {action}",
@@ -277,6 +280,13 @@ class MigratingExport:
         if self._source is None or self.migration is None:
             raise CommandError("Not mirroring")
         self.migration.limit.bytes_per_second = limit
+        return "updated"
+
+    def set_converge(self, change: ConvergeChange) -> str:
+        """See ``control.server.Operator``."""
+        if self._source is None or self.migration is None:
+            raise CommandError("Not mirroring")
+        self.migration.change(change)
         return "updated"
 
     def break_mirror(self) -> str:

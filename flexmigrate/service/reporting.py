@@ -48,6 +48,8 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
     speed = progress.rate.value(now)
     left = core.dirty.bytes if core.dirty is not None else status.size
     passes = _passes(core)
+    convergence = core.convergence
+    downtime = convergence.downtime(left)
     return replace(
         status,
         migration_duration=int(now - core.began),
@@ -63,7 +65,12 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_address=watch.address,
         migration_pass_size=progress.pass_size if passes else None,
         migration_pass_sent=progress.pass_sent if passes else None,
-        migration_fitting=int(core.allowances.max_downtime * speed) if speed else None,
+        migration_verdict=convergence.verdict.value,
+        migration_fitting=convergence.fitting(now) if convergence.send_rate else None,
+        migration_downtime=None if downtime is None else round(downtime, 3),
+        migration_allowed_downtime=round(convergence.allowed, 3),
+        migration_send_rate=int(convergence.send_rate) or None,
+        migration_dirty_rate=_dirty_rate(core, now),
         migration_write_limit=_write_limit(core),
         migration_parked=watch.parked_seconds(now),
     )
@@ -78,6 +85,7 @@ def sample(core: Core, now: float) -> Sample:
         pass_number=_passes(core),
         bytes_sent=core.progress.sent,
         bytes_left=core.dirty.bytes if core.dirty is not None else None,
+        dirty_rate=_dirty_rate(core, now),
         write_limit=_write_limit(core),
         speed_limit=core.limit.bytes_per_second or None,
         error=shortened(core.last_error) if core.phase == "waiting" else None,
@@ -109,8 +117,14 @@ def _passes(core: Core) -> int:
     return core.attempt.passes if core.attempt else 0
 
 
+def _dirty_rate(core: Core, now: float) -> int | None:
+    if core.dirty is None:
+        return None
+    return int(core.convergence.dirty_rate(now))
+
+
 def _write_limit(core: Core) -> int | None:
-    limit = core.export.write_limit
+    limit = core.convergence.write_limit
     return None if limit is None else int(limit)
 
 

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, FirstError
 from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
-from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.history import Summary
@@ -174,6 +174,10 @@ class ServeService(Service):
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""
         return self.serving.find(export).set_max_bps(n)
+
+    def set_converge(self, change: ConvergeChange, export: str | None) -> str:
+        """Change how the migration that runs comes to its end."""
+        return self.serving.find(export).set_converge(change)
 
     def break_mirror(self, export: str | None) -> str:
         """End the migration that runs."""

@@ -12,6 +12,7 @@ from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
     Config,
+    ConvergeConfig,
     ExportConfig,
     ListenConfig,
     Place,
@@ -20,7 +21,13 @@ from flexmigrate.config import (
     TLSConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import MAX_BPS, MirrorRequest, encode_command, parse_mirror
+from flexmigrate.control.grammar import (
+    MAX_BPS,
+    MirrorRequest,
+    encode_command,
+    parse_converge,
+    parse_mirror,
+)
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
@@ -403,6 +410,51 @@ class MirrorTests(CommandLineTestCase):
         self.assert_wrong(f"mirror {THERE} -s /s -m {MAX_BPS + 1}", "--max-bps", str(MAX_BPS))
 
 
+class ConvergeTests(CommandLineTestCase):
+    def converge(self, words: str) -> ConvergeConfig:
+        config = said(f"mirror {THERE} -s /s {words}")
+        assert isinstance(config, CallConfig)
+        return parse_mirror(list(config.lines[1:])).converge
+
+    def test_each_option(self) -> None:
+        self.assertEqual(self.converge(""), ConvergeConfig())
+        self.assertEqual(self.converge("--max-downtime 50ms"), ConvergeConfig(max_downtime=0.05))
+        self.assertEqual(self.converge("--max-park 1min"), ConvergeConfig(max_park=60.0))
+        self.assertEqual(self.converge("--converge wait"), ConvergeConfig("wait"))
+        self.assertEqual(
+            self.converge("--converge force --converge-timeout 5"),
+            ConvergeConfig("force", timeout=5.0),
+        )
+
+    def test_what_makes_no_sense(self) -> None:
+        mirror = f"mirror {THERE} -s /s"
+        self.assert_wrong(f"{mirror} --max-downtime soon", "--max-downtime", "'soon'", "100ms")
+        self.assert_wrong(f"{mirror} --max-park 0", "--max-park", "'0'", "100ms")
+        self.assert_wrong(f"{mirror} --converge fast", "--converge", "'fast'", "'throttle'")
+        self.assert_wrong(f"{mirror} --converge-timeout 5", "--converge-timeout 5", "only force")
+        self.assert_wrong(
+            f"{mirror} --max-downtime 2 --max-park 1s", "--max-downtime 2s", "--max-park 1s"
+        )
+
+    def test_a_change_while_it_runs(self) -> None:
+        for words, lines in (
+            ("force", ("converge=force", "converge-timeout=0s")),
+            ("force --converge-timeout 9", ("converge=force", "converge-timeout=9s")),
+            ("wait", ("converge=wait",)),
+            ("--max-downtime 2", ("max-downtime=2s",)),
+            ("throttle --max-park 1min --export a", ("converge=throttle", "max-park=60s")),
+        ):
+            config = said(f"converge -s /s {words}")
+            assert isinstance(config, CallConfig)
+            self.assertEqual(config.lines[: len(lines) + 1], ("converge", *lines))
+            parse_converge(list(config.lines[1:]))
+
+    def test_a_change_that_makes_no_sense(self) -> None:
+        self.assert_wrong("converge -s /s", "nothing is to change")
+        self.assert_wrong("converge -s /s faster", "'faster'", "'throttle'")
+        self.assert_wrong("converge -s /s wait --converge-timeout 1", "--converge-timeout 1")
+
+
 class CallTests(CommandLineTestCase):
     def test_the_lines_sent(self) -> None:
         for line, lines in (
@@ -420,7 +472,14 @@ class CallTests(CommandLineTestCase):
             self.assertEqual(said(line), CallConfig("/s", lines), line)
 
     def test_the_socket_is_required(self) -> None:
-        for name in ("status", "break", "acl", "mirror-max-bps 1", f"mirror {THERE}"):
+        for name in (
+            "status",
+            "break",
+            "acl",
+            "mirror-max-bps 1",
+            "converge force",
+            f"mirror {THERE}",
+        ):
             self.assert_wrong(name, "--sock is required")
 
     def test_a_bad_entry_is_not_even_sent(self) -> None:

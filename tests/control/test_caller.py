@@ -14,7 +14,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from flexmigrate.control.caller import MAX_ANSWER, call
-from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import CommandError, ConnectFailed
 from flexmigrate.net.address import Address
@@ -43,6 +43,9 @@ class Steady:
         return succeed("Mirror started")
 
     def set_max_bps(self, n: int, export: str | None) -> str:
+        raise CommandError("Not mirroring")
+
+    def set_converge(self, change: ConvergeChange, export: str | None) -> str:
         raise CommandError("Not mirroring")
 
     def break_mirror(self, export: str | None) -> str:

@@ -7,20 +7,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import TLSConfig
+from flexmigrate.config import ConvergeConfig, ConvergeRule, TLSConfig
 from flexmigrate.control.grammar import (
     MAX_BPS,
     MAX_LINE,
     MAX_LINES,
+    MAX_SECONDS,
     Action,
     CommandReader,
     MirrorRequest,
     encode_answer,
     encode_command,
+    format_seconds,
     parse_answer,
+    parse_converge,
     parse_export,
     parse_max_bps,
     parse_mirror,
+    parse_seconds,
 )
 from flexmigrate.errors import CommandError
 from flexmigrate.net.address import Address
@@ -284,6 +288,92 @@ class ExportTests(SynchronousTestCase):
         for wrong in (["tls=on"], ["export=a", "export=b"], ["export=a", "5"]):
             with self.assertRaisesRegex(CommandError, "can't be said here"):
                 parse_export(wrong)
+
+
+class SecondsTests(SynchronousTestCase):
+    def test_each_unit(self) -> None:
+        for text, seconds in (
+            ("0", 0.0),
+            ("10", 10.0),
+            ("2.5", 2.5),
+            ("100ms", 0.1),
+            ("0.5ms", 0.0005),
+            ("3s", 3.0),
+            ("1.5min", 90.0),
+        ):
+            self.assertAlmostEqual(parse_seconds(text), seconds)
+
+    def test_what_is_no_time(self) -> None:
+        for text in ("", "s", "-1", "+1", "1h", "1 s", ".5", "1.", "1e3", "nan", "inf", "\u0661"):
+            with self.assertRaisesRegex(ValueError, "is not a time"):
+                parse_seconds(text)
+
+    def test_bounds(self) -> None:
+        self.assertEqual(parse_seconds(f"{MAX_SECONDS:.0f}"), MAX_SECONDS)
+        with self.assertRaisesRegex(ValueError, "from 0s to 86400s"):
+            parse_seconds("86401")
+        with self.assertRaisesRegex(ValueError, "from 100ms to"):
+            parse_seconds("99ms", 0.1)
+
+    @given(st.one_of(st.floats(0, MAX_SECONDS), st.floats(0, 1e-3)))
+    def test_what_is_said_is_read_back(self, seconds: float) -> None:
+        self.assertLess(abs(parse_seconds(format_seconds(seconds)) - seconds), 1e-9)
+
+
+class ConvergeTests(SynchronousTestCase):
+    def test_what_a_mirror_says_of_it(self) -> None:
+        config = ConvergeConfig("force", max_downtime=0.05, max_park=2.0, timeout=30.0)
+        request = MirrorRequest(DESTINATION, converge=config)
+        self.assertEqual(
+            request.lines()[4:],
+            ["converge=force", "max-downtime=50ms", "max-park=2s", "converge-timeout=30s"],
+        )
+        self.assertEqual(parse_mirror(request.lines()[1:]), request)
+
+    def test_the_usual_is_not_said(self) -> None:
+        self.assertEqual(len(MirrorRequest(DESTINATION).lines()), 4)
+
+    @given(
+        st.sampled_from(["throttle", "wait", "force"]),
+        st.integers(0, 100),
+        st.integers(100, 10_000),
+        st.integers(0, 10_000),
+    )
+    def test_whatever_is_said_is_read_back(
+        self, rule: ConvergeRule, downtime: int, park: int, timeout: int
+    ) -> None:
+        config = ConvergeConfig(rule, downtime / 1000, park / 1000)
+        if rule == "force":
+            config = dataclasses.replace(config, timeout=timeout / 1000)
+        request = parse_mirror(MirrorRequest(DESTINATION, converge=config).lines()[1:])
+        self.assertEqual(request.converge.rule, rule)
+        for name in ("max_downtime", "max_park", "timeout"):
+            said, meant = getattr(request.converge, name), getattr(config, name)
+            self.assertAlmostEqual(said, meant)
+
+    def test_a_change_changes_what_it_says(self) -> None:
+        change, export = parse_converge(["max-park=3", "export=vm7"])
+        self.assertEqual(export, "vm7")
+        self.assertEqual(
+            change.of(ConvergeConfig("wait", 0.5)), ConvergeConfig("wait", 0.5, max_park=3.0)
+        )
+
+    def test_what_makes_no_sense_is_refused_by_name(self) -> None:
+        for said, named in (
+            (["converge=slow"], "converge: 'slow' is none of"),
+            (["max-park=0"], "max-park: '0' is not from 100ms"),
+            (["max-downtime=11"], "max-downtime 11s is more than max-park 10s"),
+            (["max-downtime=200ms", "max-park=100ms"], "200ms is more than max-park 100ms"),
+            (["converge-timeout=5"], "converge-timeout means nothing with converge=throttle"),
+            (["converge-timeout=x", "converge=force"], "converge-timeout: 'x'"),
+        ):
+            with self.assertRaisesRegex(CommandError, named):
+                parse_mirror(["10.0.0.2", "10809", *said])
+
+    def test_a_change_of_nothing_is_refused(self) -> None:
+        for arguments in ([], ["export=a"], ["force"], ["force", "max-park=1"]):
+            with self.assertRaisesRegex(CommandError, "converge takes settings: converge, max-"):
+                parse_converge(arguments)
 
 
 class MaxBpsTests(SynchronousTestCase):

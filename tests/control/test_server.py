@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import TLSConfig
-from flexmigrate.control.grammar import MAX_LINE, Action, MirrorRequest
+from flexmigrate.control.grammar import MAX_LINE, Action, ConvergeChange, MirrorRequest
 from flexmigrate.control.server import MAX_WAITING, ControlFactory, ControlProtocol
 from flexmigrate.errors import CommandError
 from flexmigrate.history import Summary
@@ -70,6 +70,10 @@ class Recorder:
         if n == 404:
             raise CommandError("Not mirroring")
         self.calls.append(("max_bps", n, export))
+        return "updated"
+
+    def set_converge(self, change: ConvergeChange, export: str | None) -> str:
+        self.calls.append(("converge", change, export))
         return "updated"
 
     def break_mirror(self, export: str | None) -> str:
@@ -141,6 +145,17 @@ class ControlTests(SynchronousTestCase):
         self.assert_answered(b"0: updated\n")
         self.assertEqual(self.operator.calls, [("max_bps", 1000, None)])
 
+    def test_converge(self) -> None:
+        self.say(b"converge\nconverge=force\nconverge-timeout=0\nexport=vm7\n\n")
+        self.assert_answered(b"0: updated\n")
+        change = ConvergeChange("force", timeout=0.0)
+        self.assertEqual(self.operator.calls, [("converge", change, "vm7")])
+
+    def test_converge_that_cannot_be_understood_changes_nothing(self) -> None:
+        self.say(b"converge\nmax-downtime=soon\n\n")
+        self.assert_answered(b"1: max-downtime: 'soon' is not a time, like 100ms, 2.5s or 1min\n")
+        self.assertEqual(self.operator.calls, [])
+
     def test_a_refusal_that_is_raised(self) -> None:
         self.say(b"mirror_max_bps\n404\n\n")
         self.assert_answered(b"1: Not mirroring\n")
@@ -186,7 +201,7 @@ class ControlTests(SynchronousTestCase):
 
     def test_an_unknown_command(self) -> None:
         self.say(b"fly\n\n")
-        known = b"status, acl, mirror, mirror_max_bps, break, wait"
+        known = b"status, acl, mirror, mirror_max_bps, converge, break, wait"
         self.assert_answered(b"1: unknown command 'fly'; there are " + known + b"\n")
 
     def test_a_missing_command(self) -> None:

@@ -4,20 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.migration.plan import (
-    BURST_SECONDS,
-    GRAIN,
-    MEASURABLE,
-    RATE_WINDOW,
-    SLOWEST,
-    Next,
-    Pass,
-    Rate,
-    RateLimit,
-    after_pass,
-    known_rate,
-    slower,
-)
+from flexmigrate.migration.plan import BURST_SECONDS, GRAIN, RATE_WINDOW, Rate, RateLimit
 
 MIB = 1 << 20
 RATES = st.integers(1, 10**12)
@@ -123,86 +110,3 @@ class RateTests(SynchronousTestCase):
         rate.add(1.0, 10**9)
         rate.add(2.5, 1500)
         self.assertAlmostEqual(rate.value(2.5), 1000)
-
-
-class PassTests(SynchronousTestCase):
-    def test_has_a_rate_even_if_it_took_no_time(self) -> None:
-        self.assertEqual(Pass(10 * MIB, 2.0, 0).rate, 5 * MIB)
-        self.assertGreater(Pass(1, 0.0, 0).rate, 0)
-        self.assertEqual(Pass(0, 0.0, 0).rate, 0)
-
-    def test_a_small_one_says_little_about_the_link(self) -> None:
-        bulk = known_rate(0.0, Pass(100 * MIB, 1.0, 0))
-        self.assertEqual(bulk, 100 * MIB)
-        trickle = Pass(4096, 0.05, 0)
-        self.assertEqual(known_rate(bulk, trickle), bulk)
-        self.assertEqual(known_rate(0.0, trickle), trickle.rate)
-
-    def test_a_large_one_tells_that_the_link_became_slow(self) -> None:
-        self.assertEqual(known_rate(100 * MIB, Pass(MEASURABLE, 1.0, 0)), MEASURABLE)
-
-
-class AfterPassTests(SynchronousTestCase):
-    def test_nothing_left_is_always_small_enough(self) -> None:
-        for downtime in (0.0, 0.1):
-            for rate in (0.0, 1.0, 1e12):
-                self.assertEqual(after_pass(Pass(0, 0.0, 0), downtime, rate), Next.PARK)
-
-    @given(LENGTHS, st.floats(0.001, 100), st.integers(0, 10**12), st.floats(0, 10), RATES)
-    def test_parks_only_when_the_rest_fits(
-        self, sent: int, seconds: float, left: int, downtime: float, rate: int
-    ) -> None:
-        verdict = after_pass(Pass(sent, seconds, left), downtime, rate)
-        if verdict is Next.PARK:
-            self.assertLessEqual(left, downtime * rate)
-        elif left <= downtime * rate:
-            # It would fit, but another pass makes clients wait for less.
-            self.assertEqual(verdict, Next.AGAIN)
-            self.assertLessEqual(left, sent / 2)
-
-    def test_what_is_next_to_nothing_is_not_worth_another_pass(self) -> None:
-        self.assertEqual(after_pass(Pass(1000, 1.0, 5), 0.1, 1000.0), Next.PARK)
-        self.assertEqual(after_pass(Pass(1000, 1.0, 6), 0.1, 1000.0), Next.AGAIN)
-
-    def test_what_fits_and_does_not_shrink_any_more_is_parked_for(self) -> None:
-        self.assertEqual(after_pass(Pass(150, 1.0, 100), 0.1, 1000.0), Next.PARK)
-        self.assertEqual(after_pass(Pass(150, 1.0, 101), 0.1, 1000.0), Next.SLOW_DOWN)
-
-    def test_goes_on_while_what_is_left_shrinks(self) -> None:
-        self.assertEqual(after_pass(Pass(100, 1.0, 50), 0.1, 100.0), Next.AGAIN)
-        self.assertEqual(after_pass(Pass(100, 1.0, 51), 0.1, 100.0), Next.SLOW_DOWN)
-
-    def test_a_pass_that_had_nothing_to_send_slows_nobody_down(self) -> None:
-        self.assertEqual(after_pass(Pass(0, 0.5, 4096), 0.1, 0.0), Next.AGAIN)
-
-
-class SlowerTests(SynchronousTestCase):
-    def test_begins_at_half_of_what_can_be_sent(self) -> None:
-        self.assertEqual(slower(None, 10 * MIB), 5 * MIB)
-
-    def test_halves_each_time(self) -> None:
-        self.assertEqual(slower(5 * MIB, 10 * MIB), 2.5 * MIB)
-
-    def test_follows_a_link_that_became_slow(self) -> None:
-        self.assertEqual(slower(5 * MIB, MIB), MIB / 2)
-
-    @given(st.one_of(st.none(), RATES), st.one_of(st.just(0), RATES))
-    def test_never_stops_writers(self, limit: int | None, rate: int) -> None:
-        self.assertGreaterEqual(slower(limit, rate), SLOWEST)
-
-    @given(RATES, st.integers(1, 10**9))
-    def test_any_writer_is_slowed_until_passes_shrink(self, link: int, writer: int) -> None:
-        limit, dirty, passes = None, 10**9, 0
-        while after_pass(done := self._pass(dirty, link, limit, writer), 0.1, link) != Next.PARK:
-            if after_pass(done, 0.1, link) is Next.SLOW_DOWN:
-                limit = slower(limit, link)
-            dirty = done.left
-            passes += 1
-            if link < 4 * SLOWEST:
-                return  # no link worth the name
-            self.assertLess(passes, 100)
-
-    @staticmethod
-    def _pass(dirty: int, link: int, limit: float | None, writer: int) -> Pass:
-        seconds = dirty / link
-        return Pass(dirty, seconds, int(seconds * min(writer, limit or writer)))

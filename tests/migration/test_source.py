@@ -8,9 +8,11 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action
 from flexmigrate.errors import Broken, MigrationError
 from flexmigrate.migration.attempt import Allowances
+from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.handover import HandoverUncertain, NotGiven
 from flexmigrate.migration.plan import RateLimit
@@ -108,6 +110,7 @@ class Scene:
             action=action,
             allowances=Allowances(),
             limit=RateLimit(),
+            convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),
             began=0.0,
             progress=Progress(0.0),
         )

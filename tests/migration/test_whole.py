@@ -231,7 +231,7 @@ class SlowLinkTests(SceneCase):
         # Each write dirties a block: four times what the link takes.
         self.slow(scene, writes_a_second=64)
         scene.world.result_of(scene.mirror())
-        scene.world.run_until(lambda: scene.migrating.host.export.write_limit is not None, 120)
+        scene.world.run_until(lambda: scene.migrating.host.export.throttle is not None, 120)
         scene.world.run_until(lambda: scene.source.is_over, 600)
         scene.wait_for_writes()
         self.assert_moved(scene)
@@ -243,7 +243,7 @@ class SlowLinkTests(SceneCase):
         scene.world.result_of(scene.mirror())
         while not scene.source.is_over:
             scene.world.step() or scene.world.advance(0.1)
-            self.assertIsNone(scene.migrating.host.export.write_limit)
+            self.assertIsNone(scene.migrating.host.export.throttle)
         self.assert_moved(scene)
 
     def test_writers_are_free_again_when_it_is_broken_off(self) -> None:
@@ -252,9 +252,9 @@ class SlowLinkTests(SceneCase):
         self.slow(scene, writes_a_second=64)
         scene.world.result_of(scene.mirror())
         export = scene.migrating.host.export
-        scene.world.run_until(lambda: export.write_limit is not None, 120)
+        scene.world.run_until(lambda: export.throttle is not None, 120)
         scene.migrating.break_mirror()
-        self.assertIsNone(export.write_limit)
+        self.assertIsNone(export.throttle)
         scene.world.advance(2)
         before = scene.writer.acknowledged
         scene.world.advance(1)

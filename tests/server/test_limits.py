@@ -22,10 +22,24 @@ READ, WRITE, FLUSH, ZERO = Command.READ, Command.WRITE, Command.FLUSH, Command.W
 LARGE = 2 << 20
 
 
+class Meter:
+    """Counts what is changed, as if every byte were a block."""
+
+    def __init__(self):
+        self.bytes = 0
+
+    def mark(self, offset, length):
+        self.bytes += length
+
+
 class ThrottleSuite(SuiteBase):
+    def slow(self, rate):
+        self.export.observer = meter = Meter()
+        self.export.slow_writers(self.bench.reactor, rate, lambda: meter.bytes)
+
     def test_writers_keep_to_the_limit_and_readers_go_on(self):
         reader = self.connect()
-        self.export.write_limit = 100_000.0
+        self.slow(100_000.0)
         cookies = [self.client.write(0, b"w" * 50_000) for _ in range(40)]
         done = 0
         for second in range(1, 45):
@@ -38,7 +52,7 @@ class ThrottleSuite(SuiteBase):
         self.assertTrue(all(self.client.error(cookie) == 0 for cookie in cookies))
 
     def test_what_many_writers_owe_is_paid_by_all(self):
-        self.export.write_limit = 100_000.0
+        self.slow(100_000.0)
         clients = [self.client, *(self.connect() for _ in range(9))]
         for client in clients:
             for _ in range(10):
@@ -49,31 +63,57 @@ class ThrottleSuite(SuiteBase):
             self.bench.advance(1)
         done = sum(length for _, _, length in self.served.image.done)
         self.assertLessEqual(done - first, 100_000 * 20 + 10 * 300_000)
-        self.export.write_limit = None
-        for _ in range(3):
-            self.bench.advance(1)
+        self.export.free_writers()
+        self.bench.settle()
         for client in clients:
             client.collect()
         self.assertEqual(sum(len(client.order) for client in clients), 100)
 
-    def test_a_limit_that_is_lifted_lets_everybody_go_within_a_second(self):
-        self.export.write_limit = 1.0
+    def test_a_limit_that_is_lifted_lets_everybody_go_at_once(self):
+        self.slow(1.0)
         self.client.write(0, b"w" * 1000)
         self.bench.settle()
         cookie = self.client.ask(READ, 0, 1)
         self.bench.advance(5)
         self.assertFalse(self.client.is_answered(cookie))
-        self.export.write_limit = None
-        self.bench.advance(1)
+        self.export.free_writers()
+        self.bench.settle()
         self.assertEqual(self.client.data(cookie), b"w")
-        self.export.write_limit = 1000.0
+        self.assertEqual(self.bench.reactor.getDelayedCalls(), [])
+        # What was owed is forgotten.
+        self.slow(1000.0)
         self.client.write(0, b"w")
         self.bench.settle()
         self.bench.advance(0.01)
         self.assertEqual(self.client.read(0, 1), b"w")
 
+    def test_who_writes_little_waits_little_beside_who_writes_much(self):
+        self.slow(1_000_000.0)
+        greedy = [self.connect() for _ in range(3)]
+        for client in greedy:
+            for _ in range(100):
+                client.write(0, b"g" * 100_000)
+        self.bench.settle()
+        for turn in range(20):
+            cookie = self.client.write(4096 * turn, b"l" * 4096)
+            self.bench.settle()
+            following = self.client.ask(READ, 0, 1)
+            # Its own bytes at a quarter of the rate, whatever the others owe.
+            for _ in range(18):
+                self.bench.advance(0.001)
+            self.assertTrue(self.client.is_answered(following), turn)
+            self.assertEqual(self.client.error(cookie), 0)
+
+    def test_a_trim_of_all_is_no_reason_to_wait_for_ever(self):
+        self.slow(1_000_000.0)
+        self.assertEqual(self.client.error(self.client.ask(ZERO, 0, SIZE)), 0)
+        cookie = self.client.ask(READ, 0, 1)
+        for _ in range(22):
+            self.bench.advance(0.05)
+        self.assertEqual(self.client.data(cookie), b"\0")
+
     def test_a_writer_that_vanishes_leaves_no_timer(self):
-        self.export.write_limit = 1.0
+        self.slow(1.0)
         self.client.write(0, b"w" * 1000)
         self.bench.settle()
         self.client.feed.vanish()

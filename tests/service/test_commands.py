@@ -124,7 +124,14 @@ class TestStatus:
 
     @pytest.mark.parametrize(
         "command",
-        ["status", "break", "acl", "mirror-max-bps 1", "mirror -l 127.0.0.1 -p 1"],
+        [
+            "status",
+            "break",
+            "acl",
+            "mirror-max-bps 1",
+            "converge force",
+            "mirror -l 127.0.0.1 -p 1",
+        ],
     )
     def test_where_no_server_is(self, servers: Servers, command: str) -> None:
         done = flexmigrate(*command.split(), "--sock", str(servers.source_sock))
@@ -138,7 +145,18 @@ class TestStatus:
 
 class TestHelp:
     COMMANDS = (
-        *("serve", "listen", "mirror", "break", "acl", "status", "mirror-max-bps", "read", "write"),
+        *(
+            "serve",
+            "listen",
+            "mirror",
+            "break",
+            "acl",
+            "status",
+            "mirror-max-bps",
+            "converge",
+            "read",
+            "write",
+        ),
     )
 
     @pytest.mark.parametrize("words", ["help", "--help", "-h"])

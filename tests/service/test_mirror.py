@@ -74,7 +74,7 @@ class TestTheAnswer:
         ask(servers.source_sock, "mirror_max_bps", "0")
         servers.complete(source, destination)
 
-    @pytest.mark.parametrize("command", ["break", "mirror-max-bps 1"])
+    @pytest.mark.parametrize("command", ["break", "mirror-max-bps 1", "converge wait"])
     def test_what_needs_one_that_runs(self, servers: Servers, command: str) -> None:
         servers.serve()
         refused = flexmigrate(*command.split(), "--sock", str(servers.source_sock))

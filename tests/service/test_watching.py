@@ -10,10 +10,12 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action
 from flexmigrate.errors import CommandError
 from flexmigrate.history import History, Summary
 from flexmigrate.migration.attempt import Allowances
+from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import Core
@@ -123,14 +125,14 @@ class ParkedTests(SynchronousTestCase):
     def setUp(self) -> None:
         self.clock = Clock()
         nothing: Any = None
-        export: Any = type("Export", (), {"write_limit": None})()
         self.core = Core(
             reactor=self.clock,
-            export=export,
+            export=nothing,
             ground=nothing,
             action=Action.EXIT,
             allowances=Allowances(),
             limit=RateLimit(),
+            convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),
             began=0.0,
             progress=Progress(0.0),
         )
