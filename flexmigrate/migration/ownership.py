@@ -149,8 +149,8 @@ class Ownership:
 
     :param path: of the image, absolute and without links.
     :param size: of the image, in bytes.
-    :raises ImageError: as `look`.
-    :ivar standing: how it stands, as far as is durable.
+    :raises ImageError: as `look`; or what a journal says can't be made durable.
+    :ivar standing: how it stands, durably.
     """
 
     def __init__(self, path: str, size: int, disk: Disk = SYSTEM) -> None:
@@ -159,6 +159,21 @@ class Ownership:
         self._disk = disk
         self._writing = threading.Lock()
         self.standing = look(path, disk)
+        self._make_durable()
+
+    def _make_durable(self) -> None:
+        """Sync what was found before anything is done because of it.
+
+        Whoever wrote it may have died between giving it its name and making that durable. If it was
+        acted upon, and then forgotten in a crash of the machine, a source that had its destination
+        take the image would find itself ``sending``.
+        """
+        try:
+            disks.sync_folder(self._disk, self._path)
+        except OSError as error:
+            if self.standing.record is not None:
+                where = journal.path_of(self._path)
+                raise ImageError(f"can't make durable what {where} says: {error}") from error
 
     @property
     def record(self) -> Record | None:

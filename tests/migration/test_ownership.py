@@ -6,6 +6,7 @@ import errno
 import itertools
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -136,6 +137,33 @@ class JournalTests(JournalCase):
                 said["checksum"] = journal._checksum(said)
                 with self.assertRaises(ValueError, msg=(name, value)):
                     journal.decode(journal.json.dumps(said).encode())
+
+
+class FoundTests(JournalCase):
+    """A process may have died before what it wrote was durable."""
+
+    def test_what_is_found_is_made_durable_before_it_counts(self) -> None:
+        synced: list[str] = []
+
+        def watch(name: str, args: tuple[Any, ...]) -> bool:
+            if name == "fsync" and stat.S_ISDIR(os.fstat(args[0]).st_mode):
+                synced.append(os.readlink(f"/proc/self/fd/{args[0]}"))
+            return False
+
+        self.put(State.COMMITTED)
+        self.disk.failing = watch
+        self.assertIs(self.found(), State.COMMITTED)
+        self.assertEqual(synced, [str(self.folder)])
+
+    def test_what_can_not_be_made_durable_does_not_count(self) -> None:
+        self.put(State.COMMITTED)
+        self.disk.failing = lambda name, args: name == "fsync"
+        error = self.assertRaises(ImageError, self.ownership)
+        self.assertIn("disk.img.handover", str(error))
+
+    def test_without_a_journal_there_is_nothing_to_lose(self) -> None:
+        self.disk.failing = lambda name, args: name == "fsync"
+        self.assertIs(self.found(), State.NONE)
 
 
 class SourceTests(JournalCase):
