@@ -6,16 +6,19 @@ talk to a running server never import Twisted: a supervisor asks for the status 
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 
-from flexmigrate import __version__
+from flexmigrate import __version__, watch
 from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
     Config,
     ReadConfig,
     SettleConfig,
+    StatusConfig,
+    WaitConfig,
     WhoseConfig,
     WriteConfig,
 )
@@ -39,6 +42,10 @@ def main(words: Sequence[str] | None = None) -> int:
         _complain(f"{PROG}: {error}")
         return 1
     except KeyboardInterrupt:
+        return 1
+    except BrokenPipeError:
+        # Nobody reads what we write, and the interpreter would complain of that when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 
@@ -83,6 +90,8 @@ def _overview() -> str:
 def _run(config: Config) -> int:
     if isinstance(config, CallConfig):
         return _call(config)
+    if isinstance(config, (StatusConfig, WaitConfig)):
+        return _look_on(config)
     if isinstance(config, WhoseConfig):
         from flexmigrate import whose
 
@@ -111,6 +120,12 @@ def _call(config: CallConfig) -> int:
         return 0
     _complain(text)
     return 1
+
+
+def _look_on(config: StatusConfig | WaitConfig) -> int:
+    if isinstance(config, StatusConfig):
+        return watch.show_status(config, sys.stdout)
+    return watch.wait_for_end(config, sys.stdout, sys.stderr)
 
 
 def _complain(text: str) -> None:

@@ -22,6 +22,8 @@ from flexmigrate.config import (
     ReadConfig,
     ServeConfig,
     SettleConfig,
+    StatusConfig,
+    WaitConfig,
     WhoseConfig,
     WriteConfig,
 )
@@ -79,6 +81,7 @@ from flexmigrate.options import (
     REMOTE_PORT,
     SIZE,
     STATUS_EXPORT,
+    STATUS_JSON,
     TLS,
     TLS_CERTIFICATES,
     TLS_HOSTNAME,
@@ -86,6 +89,8 @@ from flexmigrate.options import (
     UNLINK,
     URI_WORD,
     VERBOSE,
+    WAIT,
+    WATCH,
     YES,
     Flag,
     Given,
@@ -169,7 +174,7 @@ def _call_export(given: Given, *lines: str) -> CallConfig:
     return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
 
 
-def _mirror(given: Given) -> CallConfig:
+def _mirror(given: Given) -> CallConfig | WaitConfig:
     address = address_of(given, REMOTE_ADDR, REMOTE_PORT)
     request = MirrorRequest(
         address=address,
@@ -181,7 +186,19 @@ def _mirror(given: Given) -> CallConfig:
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
     )
-    return _call(given, *request.lines())
+    lines = tuple(request.lines())
+    if given.flag(WAIT):
+        return WaitConfig(given.required(CALL_SOCK), (lines,), request.export)
+    return _call(given, *lines)
+
+
+def _wait(given: Given) -> WaitConfig:
+    return WaitConfig(given.required(CALL_SOCK), export=given.optional(EXPORT))
+
+
+def _status(given: Given) -> StatusConfig:
+    call = _call_export(given, "status")
+    return StatusConfig(call.sock, call.lines, given.flag(STATUS_JSON), given.flag(WATCH))
 
 
 def _converge(given: Given) -> CallConfig:
@@ -293,10 +310,11 @@ COMMANDS = {
         "have a serve start to migrate its image to a listen",
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
-        f" [--export NAME] [--remote-export NAME] {_TLS_CLIENT}",
+        f" [--export NAME] [--remote-export NAME] [--wait] {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
+            WAIT,
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,
@@ -307,6 +325,12 @@ COMMANDS = {
         (CALL_SOCK, EXPORT),
         lambda given: _call_export(given, "break"),
     ),
+    "wait": Command(
+        "wait for the end of the migration that is running, and show its progress",
+        "--sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        _wait,
+    ),
     "acl": Command(
         "replace a server's access list, for connected clients too",
         "--sock S [ACL_ENTRY...]",
@@ -316,9 +340,9 @@ COMMANDS = {
     ),
     "status": Command(
         "show a server's state, and how far its migration is",
-        "--sock S [--export NAME]",
-        (CALL_SOCK, STATUS_EXPORT),
-        lambda given: _call_export(given, "status"),
+        "--sock S [--export NAME] [--json] [--watch]",
+        (CALL_SOCK, STATUS_EXPORT, STATUS_JSON, WATCH),
+        _status,
     ),
     "mirror-max-bps": Command(
         "change the limit of the migration that is running",

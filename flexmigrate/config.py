@@ -161,6 +161,36 @@ class CallConfig:
 
 
 @dataclass(frozen=True)
+class StatusConfig:
+    """What ``status`` was told.
+
+    :ivar sock: path of the server's operator's socket.
+    :ivar lines: the command, as the socket's grammar has it.
+    :ivar json: show it as a JSON object.
+    :ivar watch: show it again whenever it has changed.
+    """
+
+    sock: str
+    lines: tuple[str, ...]
+    json: bool = False
+    watch: bool = False
+
+
+@dataclass(frozen=True)
+class WaitConfig:
+    """What ``wait`` and ``mirror --wait`` were told.
+
+    :ivar sock: path of the server's operator's socket.
+    :ivar commands: what is asked for first, as the socket's grammar has it; perhaps nothing.
+    :ivar export: whose migration is waited for; ``None`` where there is only one.
+    """
+
+    sock: str
+    commands: tuple[tuple[str, ...], ...] = ()
+    export: str | None = None
+
+
+@dataclass(frozen=True)
 class TransferConfig:
     """What ``read`` and ``write`` were told.
 
@@ -227,5 +257,13 @@ class SettleConfig:
 
 # What a command line comes down to.
 Config = (
-    ServeConfig | ListenConfig | CallConfig | ReadConfig | WriteConfig | WhoseConfig | SettleConfig
+    ServeConfig
+    | ListenConfig
+    | CallConfig
+    | StatusConfig
+    | WaitConfig
+    | ReadConfig
+    | WriteConfig
+    | WhoseConfig
+    | SettleConfig
 )

@@ -455,6 +455,14 @@ UNLINK = Flag(
     "u",
     "delete the source's image once it is complete at the destination (default: keep it)",
 )
+WAIT = Flag(
+    "wait",
+    "",
+    "wait for the migration's end, show its progress, and exit with 0 if it succeeded, 1 if not, 3"
+    " if that isn't known (default: exit when it has begun)",
+)
+STATUS_JSON = Flag("json", "", "print a JSON object (default: key=value pairs)")
+WATCH = Flag("watch", "", "go on, and show each change, once a second (default: show it once)")
 LIMIT = Option(
     "max-bps",
     "m",

@@ -18,7 +18,7 @@ PACKAGE = Path(flexmigrate.__file__).parent
 
 # From the ground up. What stands in one line may know of each other, but not in a circle.
 STOREYS = (
-    ("errors", "fields", "history", "log", "status"),
+    ("errors", "fields", "history", "log", "status", "units"),
     ("wire",),
     ("image",),
     ("net",),
@@ -27,7 +27,7 @@ STOREYS = (
     ("proxy", "control", "migration"),
     ("service",),
     (
-        *("options", "together", "config_file", "commands", "cli"),
+        *("options", "together", "config_file", "commands", "display", "watch", "cli"),
         *("tap", "testing", "whose"),
     ),
     ("__main__",),
@@ -45,15 +45,8 @@ NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "tim
 
 # Before one of these has been told what to do, no reactor is loaded: the answer has to be quick.
 WITHOUT_TWISTED = (
-    "options",
-    "together",
-    "config_file",
-    "commands",
-    "cli",
-    "config",
-    "errors",
-    "status",
-    "wire",
+    *("options", "together", "config_file", "commands", "cli", "config", "errors", "status"),
+    *("wire", "display", "fields", "history", "units", "watch"),
 )
 WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.caller",

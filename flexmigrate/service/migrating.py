@@ -266,6 +266,7 @@ class MigratingExport:
         self.migration.logger.error(
             "the migration did not begin: {error}", error=failure.getErrorMessage()
         )
+        self._watched.conclude()
         return failure
 
     @staticmethod
@@ -324,6 +325,7 @@ class MigratingExport:
         if given:
             self.given_away = True
             self.front.given(self.host, 0, "the image was migrated away")
+        self._watched.conclude()
 
     def _unfinished(self, failure: Failure) -> None:
         self._source = None
@@ -337,6 +339,7 @@ class MigratingExport:
         else:
             self._watched.ended("broken", reason)
             self.migration.logger.warn("the migration ended: {error}", error=reason)
+        self._watched.conclude()
 
     def _log_summary(self, summary: Summary) -> None:
         assert self.migration is not None

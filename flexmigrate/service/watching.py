@@ -12,14 +12,11 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.history import History, Summary, Verdict
 from flexmigrate.migration.source import Core
 from flexmigrate.service import reporting
-
-log = Logger()
 
 REPORT_SECONDS = 10.0
 """How long a report may take to be written. Its folder may be on a server that doesn't answer, and
@@ -66,7 +63,7 @@ class Watch:
         return self._parked_before + (0.0 if since is None else now - since)
 
     def ended(self, verdict: Verdict, reason: str | None = None) -> Summary:
-        """The migration is over: keep its report, then tell those who wait."""
+        """The migration is over; ``conclude`` has to follow."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -75,8 +72,12 @@ class Watch:
             self._core, self.address, verdict, reason, self.parked_seconds(now), now
         )
         self.history.add(self._sample(now))
-        self._keep(self.summary).addCallback(self._tell)
         return self.summary
+
+    def conclude(self) -> None:
+        """Keep the report, then tell those who wait."""
+        assert self.summary is not None
+        self._keep(self.summary).addCallback(self._tell)
 
     def wait(self) -> Deferred[Summary]:
         """Fire with what it came to, once it is over and its report is kept."""
@@ -111,7 +112,17 @@ class Watch:
         report, history = self._report, self.history
         keeping = in_own_thread(self._reactor, lambda: report(history, summary))
         keeping.addTimeout(REPORT_SECONDS, self._reactor)
-        return keeping.addErrback(_not_kept)
+        return keeping.addErrback(self._not_kept)
+
+    def _not_kept(self, failure: Failure) -> None:
+        """It's a pity, and nothing more: the migration is over, and went as it went."""
+        log = self._core.logger
+        if failure.check(DeferredTimeout):
+            log.warn("the report was not written within {seconds:g} s", seconds=REPORT_SECONDS)
+        elif failure.check(OSError):
+            log.warn("the report can't be written: {error}", error=failure.getErrorMessage())
+        else:
+            log.failure("the report met a bug", failure)
 
     def _tell(self, _: object) -> None:
         assert self.summary is not None
@@ -119,16 +130,6 @@ class Watch:
         waiters, self._waiters = self._waiters, []
         for waiter in waiters:
             waiter.callback(self.summary)
-
-
-def _not_kept(failure: Failure) -> None:
-    """It's a pity, and nothing more: the migration is over, and went as it went."""
-    if failure.check(DeferredTimeout):
-        log.warn("the report was not written within {seconds:g} s", seconds=REPORT_SECONDS)
-    elif failure.check(OSError):
-        log.warn("the report can't be written: {error}", error=failure.getErrorMessage())
-    else:
-        log.failure("the report met a bug", failure)
 
 
 def in_own_thread(reactor: Any, work: Callable[[], object]) -> Deferred[object]:

@@ -18,7 +18,9 @@ from flexmigrate.config import (
     Place,
     ReadConfig,
     ServeConfig,
+    StatusConfig,
     TLSConfig,
+    WaitConfig,
     WriteConfig,
 )
 from flexmigrate.control.grammar import (
@@ -458,28 +460,37 @@ class ConvergeTests(CommandLineTestCase):
 class CallTests(CommandLineTestCase):
     def test_the_lines_sent(self) -> None:
         for line, lines in (
-            ("status -s /s", ("status",)),
             ("break -s /s", ("break",)),
             ("acl -s /s", ("acl",)),
             ("acl -s /s 10.0.0.1 ::/0", ("acl", "10.0.0.1", "::/0")),
             ("mirror-max-bps 2K -s /s", ("mirror_max_bps", "2048")),
             ("mirror-max-bps -s /s 0", ("mirror_max_bps", "0")),
-            ("status -s /s --export vm7", ("status", "export=vm7")),
-            ("status -s /s --export=", ("status", "export=")),
             ("break -s /s --export a=b", ("break", "export=a=b")),
             ("mirror-max-bps 1 -s /s --export vm7", ("mirror_max_bps", "1", "export=vm7")),
         ):
             self.assertEqual(said(line), CallConfig("/s", lines), line)
 
-    def test_the_socket_is_required(self) -> None:
-        for name in (
-            "status",
-            "break",
-            "acl",
-            "mirror-max-bps 1",
-            "converge force",
-            f"mirror {THERE}",
+    def test_status(self) -> None:
+        for line, config in (
+            ("status -s /s", StatusConfig("/s", ("status",))),
+            ("status -s /s --export vm7", StatusConfig("/s", ("status", "export=vm7"))),
+            ("status -s /s --export=", StatusConfig("/s", ("status", "export="))),
+            ("status -s /s --json", StatusConfig("/s", ("status",), json=True)),
+            ("status -s /s --watch", StatusConfig("/s", ("status",), watch=True)),
         ):
+            self.assertEqual(said(line), config, line)
+
+    def test_wait(self) -> None:
+        self.assertEqual(said("wait -s /s"), WaitConfig("/s"))
+        self.assertEqual(said("wait -s /s --export vm7"), WaitConfig("/s", export="vm7"))
+        mirror = ("mirror", "10.0.0.2", "10809", "exit", "export=vm7")
+        self.assertEqual(
+            said(f"mirror {THERE} -s /s --export vm7 --wait"), WaitConfig("/s", (mirror,), "vm7")
+        )
+
+    def test_the_socket_is_required(self) -> None:
+        commands = ("status", "wait", "break", "acl", "mirror-max-bps 1", "converge force")
+        for name in (*commands, f"mirror {THERE}"):
             self.assert_wrong(name, "--sock is required")
 
     def test_a_bad_entry_is_not_even_sent(self) -> None:

@@ -145,18 +145,8 @@ class TestStatus:
 
 class TestHelp:
     COMMANDS = (
-        *(
-            "serve",
-            "listen",
-            "mirror",
-            "break",
-            "acl",
-            "status",
-            "mirror-max-bps",
-            "converge",
-            "read",
-            "write",
-        ),
+        *("serve", "listen", "mirror", "wait", "break", "acl", "status", "mirror-max-bps"),
+        *("converge", "read", "write"),
     )
 
     @pytest.mark.parametrize("words", ["help", "--help", "-h"])

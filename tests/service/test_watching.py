@@ -171,6 +171,7 @@ class ParkedTests(SynchronousTestCase):
         watch = self.watch(full)
         waiting = watch.wait()
         watch.ended("complete")
+        watch.conclude()
         self.assertEqual(self.successResultOf(waiting).verdict, "complete")
 
     def test_a_report_that_takes_for_ever_is_not_waited_for(self) -> None:
@@ -180,6 +181,7 @@ class ParkedTests(SynchronousTestCase):
         self.clock.callFromThread = lambda *call: None  # type: ignore[attr-defined]
         waiting = watch.wait()
         watch.ended("complete")
+        watch.conclude()
         self.clock.advance(REPORT_SECONDS - 0.1)
         self.assertNoResult(waiting)
         self.clock.advance(0.2)

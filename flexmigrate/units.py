@@ -1,0 +1,44 @@
+"""Numbers as people read them: three digits and a unit."""
+
+from __future__ import annotations
+
+_BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+
+
+def size_text(number: float) -> str:
+    """Return *number* bytes in the largest unit of which there is one, as in ``1.25 GiB``."""
+    unit = 0
+    while number >= 1000 and unit < len(_BINARY) - 1:
+        number /= 1024
+        unit += 1
+    return f"{int(number)} B" if unit == 0 else f"{_three_digits(number)} {_BINARY[unit]}"
+
+
+def rate_text(number: float) -> str:
+    """Return *number* bytes a second, as in ``112 MiB/s``."""
+    return f"{size_text(number)}/s"
+
+
+def duration_text(seconds: float) -> str:
+    """Return so many seconds as in ``0.012 s``, ``14 s``, ``3 min 20 s`` or ``2 h 05 min``."""
+    if seconds < 0.9995:
+        return f"{seconds:.3f} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+
+
+def count_text(number: int, one: str, more: str = "") -> str:
+    """Return *number* with the word for what is counted: ``1 pass``, ``2 passes``."""
+    return f"{number} {one if number == 1 else more or one + 's'}"
+
+
+def _three_digits(number: float) -> str:
+    if number < 9.995:
+        return f"{number:.2f}"
+    return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
