@@ -15,6 +15,7 @@ from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
     Config,
+    DoctorConfig,
     ReadConfig,
     SettleConfig,
     StatusConfig,
@@ -100,6 +101,10 @@ def _run(config: Config) -> int:
         from flexmigrate import whose
 
         return whose.run_settle(config)
+    if isinstance(config, DoctorConfig):
+        from flexmigrate.doctor import run as doctor
+
+        return doctor.run(config)
     # Only from here on is there a reactor.
     from flexmigrate.log.observer import start_logging
     from flexmigrate.service import run

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeVar
 from flexmigrate.config import (
     CallConfig,
     Config,
+    DoctorConfig,
     ListenConfig,
     ReadConfig,
     ServeConfig,
@@ -79,6 +80,7 @@ from flexmigrate.options import (
     REMOTE_ADDR,
     REMOTE_EXPORT,
     REMOTE_PORT,
+    SERVER_WORDS,
     SIZE,
     STATUS_EXPORT,
     STATUS_JSON,
@@ -240,6 +242,18 @@ def _settle(given: Given, *, take: bool) -> SettleConfig:
     return SettleConfig(file, take, sure=given.flag(YES), verbosity=given.verbosity)
 
 
+def _doctor(given: Given) -> DoctorConfig:
+    json, words = given.flag(JSON), given.words
+    if not words:
+        return DoctorConfig(json=json)
+    name, *others = words
+    if name not in ("serve", "listen"):
+        raise UsageError(f"{name!r} is neither serve nor listen")
+    server = parse(name, others, f"flexmigrate doctor {name}")
+    assert isinstance(server, (ServeConfig, ListenConfig))
+    return DoctorConfig(server, json)
+
+
 def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
     server: Address | str
     if given.words:
@@ -395,6 +409,13 @@ COMMANDS = {
         lambda given: _transfer(WriteConfig, given),
         URI_WORD,
     ),
+    "doctor": Command(
+        "look at this host, and at what a server needs, and say what to do",
+        "[--json] [COMMAND...]",
+        (JSON,),
+        _doctor,
+        SERVER_WORDS,
+    ),
 }
 
 
@@ -450,7 +471,11 @@ def parse(name: str, words: Sequence[str], prog: str) -> Config:
     :raises UsageError: naming the option that is wrong, missing or not known.
     """
     command = COMMANDS[name]
-    given = vars(parser_of(name, prog).parse_intermixed_args(list(words)))
+    parser = parser_of(name, prog)
+    if command.words is not None and command.words.count == argparse.REMAINDER:
+        given = vars(parser.parse_args(list(words)))
+    else:
+        given = vars(parser.parse_intermixed_args(list(words)))
     path = Given(given).optional(CONFIG) if CONFIG in command.options else None
     if path is None:
         return command.read(Given(given))

@@ -255,6 +255,18 @@ class SettleConfig:
     verbosity: int = 0
 
 
+@dataclass(frozen=True)
+class DoctorConfig:
+    """What ``doctor`` was told.
+
+    :ivar server: what a server would be told, that is to be looked at; None: only this host.
+    :ivar json: the findings are told as an object in JSON.
+    """
+
+    server: ServeConfig | ListenConfig | None = None
+    json: bool = False
+
+
 # What a command line comes down to.
 Config = (
     ServeConfig
@@ -266,4 +278,5 @@ Config = (
     | WriteConfig
     | WhoseConfig
     | SettleConfig
+    | DoctorConfig
 )

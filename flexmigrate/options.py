@@ -447,7 +447,7 @@ PEER = Option(
     " UNIX socket (default: judge by our own journal)",
     _parse_peer,
 )
-JSON = Flag("json", "", "answer with an object in JSON (default: a sentence)")
+JSON = Flag("json", "", "answer with an object in JSON (default: text for people)")
 YES = Flag("yes", "y", "don't ask whether it is meant (default: ask)")
 IMAGE_WORD = Words("IMAGE", "path of the image", 1)
 UNLINK = Flag(
@@ -529,5 +529,11 @@ CONVERGE_WORD = Words(
     "throttle|wait|force",
     "as mirror's --converge; force acts after --converge-timeout from now (default: at once)",
     "?",
+)
+SERVER_WORDS = Words(
+    "COMMAND",
+    "serve or listen, with the options that it is to be started with: what they need is looked at,"
+    " too",
+    "...",
 )
 LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

@@ -1,0 +1,195 @@
+"""An image, what lies beside it, and the filesystem beneath it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexmigrate.doctor.findings import Finding, ok, problem, warning
+from flexmigrate.errors import ImageError
+from flexmigrate.image import linux
+from flexmigrate.migration import ownership
+from flexmigrate.migration.ownership import Serving
+
+SECTOR = 512
+
+
+def look(path: str, *, receives: bool = False, read_only: bool = False) -> Iterator[Finding]:
+    """Look at the image at *path*, which is to be served, or is to be received into."""
+    flags = os.O_RDONLY if read_only else os.O_RDWR
+    try:
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
+            yield problem(path, "neither a regular file nor a block device", "name another one")
+            return
+        fd = os.open(path, flags | os.O_CLOEXEC)
+    except OSError as error:
+        yield problem(path, f"can't be opened: {error.strerror}", _way_out(error, path))
+        return
+    try:
+        is_device = stat.S_ISBLK(mode)
+        yield _size(path, os.lseek(fd, 0, os.SEEK_END))
+        yield _in_use(path, os.fstat(fd), is_device)
+        yield _standing(path, receives=receives)
+        if not read_only:
+            yield _folder(path)
+        yield _filesystem(path, fd, is_device)
+        if not is_device and not read_only:
+            yield _room(path, fd)
+    finally:
+        os.close(fd)
+
+
+def _way_out(error: OSError, path: str) -> str:
+    if error.errno == errno.ENOENT:
+        return f"create it with the size that it is to have: truncate --size N {path}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let the user that runs the server read and write it, or use --read-only"
+    return "name another one"
+
+
+def _size(path: str, size: int) -> Finding:
+    if not size:
+        return problem(path, "it is empty", "give it the size that it is to have")
+    if size % SECTOR:
+        return warning(
+            path,
+            f"{size} bytes, of which the last {size % SECTOR} are not served",
+            f"clients expect multiples of {SECTOR} bytes: truncate --size %{SECTOR} {path} adds"
+            " zeroes",
+        )
+    return ok(path, f"{size} bytes")
+
+
+def _in_use(path: str, status: os.stat_result, is_device: bool) -> Finding:
+    """Look for the lock of a server in /proc/locks (proc(5)); to try it could disturb one."""
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    locks = re.compile(rf"FLOCK .* (?P<pid>-?\d+) (?P<device>\S+):{status.st_ino} ")
+    # These tell stat(2) of another device than their locks have.
+    elsewhere = not is_device and _kind(status) in ("btrfs", "overlay", "bcachefs")
+    with contextlib.suppress(OSError):
+        for found in locks.finditer(Path("/proc/locks").read_text()):
+            if elsewhere or found["device"] == device:
+                text = f"{'seems to be ' if elsewhere else ''}locked by process {found['pid']}"
+                return problem(path, text, "if that is another server, end it first")
+    return ok(path, "not locked by another server")
+
+
+def _standing(path: str, *, receives: bool) -> Finding:
+    advice = f"flexmigrate whose {path}"
+    try:
+        standing = ownership.look(path)
+        if receives:
+            refusal = standing.to_receive()
+        else:
+            serving, text = standing.to_serve()
+            refusal = None if serving is Serving.SERVE else text
+    except ImageError as error:
+        return problem(path, str(error), advice)
+    if refusal:
+        return problem(path, refusal.removeprefix(f"{standing.path} "), advice)
+    if receives:
+        return ok(path, "nothing beside it speaks against receiving into it")
+    return ok(path, "nothing beside it speaks against serving it")
+
+
+def _folder(path: str) -> Finding:
+    folder = os.path.dirname(os.path.realpath(path))
+    if os.access(folder, os.W_OK | os.X_OK):
+        if (kind := _kind(os.stat(folder))) in ("devtmpfs", "tmpfs", "ramfs"):
+            return warning(
+                folder,
+                f"a {kind}: records beside the image are gone when the host is started again",
+                "after that, look at the other side of a migration before this image is served:"
+                " flexmigrate whose",
+            )
+        return ok(folder, "records beside the image can be written")
+    return problem(
+        folder,
+        "can't be written to, and a migration keeps its records beside the image",
+        "let the user that runs the server write to it",
+    )
+
+
+def _filesystem(path: str, fd: int, is_device: bool) -> Finding:
+    about = f"{path} on {_kind(os.fstat(fd))}"
+    if is_device:
+        return ok(about, "a block device")
+    lacking = list(_lacking(path, fd))
+    if lacking:
+        return warning(
+            about,
+            f"without {', '.join(lacking)}",
+            "ext4, XFS and btrfs have all of them; on others flexmigrate works, and does more by"
+            " hand",
+        )
+    return ok(about, "fast reads, holes and their discovery")
+
+
+def _lacking(path: str, fd: int) -> Iterator[str]:
+    """Yield what the filesystem of the open image lacks, with what that costs."""
+    if not _can_read_without_waiting(fd):
+        yield "reads that never wait (RWF_NOWAIT: each read goes to a thread)"
+    try:
+        os.lseek(fd, 0, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # which an empty file says
+            yield "SEEK_HOLE (a migration reads all of a sparse image)"
+    try:
+        # A file without a name, in the same place: the image isn't touched.
+        probe = os.open(os.path.dirname(os.path.realpath(path)), os.O_TMPFILE | os.O_RDWR, 0o600)
+    except OSError:
+        return  # no such files there, or no right to make one: not known
+    try:
+        os.write(probe, bytes(linux.PAGE))
+        try:
+            mode = linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE
+            linux.fallocate(probe, mode, 0, linux.PAGE)
+        except OSError:
+            yield "punching holes (TRIM frees nothing, zeroes are written)"
+    except OSError:
+        return  # full: `_room` tells
+    finally:
+        os.close(probe)
+
+
+def _can_read_without_waiting(fd: int) -> bool:
+    if linux.is_tmpfs(fd):
+        return True  # it needs no flag: nothing there waits
+    try:
+        os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
+    except BlockingIOError:
+        return True  # the flag is known, the page isn't in memory
+    except OSError:
+        return False
+    return True
+
+
+def _kind(status: os.stat_result) -> str:
+    """Return the kind of filesystem that a file is on (proc(5), mountinfo)."""
+    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            words = line.split()
+            if words[2] == device and "-" in words:
+                return words[words.index("-") + 1]
+    return "an unknown filesystem"
+
+
+def _room(path: str, fd: int) -> Finding:
+    status, filesystem = os.fstat(fd), os.fstatvfs(fd)
+    missing = max(0, status.st_size - status.st_blocks * 512)
+    free = filesystem.f_bavail * filesystem.f_frsize
+    if missing > free:
+        return warning(
+            path,
+            f"sparse: {missing} more bytes could be written, and {free} are free",
+            "when none is free, clients are told that their writes have failed: free some, or see"
+            " that it doesn't fill up",
+        )
+    return ok(path, f"room for all of it: {free} bytes are free, {missing} may be needed")
