@@ -30,7 +30,8 @@ SHRINK = 0.7
 NEGLIGIBLE_SECONDS = 0.005
 
 # Writers are slowed to this part of the rate at which we send, and by as much again each time
-# that isn't enough.
+# that isn't enough. Even where the rest would fit: a few passes at half of the speed are noticed
+# less than being parked for all of the allowed downtime.
 SLOWER = 0.5
 
 # Writers are never slowed below this, a block a second: less would be a stop, and the rest of so
@@ -165,19 +166,27 @@ class Convergence:
 
         :param longest_wait: how long a writer had to wait at most under the limit as it is.
         """
+        # The first pass went in long stretches: how fast scattered blocks go isn't known yet.
+        is_known = self._began is not None or not done.left
         if self._began is None:
             self._began = now
         self._learn(done)
+        if self.enough(done.left, now):
+            return True
         rate, fitting = self.send_rate, self.fitting(now)
-        if done.left <= min(fitting, NEGLIGIBLE_SECONDS * rate) or self.enough(done.left, now):
+        if is_known and done.left <= min(fitting, NEGLIGIBLE_SECONDS * rate):
             return True
         if not rate or done.left <= SHRINK * done.before:
             limited = self.write_limit is not None
             self.verdict = Verdict.THROTTLING if limited else Verdict.CONVERGING
             return False
-        # Another pass wouldn't leave much less; clients need not wait for what can be sent while
-        # they work, but for this they have to.
-        return done.left <= fitting or self._futile(done.left, longest_wait, now)
+        if done.left > fitting:
+            return self._futile(done.left, longest_wait, now)
+        if self.write_limit is None and self._may_throttle(now):
+            self.write_limit = slower(None, rate)
+            self.verdict = Verdict.THROTTLING
+            return False
+        return is_known
 
     def enough(self, left: int, now: float) -> bool:
         """Return whether a pass should end where it is, since clients may be parked for *left*."""

@@ -39,6 +39,13 @@ MOST_IN_FLIGHT = 2048
 # the link takes in that time are sent with them, rather than sending two requests.
 REQUEST_SECONDS = 250e-6
 
+# Who sends at this part of what may be sent is held up by the limit, not by requests.
+AT_THE_LIMIT = 0.9
+
+# For how long requests may be launched, in seconds, before clients have their turn: what a batch of
+# theirs takes. Thousands of small requests at once would be a pause that clients notice.
+SLICE_SECONDS = 200e-6
+
 # Bytes that one request may zero: aligned for any server, and answered before anybody gets
 # impatient.
 ZERO_SIZE = 1024 * 1024 * 1024
@@ -148,6 +155,7 @@ class Copier:
         self._in_flight = 0
         self._bytes_in_flight = 0
         self._is_flushed = False
+        self._slice_ends = 0.0
         self._failure: Failure | None = None
         self._waiter: Deferred[None] | None = None
 
@@ -180,7 +188,7 @@ class Copier:
         """
         total = at = 0
         self._data = _NO_DATA
-        bridge = int(self._progress.rate.value(self._reactor.seconds()) * REQUEST_SECONDS)
+        bridge = self._bridge()
         while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)) is not None:
             offset, length = run
             at = offset + length
@@ -196,6 +204,14 @@ class Copier:
                 break
         await self._all_answered()
         return total
+
+    def _bridge(self) -> int:
+        """Return how many clean bytes cost less than another request."""
+        rate = self._progress.rate.value(self._reactor.seconds())
+        limit = self._limit.bytes_per_second
+        if limit and rate >= AT_THE_LIMIT * limit:
+            return 0  # a byte more is one that isn't sent, and there is time for requests
+        return int(rate * REQUEST_SECONDS)
 
     def _extents(self, position: int, end: int) -> Iterator[Extent]:
         """Tell data from holes, and remember how far the data reaches.
@@ -262,7 +278,7 @@ class Copier:
         if self._is_full(length) or not self._client.writable:
             return False
         now = self._reactor.seconds()
-        if self._limit.delay(now):
+        if now > self._slice_ends or self._limit.delay(now):
             return False
         self._limit.charge(now, length)
         return True
@@ -276,6 +292,9 @@ class Copier:
                 await self._client.when_writable()
             elif delay := self._limit.delay(self._reactor.seconds()):
                 await deferLater(self._reactor, min(delay, RECHECK_SECONDS))
+            else:
+                await deferLater(self._reactor, 0)
+                self._slice_ends = self._reactor.seconds() + SLICE_SECONDS
 
     def _is_full(self, length: int) -> bool:
         return bool(self._in_flight) and (

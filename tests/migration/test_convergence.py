@@ -125,9 +125,9 @@ class RateTests(SynchronousTestCase):
 class ParkTests(SynchronousTestCase):
     """When clients are parked, if nobody has to be slowed down."""
 
-    def parks(self, *passes: Pass, config: ConvergeConfig = USUAL) -> bool:
+    def parks(self, *passes: Pass) -> bool:
         """Return what follows a link's 100 MiB a second, and then *passes*."""
-        plan = convergence(config)
+        plan = convergence(ConvergeConfig("wait"))
         plan.after(Pass(100 * MIB, 100 * MIB, 1.0, 100 * MIB), 0.0, 0.0)
         return [plan.after(done, 0.0, 0.0) for done in passes][-1]
 
@@ -140,8 +140,8 @@ class ParkTests(SynchronousTestCase):
     def test_only_when_the_rest_fits(
         self, sent: int, seconds: float, left: int, downtime: float, rate: int
     ) -> None:
-        plan = convergence(ConvergeConfig(max_downtime=downtime, max_park=20.0))
-        plan._rate = rate
+        plan = convergence(ConvergeConfig("wait", max_downtime=downtime, max_park=20.0))
+        plan.after(Pass(rate, rate, 1.0, 1), 0.0, 0.0)
         parks = plan.after(Pass(sent, sent, seconds, left), 0.0, 0.0)
         expected = plan.downtime(left)
         if parks and left:
@@ -167,6 +167,18 @@ class ParkTests(SynchronousTestCase):
         rest = int(UNNOTICED * 100 * MIB)
         self.assertTrue(self.parks(Pass(rest, rest, 0.25, rest, flush_seconds=1.0)))
         self.assertFalse(self.parks(Pass(rest, rest, 0.25, rest + MIB, flush_seconds=1.0)))
+
+    def test_after_the_first_pass_nothing_is_known_of_scattered_blocks(self) -> None:
+        plan = convergence()
+        self.assertFalse(plan.after(Pass(100 * MIB, 100 * MIB, 1.0, 4096), 0.0, 0.0))
+        self.assertIsNone(plan.write_limit)
+
+    def test_what_fits_is_made_less_first_by_slowing_writers_down_once(self) -> None:
+        plan = convergence()
+        plan.after(Pass(100 * MIB, 100 * MIB, 1.0, 9 * MIB), 0.0, 0.0)
+        self.assertFalse(plan.after(Pass(9 * MIB, 9 * MIB, 0.09, 9 * MIB), 0.0, 0.0))
+        self.assertEqual(plan.write_limit, 50 * MIB)
+        self.assertTrue(plan.after(Pass(9 * MIB, 9 * MIB, 0.09, 9 * MIB), 0.001, 0.0))
 
     def test_a_pass_that_had_nothing_to_send_slows_nobody_down(self) -> None:
         plan = convergence()

@@ -4,6 +4,7 @@ import itertools
 import random
 import shutil
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -21,6 +22,7 @@ from flexmigrate.migration.copying import (
     MOST_IN_FLIGHT,
     RECHECK_SECONDS,
     REQUEST_SIZE,
+    SLICE_SECONDS,
     Copier,
     Holes,
     Progress,
@@ -59,9 +61,11 @@ class RecordedClient:
         self.waiting: list[Asked] = []
         self.writable = True
         self.at_once = False
+        self.takes: Callable[[], object] = lambda: None
         self._writable_waiters: list[Deferred[None]] = []
 
     def _ask(self, asked: Asked) -> Deferred[None]:
+        self.takes()
         for other in self.waiting:
             overlap = asked.offset < other.offset + other.length
             if overlap and other.offset < asked.offset + asked.length:
@@ -385,6 +389,47 @@ class DirtyTests(CopierCase):
         self.client.drain()
         self.client.answer_all()
         self.successResultOf(sending)
+
+    def test_clients_have_their_turn_however_many_small_requests_there_are(self) -> None:
+        blocks = 200
+        copier = self.make(2 * blocks * BLOCK, [(0, 2 * blocks * BLOCK)])
+        for block in range(blocks):
+            self.dirty.mark(2 * block * BLOCK, BLOCK)
+
+        def take() -> None:
+            self.clock.rightNow += SLICE_SECONDS / 4
+
+        self.client.takes, self.client.at_once = take, True
+        turns: list[int] = []
+        call_later = self.clock.callLater
+
+        def noted(delay: float, *call: Any) -> Any:
+            turns.append(len(self.asked()))
+            return call_later(delay, *call)
+
+        with mock.patch.object(self.clock, "callLater", noted):
+            sending = self.begin(copier.send_dirty())
+            self.clock.advance(0)
+        self.assertEqual(self.successResultOf(sending), blocks * BLOCK)
+        self.assertLessEqual(max(b - a for a, b in itertools.pairwise([0, *turns, blocks])), 5)
+
+    def requests(self, limit: int) -> int:
+        """Return in how many requests every other of 32 blocks is sent, at 100 MiB/s."""
+        copier = self.make(MIB, [(0, MIB)], limit=limit)
+        self.client.at_once = True
+        self.progress.rate.add(1.0, 100 * MIB)
+        for block in range(16):
+            self.dirty.mark(2 * block * BLOCK, BLOCK)
+        sending = self.begin(copier.send_dirty())
+        self.clock.advance(1)
+        self.successResultOf(sending)
+        return len(self.asked())
+
+    def test_clean_blocks_are_sent_along_to_save_requests(self) -> None:
+        self.assertEqual(self.requests(0), 1)
+
+    def test_clean_blocks_are_not_sent_along_where_a_limit_counts_them(self) -> None:
+        self.assertEqual(self.requests(100 * MIB), 16)
 
     def test_any_writes_at_any_time_are_caught_up_with(self) -> None:
         for seed in range(30):
