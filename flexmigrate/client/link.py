@@ -39,7 +39,7 @@ from flexmigrate.errors import (
 )
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.stream import IBufferedProtocol
-from flexmigrate.net.tcp import keep_alive
+from flexmigrate.net.tuning import tune
 from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import ClientHandshake, Wish
@@ -225,7 +225,7 @@ class Link(Protocol):
         # A UNIX socket's transport claims to be ITCPTransport too; its address tells the truth.
         is_tcp = isinstance(self._transport.getHost(), (IPv4Address, IPv6Address))
         if is_tcp and ITCPTransport.providedBy(self.transport):
-            keep_alive(self._transport)
+            tune(self._transport)
 
     def get_buffer(self) -> memoryview:
         """Return where to put what is received next."""

@@ -21,7 +21,7 @@ from zope.interface import implementer
 
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.stream import IBufferedProtocol
-from flexmigrate.net.tcp import keep_alive
+from flexmigrate.net.tuning import tune
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.server.transmission import Transmission
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 LINGER_SECONDS = 5.0
 
 # The same for one whose client said DISC, with replies that it asked for still on their way: as
-# long as it takes to notice that it has vanished (net.tcp).
+# long as it takes to notice that it has vanished (net.tuning).
 GOODBYE_SECONDS = 60.0
 
 
@@ -93,7 +93,7 @@ class NBDServerProtocol(Protocol):
     def connectionMade(self) -> None:
         """Greet the client, and give it a limited time to choose an export."""
         self._connected = True
-        keep_alive(self.transport)
+        tune(self.transport)
         self.factory.connected(self)
         self._negotiation_timeout = self.factory.reactor.callLater(
             self.factory.limits.negotiation_seconds, self._negotiation_timed_out

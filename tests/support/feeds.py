@@ -276,6 +276,8 @@ class StreamFeed:
             server, self.protocol, UNIXAddress(None), None, 1, bench.reactor
         )
         self.protocol.makeConnection(self.transport)
+        # Little room, so that a client that doesn't read is soon noticed.
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 64 * 1024)
         bench.feeds.append(self)
 
     def send(self, data: bytes) -> None:

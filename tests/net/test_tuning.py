@@ -1,4 +1,4 @@
-"""No delay, and a peer that vanished is noticed within a minute: as the kernel has it."""
+"""No delay, a peer that vanished is noticed within a minute, and room to send: as the kernel has it."""
 
 import socket
 
@@ -6,7 +6,7 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net.stream import streaming
-from flexmigrate.net.tcp import keep_alive
+from flexmigrate.net.tuning import LOCAL_CONGESTION_CONTROL, UNIX_SEND_BUFFER, tune
 from support.feeds import PlainTransport
 from support.serving import Served
 
@@ -25,7 +25,7 @@ class Handle:
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
 
 
-class KeepAliveTests(SynchronousTestCase):
+class TuningTests(SynchronousTestCase):
     def test_a_tcp_socket_s_options(self):
         for family in (socket.AF_INET, socket.AF_INET6):
             try:
@@ -33,7 +33,7 @@ class KeepAliveTests(SynchronousTestCase):
             except OSError:
                 continue
             with sock:
-                keep_alive(Handle(sock))
+                tune(Handle(sock))
                 option = sock.getsockopt
                 self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_NODELAY), 1)
                 self.assertEqual(option(socket.SOL_SOCKET, socket.SO_KEEPALIVE), 1)
@@ -41,11 +41,35 @@ class KeepAliveTests(SynchronousTestCase):
                 self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL), 10)
                 self.assertEqual(option(socket.IPPROTO_TCP, socket.TCP_KEEPCNT), 3)
 
-    def test_transports_without_a_tcp_socket_are_left_alone(self):
-        keep_alive(StringTransport())
-        keep_alive(PlainTransport(None))
+    def test_transports_without_a_socket_are_left_alone(self):
+        tune(StringTransport())
+        tune(PlainTransport(None))
+
+    def test_a_unix_socket_takes_a_long_reply(self):
         with socket.socket(socket.AF_UNIX) as sock:
-            keep_alive(Handle(sock))
+            before = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+            tune(Handle(sock))
+            after = sock.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF)
+        with open("/proc/sys/net/core/wmem_max", encoding="ascii") as file:
+            most = int(file.read())
+        # The kernel doubles what it's asked for, for its own bookkeeping (socket(7)).
+        self.assertEqual(after, max(2 * min(UNIX_SEND_BUFFER, most), min(before, 2 * most)))
+
+    def test_within_a_host_nothing_is_paced(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            with socket.create_connection(server.getsockname()) as sock:
+                tune(Handle(sock))
+                used = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        self.assertEqual(used.rstrip(b"\0"), LOCAL_CONGESTION_CONTROL)
+
+    def test_between_hosts_the_system_s_choice_stays(self):
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            address = ("127.0.0.1", server.getsockname()[1])
+            with socket.create_connection(address, source_address=("127.0.0.2", 0)) as sock:
+                before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                tune(Handle(sock))
+                after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        self.assertEqual(after, before)
 
     def test_a_served_tcp_client_has_them(self):
         served = Served(bytes(4096))

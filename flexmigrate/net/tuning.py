@@ -1,0 +1,54 @@
+"""What every connection of ours asks of its socket, beyond what Twisted does.
+
+Over TCP: no delay for small packets, a probe for peers that vanished, and no pacing within one
+host. Over a UNIX socket: room for a whole long reply. The figures are in docs/performance.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import Any
+
+# tcp(7). A peer that vanished without a word is noticed after 30 + 3 * 10 = 60 seconds.
+KEEPALIVE_IDLE_SECONDS = 30
+KEEPALIVE_INTERVAL_SECONDS = 10
+KEEPALIVE_PROBES = 3
+
+# Within one host there is no network that could be congested, but BBR, the default in many places,
+# measures it all the same and spreads out what is sent: long replies take three times as long as
+# with this one, which every kernel has and every user may choose (tcp(7), TCP_CONGESTION).
+LOCAL_CONGESTION_CONTROL = b"reno"
+
+# Bytes that a UNIX socket takes before it's full (socket(7), SO_SNDBUF). With the kernel's 208 KiB
+# each long reply is sent in many small portions, with a sleep between each two.
+UNIX_SEND_BUFFER = 1024 * 1024
+
+
+def tune(transport: Any) -> None:
+    """Set what belongs to the kind of socket below *transport*; without a socket, do nothing."""
+    handle = getattr(transport, "getHandle", lambda: None)()
+    if not isinstance(handle, socket.socket):
+        return
+    if handle.family == socket.AF_UNIX:
+        handle.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, UNIX_SEND_BUFFER)
+    elif handle.family in (socket.AF_INET, socket.AF_INET6):
+        transport.setTcpNoDelay(True)
+        transport.setTcpKeepAlive(True)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, KEEPALIVE_IDLE_SECONDS)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_SECONDS)
+        handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
+        if _is_within_host(handle):
+            # A speed, and nothing else: where it's refused, things work as well.
+            with contextlib.suppress(OSError):
+                handle.setsockopt(
+                    socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL
+                )
+
+
+def _is_within_host(handle: socket.socket) -> bool:
+    """Whether both ends of a connection have the same address."""
+    try:
+        return bool(handle.getsockname()[0] == handle.getpeername()[0])
+    except OSError:  # the peer is gone already
+        return False
