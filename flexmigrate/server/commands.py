@@ -40,6 +40,10 @@ SMALL_READ = 64 * 1024
 # under way; the rest waits in its socket.
 MAX_UNDER_WAY = 64
 
+# Short reads that one thread waits for: handing over to it and back costs as much as several reads,
+# but those that were read first wait for the last.
+READS_AT_ONCE = 8
+
 _FUA = int(CommandFlag.FUA)
 
 
@@ -94,6 +98,7 @@ class Commands:
         self._log = Logger(source=about)
         self._gone = False
         self._changing = 0
+        self._cold: list[tuple[int, int, int]] = []
         self.under_way = 0
 
     def begin(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
@@ -187,29 +192,56 @@ class Commands:
             outlet.send(closing)
 
     def read_cold(self, cookie: int, offset: int, length: int) -> None:
-        """Answer a short read that would have had to wait for the disk."""
+        """Take note of a short read that would have had to wait for the disk; ``begin_reads``
+        begins it.
+        """
+        self._cold.append((cookie, offset, length))
+        self._one_more()
 
-        def answer(cookie: int, offset: int, data: bytes | None) -> None:
-            if data is None:
-                self.reply_hole(cookie, offset, length)
-            else:
-                self._reply_data(cookie, offset, data)
+    def begin_reads(self) -> None:
+        """Read what ``read_cold`` took note of, several ranges to a thread.
 
+        The kernel has begun to fetch them all when it was asked for each without waiting, so they
+        come from the disk side by side whichever thread waits for them.
+        """
+        cold, self._cold = self._cold, []
+        for at in range(0, len(cold), READS_AT_ONCE):
+            self._read_several(cold[at : at + READS_AT_ONCE])
+
+    def _read_several(self, wanted: list[tuple[int, int, int]]) -> None:
+        def answer(outcomes: list[bytes | OSError | None]) -> None:
+            replies = []
+            for (cookie, offset, length), outcome in zip(wanted, outcomes, strict=True):
+                if isinstance(outcome, OSError):
+                    self.failed(cookie, offset, length, outcome)
+                elif outcome is None:
+                    replies.append(self._hole(cookie, offset, length))
+                else:
+                    replies += (self._read_head(cookie, offset, len(outcome)), outcome)
+            self._send(b"".join(replies))
+
+        def fail(failure: Failure) -> None:
+            for cookie, offset, length in wanted:
+                self._failed_later(cookie, offset, length, failure)
+
+        ranges = [(offset, length) for _, offset, length in wanted]
         whole = not self._style.fragments
-        result = self._background.run(reads.data_or_hole, self._image, offset, length, whole)
-        self._later(cookie, offset, length, result, answer)
+        result = self._background.run(reads.several, self._image, ranges, whole)
+        result.addCallbacks(answer, fail)
+        self._ended(result, len(wanted))
 
-    def _reply_data(self, cookie: int, offset: int, data: bytes) -> None:
-        prefix = self._style.data_prefix
-        reply = bytearray(prefix + len(data))
-        self._style.pack_read(reply, 0, cookie, offset, len(data))
-        reply[prefix:] = data
-        self._send(reply)
+    def _read_head(self, cookie: int, offset: int, length: int) -> bytes:
+        head = bytearray(self._style.data_prefix)
+        self._style.pack_read(head, 0, cookie, offset, length)
+        return bytes(head)
 
     def reply_hole(self, cookie: int, offset: int, length: int) -> None:
         """Answer a read of nothing but a hole."""
+        self._send(self._hole(cookie, offset, length))
+
+    def _hole(self, cookie: int, offset: int, length: int) -> bytes:
         style = self._style
-        self._send(style.hole(cookie, offset, offset, length) + style.read_closing(cookie, offset))
+        return style.hole(cookie, offset, offset, length) + style.read_closing(cookie, offset)
 
     def _reply_empty(self, command: int, cookie: int, offset: int) -> None:
         """Answer a request of no bytes, which the specification leaves open: it succeeds."""
@@ -370,19 +402,22 @@ class Commands:
         self._ended(result)
 
     def _begun(self, result: Deferred[Any]) -> Deferred[Any]:
+        self._one_more()
+        return result
+
+    def _one_more(self) -> None:
         self._export.begun()
         self.under_way += 1
         if self.under_way == MAX_UNDER_WAY:
             self._requests.hold(Holds.UNDER_WAY)
-        return result
 
-    def _ended(self, result: Deferred[Any]) -> None:
+    def _ended(self, result: Deferred[Any], count: int = 1) -> None:
         """Count it as ended however it ends, last of all: whoever waits for it sees its mark."""
 
         def ended(value: Any) -> Any:
-            self.under_way -= 1
-            self._export.ended()
-            if self.under_way == MAX_UNDER_WAY - 1:
+            self.under_way -= count
+            self._export.ended(count)
+            if MAX_UNDER_WAY - count <= self.under_way < MAX_UNDER_WAY:
                 self._requests.release(Holds.UNDER_WAY)
             if not self.under_way:
                 self._requests.idle()

@@ -143,9 +143,9 @@ class Export:
         """A request was handed to a thread."""
         self._under_way += 1
 
-    def ended(self) -> None:
-        """It is done, and its change, if any, was marked."""
-        self._under_way -= 1
+    def ended(self, count: int = 1) -> None:
+        """So many are done, and their changes, if any, were marked."""
+        self._under_way -= count
         if not self._under_way:
             waiters, self._idle_waiters = self._idle_waiters, []
             for waiter in waiters:

@@ -6,6 +6,8 @@ resident; the other two wait for the disk.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
 
@@ -37,7 +39,18 @@ def bring_in(image: Image, offset: int, length: int, whole: bool) -> list[Extent
     return pieces(image, offset, length, whole)
 
 
-def data_or_hole(image: Image, offset: int, length: int, whole: bool) -> bytes | None:
-    """Return the bytes of a short range, or None for a hole that may be told as one."""
-    data = image.read(offset, length)
-    return None if not whole and image.is_hole(data, offset) else data
+def several(
+    image: Image, ranges: Sequence[tuple[int, int]], whole: bool
+) -> list[bytes | OSError | None]:
+    """Return for each short range its bytes, None for a hole that may be told as one, or why it
+    can't be read.
+    """
+    outcomes: list[bytes | OSError | None] = []
+    for offset, length in ranges:
+        try:
+            data = image.read(offset, length)
+        except OSError as error:
+            outcomes.append(error)
+        else:
+            outcomes.append(None if not whole and image.is_hole(data, offset) else data)
+    return outcomes

@@ -216,6 +216,7 @@ class Transmission:
 
         if filled:
             self._outlet.send(replies_view[:filled])
+        commands.begin_reads()
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:

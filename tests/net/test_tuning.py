@@ -1,4 +1,4 @@
-"""No delay, a peer that vanished is noticed within a minute, and room to send: as the kernel has it."""
+"""What the kernel says of a socket's options after they were set."""
 
 import socket
 
@@ -56,10 +56,12 @@ class TuningTests(SynchronousTestCase):
         self.assertEqual(after, max(2 * min(UNIX_SEND_BUFFER, most), min(before, 2 * most)))
 
     def test_within_a_host_nothing_is_paced(self):
-        with socket.create_server(("127.0.0.1", 0)) as server:
-            with socket.create_connection(server.getsockname()) as sock:
-                tune(Handle(sock))
-                used = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as sock,
+        ):
+            tune(Handle(sock))
+            used = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         self.assertEqual(used.rstrip(b"\0"), LOCAL_CONGESTION_CONTROL)
 
     def test_between_hosts_the_system_s_choice_stays(self):

@@ -5,7 +5,7 @@ import random
 import struct
 
 from flexmigrate.image.linux import PAGE
-from flexmigrate.server.commands import MAX_UNDER_WAY
+from flexmigrate.server.commands import MAX_UNDER_WAY, READS_AT_ONCE
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
 from support.serving import SIMPLE, SuiteBase, each_way
@@ -262,15 +262,48 @@ class RequestsSuite(SuiteBase):
         self.bench.pool.work()
         self.assertEqual(self.client.data(cold), self.bytes[:100])
 
+    def _ask_cold(self, count):
+        """Ask for so many blocks in one packet, all of which are on the disk."""
+        self.served.image.cold = True
+        wire, cookies = b"", []
+        for number in range(count):
+            wire += self.client.request(READ, number * 512, 512)
+            cookies.append(self.client.last)
+        self.client.feed.send(wire)
+        self.bench.settle()
+        return cookies
+
+    def test_one_bad_sector_among_cold_reads_fails_its_own_read(self):
+        self.served.image.bad = {3 * 512}
+        for number, cookie in enumerate(self._ask_cold(READS_AT_ONCE + 2)):
+            if number == 3:
+                self.assertEqual(self.client.error(cookie), errno.EIO)
+            else:
+                at = number * 512
+                self.assertEqual(self.client.data(cookie), self.bytes[at : at + 512])
+
+    def test_a_bug_at_cold_reads_is_an_input_output_error_to_each(self):
+        self.served.image.faults["read"] = ZeroDivisionError("a bug")
+        for cookie in self._ask_cold(READS_AT_ONCE + 2):
+            self.assertEqual(self.client.error(cookie), errno.EIO)
+        self.assertGreaterEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.served.image.faults.clear()
+        self.assertEqual(self.client.read(0, 10), self.bytes[:10])
+
     def test_only_so_many_requests_are_with_the_pool_at_once(self):
         self.bench.pool.at_once = False
         self.served.image.cold = True
-        cookies = [self.client.ask(READ, at, 7) for at in range(MAX_UNDER_WAY + 30)]
+        wire, cookies = b"", []
+        for at in range(MAX_UNDER_WAY + 30):
+            wire += self.client.request(READ, at, 7)
+            cookies.append(self.client.last)
+        self.client.feed.send(wire)
         self.bench.settle()
-        self.assertEqual(len(self.bench.pool.waiting), MAX_UNDER_WAY)
+        self.assertEqual(len(self.bench.pool.waiting), MAX_UNDER_WAY // READS_AT_ONCE)
         self.bench.pool.work()
         self.bench.settle()
-        self.assertEqual(len(self.bench.pool.waiting), MAX_UNDER_WAY)
+        # With room for as many again as one thread has brought back.
+        self.assertEqual(len(self.bench.pool.waiting), MAX_UNDER_WAY // READS_AT_ONCE)
         self.bench.pool.at_once = True
         for at, cookie in enumerate(cookies):
             self.assertEqual(self.client.data(cookie), self.bytes[at : at + 7])

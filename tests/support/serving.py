@@ -6,6 +6,7 @@ takes. `ask` sends, `answer` gives what came.
 
 from __future__ import annotations
 
+import errno
 import itertools
 import os
 import random
@@ -42,6 +43,7 @@ class TestImage(Image):
 
     :ivar cold: whether nothing of it is in memory.
     :ivar faults: what each method, by name, raises.
+    :ivar bad: offsets at which nothing can be read.
     :ivar done: (name, offset, length) of what was changed, in order.
     """
 
@@ -51,6 +53,7 @@ class TestImage(Image):
         super().__init__(*args, **kwargs)
         self.cold = False
         self.faults: dict[str, Exception] = {}
+        self.bad: set[int] = set()
         self.done: list[tuple[str, int, int]] = []
 
     def _meet(self, name: str) -> None:
@@ -68,6 +71,8 @@ class TestImage(Image):
 
     def read(self, offset: int, length: int) -> bytes:
         self._meet("read")
+        if offset in self.bad:
+            raise OSError(errno.EIO, "bad sector")
         return super().read(offset, length)
 
     def write(self, view: Any, offset: int) -> None:
