@@ -29,6 +29,7 @@ from flexmigrate.config import (
     WriteConfig,
 )
 from flexmigrate.control.grammar import (
+    USUAL_CONNECTIONS,
     Action,
     ConvergeChange,
     MirrorRequest,
@@ -42,6 +43,7 @@ from flexmigrate.options import (
     BIND,
     CALL_SOCK,
     CONFIG,
+    CONNECTIONS,
     CONVERGE,
     CONVERGE_TIMEOUT,
     CONVERGE_WORD,
@@ -187,6 +189,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         remote_export=given.optional(REMOTE_EXPORT) or "",
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
+        connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
     )
     lines = tuple(request.lines())
     if given.flag(WAIT):
@@ -324,9 +327,9 @@ COMMANDS = {
         "have a serve start to migrate its image to a listen",
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
-        f" [--export NAME] [--remote-export NAME] [--wait] {_TLS_CLIENT}",
+        f" [--connections N] [--export NAME] [--remote-export NAME] [--wait] {_TLS_CLIENT}",
         (
-            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT),
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
             WAIT,
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),

@@ -13,6 +13,7 @@ from typing import Any, Generic, TypeVar
 from flexmigrate.config import CoverageRule, TLSRule
 from flexmigrate.control.grammar import (
     MAX_BPS,
+    MAX_CONNECTIONS,
     parse_converge_rule,
     parse_max_downtime,
     parse_max_park,
@@ -198,6 +199,12 @@ def _parse_count(text: str) -> int:
     return parse_bytes(text, lowest=1, highest=100000)
 
 
+def _parse_connections(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
+        raise ValueError(f"{text!r} is not a number of connections from 1 to {MAX_CONNECTIONS}")
+    return int(text)
+
+
 def _parse_microseconds(text: str) -> int:
     if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
         raise ValueError(f"{text!r} is not a number of microseconds from 0 to {MAX_POLL}")
@@ -353,6 +360,13 @@ REMOTE_EXPORT = Option(
     "NAME",
     'name of the export at the destination (default: "", its default export)',
     _parse_export,
+)
+CONNECTIONS = Option(
+    "connections",
+    "",
+    "N",
+    "connections to use, 1 to 16, where the destination takes several (default: 4)",
+    _parse_connections,
 )
 NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
 ENDPOINT = Option(

@@ -48,6 +48,7 @@ _CONVERGE_SETTINGS = ("converge", "max-downtime", "max-park", "converge-timeout"
 _MIRROR_SETTINGS = (
     "export",
     "remote-export",
+    "connections",
     "tls",
     "tls-certificates",
     "tls-hostname",
@@ -55,6 +56,11 @@ _MIRROR_SETTINGS = (
 )
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
 _UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
+
+# Connections of one migration: unless more is said, and the most. What one can't fill is a link
+# that is long for the socket buffers that the system allows; beyond a few, they only compete.
+USUAL_CONNECTIONS = 4
+MAX_CONNECTIONS = 16
 
 OK: Final = 0
 FAILED: Final = 1
@@ -84,6 +90,8 @@ class MirrorRequest:
     :ivar remote_export: its name at the destination.
     :ivar tls: how the migration's connection is protected.
     :ivar converge: how it comes to its end while clients write.
+    :ivar connections: how many to use, where the destination takes more than one; 1 to
+        `MAX_CONNECTIONS`.
     """
 
     address: Address
@@ -94,6 +102,7 @@ class MirrorRequest:
     remote_export: str = ""
     tls: TLSConfig = NO_TLS
     converge: ConvergeConfig = USUAL_CONVERGENCE
+    connections: int = USUAL_CONNECTIONS
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -106,6 +115,7 @@ class MirrorRequest:
         settings = {
             "export": self.export,
             "remote-export": self.remote_export or None,
+            "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
             "tls-hostname": self.tls.hostname,
@@ -308,6 +318,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             remote_export=settings.get("remote-export", ""),
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
+            connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
         )
     except BadAddress as error:
         raise CommandError(str(error)) from error
@@ -323,6 +334,16 @@ def parse_max_bps(arguments: list[str]) -> int:
     (text,) = arguments
     if not (text.isascii() and text.isdigit() and int(text) <= MAX_BPS):
         raise CommandError(f"max_bps {text!r} is not a number from 0 to {MAX_BPS}")
+    return int(text)
+
+
+def parse_connections(text: str) -> int:
+    """Read how many connections a migration may use.
+
+    :raises CommandError: with the answer.
+    """
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
+        raise CommandError(f"connections={text}: it is a number from 1 to {MAX_CONNECTIONS}")
     return int(text)
 
 

@@ -17,6 +17,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
+from flexmigrate.client.bundle import Bundle
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
@@ -41,10 +42,12 @@ class Allowances:
 
     :ivar hello_seconds: until the destination has said hello.
     :ivar request_seconds: without any progress while requests are in flight.
+    :ivar connections: how many to use, where the destination takes more than one.
     """
 
     hello_seconds: float = 5.0
     request_seconds: float = 60.0
+    connections: int = 1
 
 
 class Ground(Protocol):
@@ -91,6 +94,7 @@ class Attempt:
         self._progress = progress
         self._log = Logger(source=about)
         self._client: NBDClientProtocol | None = None
+        self._bundle: Bundle | None = None
         self._copier: Copier | None = None
         self._watchdog = LoopingCall(self._watch)
         self._watchdog.clock = reactor
@@ -127,18 +131,22 @@ class Attempt:
             )
         if client.flags & TransmissionFlag.READ_ONLY:
             raise MigrationError("the destination's export is read-only")
+        self._bundle = Bundle(client)
+        if client.flags & TransmissionFlag.CAN_MULTI_CONN:
+            for _ in range(self._allowances.connections - 1):
+                self._bundle.expect(self._ground.dial(self._allowances.hello_seconds))
         self._watchdog.start(WATCH_SECONDS, now=False)
 
     async def copy(self) -> None:
         """The first pass: everything, once."""
         export = self._export
         dirty = DirtyMap(export.size)
-        assert self._client is not None
+        assert self._bundle is not None
         self._copier = Copier(
             self._reactor,
             export.image,
             export.background,
-            self._client,
+            self._bundle,
             dirty,
             self._limit,
             self._progress,
@@ -212,6 +220,8 @@ class Attempt:
         await self._copying.flush()
         if self._copying.dirty.count:
             raise MigrationError("the image was changed while clients were parked")
+        assert self._bundle is not None
+        self._bundle.dismiss_others()
 
     async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
         """Give the image away, under the migration lock; see :class:`SourceHandover` for what it
@@ -330,10 +340,10 @@ class Attempt:
     def _watch(self) -> None:
         """Once a second: a destination that is silent while requests are in flight is given up."""
         self._count_dirtied()
-        client = self._client
-        if client is None or not client.requests_in_flight:
+        client, bundle = self._client, self._bundle
+        if client is None or bundle is None or not bundle.requests_in_flight:
             return
-        silent = self._reactor.seconds() - client.last_progress
+        silent = self._reactor.seconds() - bundle.last_progress
         if silent > self._allowances.request_seconds:
             self._stop_watching()
             client.abort(_Stalled(f"the destination made no progress for {silent:.0f} s"))

@@ -17,7 +17,7 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
-from flexmigrate.client import NBDClientProtocol
+from flexmigrate.client.bundle import Carrier
 from flexmigrate.image.background import Background
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.extents import Extent
@@ -139,7 +139,7 @@ class Copier:
         reactor: Any,
         image: Image,
         background: Background,
-        client: NBDClientProtocol,
+        client: Carrier,
         dirty: DirtyMap,
         limit: RateLimit,
         progress: Progress,

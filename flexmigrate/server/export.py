@@ -26,7 +26,6 @@ _FLAGS = (
     | TransmissionFlag.SEND_FLUSH
     | TransmissionFlag.SEND_FUA
     | TransmissionFlag.SEND_CACHE
-    | TransmissionFlag.CAN_MULTI_CONN
     | TransmissionFlag.BLOCK_STATUS_PAYLOAD
 )
 _WRITABLE_FLAGS = (
@@ -71,6 +70,7 @@ class Export:
     :ivar name: what clients ask for; the empty name is the default export.
     :ivar observer: who is told of changes, or None. One at most: a migration.
     :ivar throttle: what writers pay to, or None where they are free.
+    :ivar takes_several: whether it is said that a client may use several connections.
     :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
     """
 
@@ -84,6 +84,7 @@ class Export:
         description: str = "",
     ) -> None:
         self.name = name
+        self.takes_several = True
         self.image = image
         self.background = background
         self.read_only = read_only or image.read_only
@@ -103,6 +104,8 @@ class Export:
     def info(self) -> ExportInfo:
         """What negotiation tells a client about this export."""
         flags = _FLAGS
+        if self.takes_several:
+            flags |= TransmissionFlag.CAN_MULTI_CONN
         if self.read_only:
             flags |= TransmissionFlag.READ_ONLY
         else:

@@ -119,6 +119,8 @@ class ListenService(Service):
         self._serving: Serving | None = None
         self._control: ControlPort | None = None
         self._core.complete.addCallback(lambda _: self._complete())
+        # While it is received, for one sender: nothing would tell another's connections from his.
+        self._host.export.takes_several = False
         # The last thing here: a command line that is wrong says nothing about the image.
         handover.expect()
 
@@ -188,6 +190,7 @@ class ListenService(Service):
         self._core.confirm(True)
 
     def _serve(self, address: Address) -> None:
+        self._host.export.takes_several = True
         factory = self._new_factory(None, None)
         self._serving = Serving(
             self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock

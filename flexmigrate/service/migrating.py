@@ -8,6 +8,7 @@ addresses are open, and when the process ends, is ``serving``'s affair.
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -225,7 +226,7 @@ class MigratingExport:
             export=self.host.export,
             ground=ground,
             action=request.action,
-            allowances=allowances(),
+            allowances=replace(allowances(), connections=request.connections),
             limit=limit,
             convergence=Convergence(request.converge, limit, now),
             began=now,

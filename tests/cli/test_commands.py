@@ -25,6 +25,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.control.grammar import (
     MAX_BPS,
+    USUAL_CONNECTIONS,
     MirrorRequest,
     encode_command,
     parse_converge,
@@ -381,6 +382,12 @@ class MirrorTests(CommandLineTestCase):
         self.assertEqual((request.export, request.remote_export), ("vm7", "disk=7"))
         request = self.request(THERE)
         self.assertEqual((request.export, request.remote_export), (None, ""))
+
+    def test_how_many_connections(self) -> None:
+        self.assertEqual(self.request(THERE).connections, USUAL_CONNECTIONS)
+        self.assertEqual(self.request(f"{THERE} --connections 1").connections, 1)
+        for text in ("0", "17", "some"):
+            self.assert_wrong(f"mirror {THERE} -s /s --connections {text}", "--connections", text)
 
     def test_the_default_export_can_be_named(self) -> None:
         config = said(f"mirror {THERE} -s /s --export=")

@@ -13,6 +13,7 @@ from flexmigrate.control.grammar import (
     MAX_LINE,
     MAX_LINES,
     MAX_SECONDS,
+    USUAL_CONNECTIONS,
     Action,
     CommandReader,
     MirrorRequest,
@@ -189,15 +190,26 @@ class MirrorTests(SynchronousTestCase):
             "tls=on",
             "tls-certificates=/c",
             "tls-hostname=d",
+            "connections=7",
         ]
         expected = MirrorRequest(
             DESTINATION,
             export="a",
             remote_export="b",
             tls=TLSConfig("on", "/c", hostname="d"),
+            connections=7,
         )
+        self.assertEqual(parse_mirror(expected.lines()[1:]), expected)
         for order in itertools.permutations(settings):
             self.assertEqual(parse_mirror(["10.0.0.2", "10809", *order]), expected, order)
+
+    def test_of_connections_there_are_some_and_not_too_many(self) -> None:
+        there = ["10.0.0.2", "10809"]
+        self.assertEqual(parse_mirror(there).connections, USUAL_CONNECTIONS)
+        for text in ("0", "17", "", "-1", "two", "\u0663"):
+            with self.assertRaises(CommandError) as raised:
+                parse_mirror([*there, f"connections={text}"])
+            self.assertIn(f"connections={text}", str(raised.exception))
 
     def test_a_value_is_all_behind_the_first_equals_sign(self) -> None:
         lines = ["/run/a=b", "0", "export=c=d", "tls=require", "tls-certificates=/e=f/g=h"]

@@ -67,6 +67,31 @@ def test_to_a_server_that_others_have_written(
     assert_same(servers.image, servers.copy)
 
 
+def qemu_nbd_for_two(programs: Programs, servers: Servers, port: int) -> Child:
+    """Start one that lets further clients wait, without a word."""
+    path = programs.path("qemu-nbd")
+    words = ("-t", "-e", "2", "-f", "raw", "-b", "127.0.0.1", "-p", str(port), str(servers.copy))
+    return servers.children.start(path, *words)
+
+
+@pytest.mark.parametrize(("start", "used"), [(nbdkit, 4), (qemu_nbd_for_two, 2)])
+def test_over_as_many_connections_as_a_server_takes(
+    programs: Programs, servers: Servers, start: Starter, used: int
+) -> None:
+    random_image(servers.copy, SIZE, seed=5)
+    source = servers.serve()
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    destination = start(programs, servers, port)
+    wait_until_it_listens(destination, port)
+    servers.send_to("127.0.0.1", port)
+    servers.start_mirroring("--connections", "4", "--max-bps", "32M")
+    source.wait_for(f"{used} connections are used")
+    source.expect_exit(0)
+    assert f"{used + 1} connections are used" not in source.story()
+    assert_same(servers.image, servers.copy)
+
+
 def wait_until_it_listens(server: Child, port: int) -> None:
     """Wait; none of them says it, and one does not survive being knocked at (proc(5): state 0A)."""
     deadline = time.monotonic() + PATIENCE
@@ -89,7 +114,7 @@ class TestListen:
             sparse_image(servers.image, SIZE, iter(EXTENTS))
         destination = servers.listen(*style)
         programs.run(
-            *("nbdcopy", "--connections=1", str(servers.image)),
+            *("nbdcopy", str(servers.image)),
             f"nbd://127.0.0.1:{servers.place[3]}",
         )
         destination.expect_exit(0)
