@@ -15,7 +15,7 @@ BENCH_ARGS ?=
 # The programs that the tests run as peers, each with the package that Debian has it in.
 PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:nbdkit \
 	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils nbd-client:nbd-client \
-	nbd-server:nbd-server nbdsh:python3-libnbd systemd-analyze:systemd
+	nbd-server:nbd-server nbdsh:python3-libnbd systemd-analyze:systemd man:man-db zsh:zsh fish:fish
 
 # What the benchmarks compare with and ask; whatever is missing all the same is missing in the table.
 RIVALS := fio:fio nbdcopy:libnbd-bin nbdkit:nbdkit qemu-nbd:qemu-utils nbd-server:nbd-server \
@@ -27,7 +27,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz bench bench-migration lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz bench bench-migration package lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -37,6 +37,7 @@ help:
 	@echo 'make fuzz      send wrong streams for ten minutes (FUZZ_SEED=… repeats what it found)'
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
+	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
 	@echo 'make tables    renew the tables of docs/ that follow from the code'
@@ -56,6 +57,10 @@ $(VENV)/.installed: pyproject.toml | $(BIN)/python
 
 $(VENV)/.developing: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[test,lint]'
+	@touch $@
+
+$(VENV)/.packaging: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[package]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -105,7 +110,13 @@ coverage: $(VENV)/.developing
 	$(BIN)/coverage combine
 	$(BIN)/coverage report
 
+package: $(VENV)/.packaging
+	$(BIN)/python docs/manual.py share/man/man1/flexmigrate.1
+	rm -rf dist
+	$(BIN)/python -m build
+	@echo 'See dist/.'
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info _trial_temp* .coverage* htmlcov \
+	rm -rf $(VENV) build dist share *.egg-info _trial_temp* .coverage* htmlcov \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

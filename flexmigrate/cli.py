@@ -14,6 +14,7 @@ from flexmigrate import __version__, watch
 from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
+    CompletionConfig,
     Config,
     DoctorConfig,
     ReadConfig,
@@ -105,6 +106,11 @@ def _run(config: Config) -> int:
         from flexmigrate.doctor import run as doctor
 
         return doctor.run(config)
+    if isinstance(config, CompletionConfig):
+        from flexmigrate import completion
+
+        print(completion.script(config.shell, PROG), end="")
+        return 0
     # Only from here on is there a reactor.
     from flexmigrate.log.observer import start_logging
     from flexmigrate.service import run

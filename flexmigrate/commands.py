@@ -17,6 +17,7 @@ from typing import Any, NoReturn, TypeVar
 
 from flexmigrate.config import (
     CallConfig,
+    CompletionConfig,
     Config,
     DoctorConfig,
     ListenConfig,
@@ -83,6 +84,7 @@ from flexmigrate.options import (
     REMOTE_EXPORT,
     REMOTE_PORT,
     SERVER_WORDS,
+    SHELL_WORD,
     SIZE,
     STATUS_EXPORT,
     STATUS_JSON,
@@ -257,6 +259,13 @@ def _doctor(given: Given) -> DoctorConfig:
     return DoctorConfig(server, json)
 
 
+def _completion(given: Given) -> CompletionConfig:
+    (shell,) = given.words
+    if shell not in SHELL_WORD.metavar.split("|"):
+        raise UsageError(f"{shell!r} is none of {SHELL_WORD.metavar}")
+    return CompletionConfig(shell)
+
+
 def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
     server: Address | str
     if given.words:
@@ -419,6 +428,13 @@ COMMANDS = {
         _doctor,
         SERVER_WORDS,
     ),
+    "completion": Command(
+        "print a script that has a shell complete command lines",
+        "bash|zsh|fish",
+        (),
+        _completion,
+        SHELL_WORD,
+    ),
 }
 
 
@@ -445,6 +461,12 @@ def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
         description=f"{command.summary[0].upper()}{command.summary[1:]}.",
         allow_abbrev=False,
     )
+    add_arguments(parser, command)
+    return parser
+
+
+def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Tell *parser* what *command* can be told."""
     if command.words is not None:
         words = command.words
         parser.add_argument("words", metavar=words.metavar, nargs=words.count, help=words.help)
@@ -465,7 +487,6 @@ def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
             default=None,
             help=flag.help,
         )
-    return parser
 
 
 def parse(name: str, words: Sequence[str], prog: str) -> Config:

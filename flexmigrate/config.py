@@ -267,6 +267,16 @@ class DoctorConfig:
     json: bool = False
 
 
+@dataclass(frozen=True)
+class CompletionConfig:
+    """What ``completion`` was told.
+
+    :ivar shell: whose script is wanted: "bash", "zsh" or "fish".
+    """
+
+    shell: str
+
+
 # What a command line comes down to.
 Config = (
     ServeConfig
@@ -279,4 +289,5 @@ Config = (
     | WhoseConfig
     | SettleConfig
     | DoctorConfig
+    | CompletionConfig
 )

@@ -550,4 +550,5 @@ SERVER_WORDS = Words(
     " too",
     "...",
 )
+SHELL_WORD = Words("bash|zsh|fish", "the shell", 1)
 LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

@@ -27,7 +27,16 @@ STOREYS = (
     ("proxy", "control", "migration"),
     ("service",),
     (
-        *("options", "together", "config_file", "commands", "display", "watch", "cli"),
+        *(
+            "options",
+            "together",
+            "config_file",
+            "commands",
+            "completion",
+            "display",
+            "watch",
+            "cli",
+        ),
         *("doctor", "tap", "testing", "whose"),
     ),
     ("__main__",),
