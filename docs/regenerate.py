@@ -23,6 +23,7 @@ from automat import TypeMachineBuilder
 from flexmigrate.commands import COMMANDS, file_settings
 from flexmigrate.config_file import kind_of
 from flexmigrate.fields import documented
+from flexmigrate.history import Sample
 from flexmigrate.migration import destination, rebind, source
 from flexmigrate.options import QUIET, VERBOSE, Flag, Option
 from flexmigrate.status import Status
@@ -117,10 +118,14 @@ def settings() -> Iterator[str]:
     yield from table(("key", "of", "value"), rows)
 
 
-def status() -> Iterator[str]:
-    """Yield the table of the status' fields."""
-    rows = [(f"``{each.name}``", each.unit or "-", each.doc) for each in documented(Status)]
-    yield from table(("field", "unit", "meaning"), rows)
+def told(kind: type) -> Callable[[], Iterator[str]]:
+    """Return what yields the table of the fields of a dataclass that is told to operators."""
+
+    def lines() -> Iterator[str]:
+        rows = [(f"``{each.name}``", each.unit or "-", each.doc) for each in documented(kind)]
+        yield from table(("field", "unit", "meaning"), rows)
+
+    return lines
 
 
 def limits() -> Iterator[str]:
@@ -192,7 +197,8 @@ def _doings(outputs: Sequence[Any]) -> str:
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "settings": settings,
-    "status": status,
+    "status": told(Status),
+    "samples": told(Sample),
     "limits": limits,
     "source": states(source.builder),
     "destination": states(destination.builder),

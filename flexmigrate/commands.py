@@ -83,6 +83,7 @@ from flexmigrate.options import (
     REMOTE_ADDR,
     REMOTE_EXPORT,
     REMOTE_PORT,
+    REPORT,
     SERVER_WORDS,
     SHELL_WORD,
     SIZE,
@@ -114,6 +115,7 @@ from flexmigrate.together import (
     log_of,
     places_of,
     rebind_of,
+    report_of,
     seen_from_elsewhere,
     tls_of,
 )
@@ -192,6 +194,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
         connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
+        report=report_of(given),
     )
     lines = tuple(request.lines())
     if given.flag(WAIT):
@@ -336,11 +339,12 @@ COMMANDS = {
         "have a serve start to migrate its image to a listen",
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
-        f" [--connections N] [--export NAME] [--remote-export NAME] [--wait] {_TLS_CLIENT}",
+        f" [--connections N] [--export NAME] [--remote-export NAME] [--wait]"
+        f" [--report FILE] {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
-            WAIT,
+            *(WAIT, REPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,

@@ -45,8 +45,13 @@ class Sample:
     bytes_left: int | None = field(
         default=None, metadata=about("what is known to be still unsent", "bytes")
     )
-    dirty_rate: int | None = field(
-        default=None, metadata=about("how fast clients change what was sent", "bytes/second")
+    bytes_dirtied: int | None = field(
+        default=None,
+        metadata=about(
+            "what clients have changed that has to be sent again, since this attempt's first pass"
+            " began",
+            "bytes",
+        ),
     )
     write_limit: int | None = field(
         default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")

@@ -17,6 +17,7 @@ from flexmigrate.control.grammar import (
     parse_converge_rule,
     parse_max_downtime,
     parse_max_park,
+    parse_report,
     parse_seconds,
 )
 from flexmigrate.errors import UsageError
@@ -468,6 +469,14 @@ UNLINK = Flag(
     "unlink",
     "u",
     "delete the source's image once it is complete at the destination (default: keep it)",
+)
+REPORT = Option(
+    "report",
+    "",
+    "FILE",
+    "have the server write a report of the migration when it is over: FILE.html, a page with a"
+    " plot, or FILE.json (default: none)",
+    parse_report,
 )
 WAIT = Flag(
     "wait",

@@ -38,6 +38,7 @@ from flexmigrate.options import (
     MAX_PARK,
     REBIND_ADDR,
     REBIND_PORT,
+    REPORT,
     TLS,
     TLS_CERTIFICATES,
     TLS_HOSTNAME,
@@ -211,6 +212,12 @@ def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLS
     elif certificates is None:
         raise UsageError(f"--tls-certificates is required with {because}")
     return TLSConfig(rule, certificates, verify, hostname)
+
+
+def report_of(given: Given) -> str | None:
+    """Return where the report is to be written, by a path that any process finds."""
+    path = given.optional(REPORT)
+    return None if path is None else os.path.abspath(path)
 
 
 def seen_from_elsewhere(tls: TLSConfig) -> TLSConfig:

@@ -19,7 +19,7 @@ PACKAGE = Path(flexmigrate.__file__).parent
 # From the ground up. What stands in one line may know of each other, but not in a circle.
 STOREYS = (
     ("errors", "fields", "history", "log", "status", "units"),
-    ("wire",),
+    ("wire", "display", "report"),
     ("image",),
     ("net",),
     ("config",),
@@ -27,16 +27,7 @@ STOREYS = (
     ("proxy", "control", "migration"),
     ("service",),
     (
-        *(
-            "options",
-            "together",
-            "config_file",
-            "commands",
-            "completion",
-            "display",
-            "watch",
-            "cli",
-        ),
+        *("options", "together", "config_file", "commands", "completion", "watch", "cli"),
         *("doctor", "tap", "testing", "whose"),
     ),
     ("__main__",),

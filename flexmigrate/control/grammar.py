@@ -29,6 +29,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.errors import CommandError
 from flexmigrate.net.address import Address, BadAddress, parse_address, parse_host
+from flexmigrate.report.subject import SUFFIXES
 
 _T = TypeVar("_T")
 
@@ -52,6 +53,7 @@ _MIRROR_SETTINGS = (
     "tls",
     "tls-certificates",
     "tls-hostname",
+    "report",
     *_CONVERGE_SETTINGS,
 )
 _SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
@@ -92,6 +94,7 @@ class MirrorRequest:
     :ivar converge: how it comes to its end while clients write.
     :ivar connections: how many to use, where the destination takes more than one; 1 to
         `MAX_CONNECTIONS`.
+    :ivar report: absolute path of the report that is written in the end, if there is to be one.
     """
 
     address: Address
@@ -103,6 +106,7 @@ class MirrorRequest:
     tls: TLSConfig = NO_TLS
     converge: ConvergeConfig = USUAL_CONVERGENCE
     connections: int = USUAL_CONNECTIONS
+    report: str | None = None
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -119,6 +123,7 @@ class MirrorRequest:
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
             "tls-hostname": self.tls.hostname,
+            "report": self.report,
         }
         return [*lines, *settings_lines(settings), *ConvergeChange.to(self.converge).lines()]
 
@@ -319,6 +324,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
             connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
+            report=_parse_report(settings.get("report")),
         )
     except BadAddress as error:
         raise CommandError(str(error)) from error
@@ -360,6 +366,29 @@ def _parse_tls(settings: Mapping[str, str]) -> TLSConfig:
     return TLSConfig(
         rules[said], settings.get("tls-certificates"), hostname=settings.get("tls-hostname")
     )
+
+
+def parse_report(text: str) -> str:
+    """Return the path of a report, whose end says of which kind it is.
+
+    :raises ValueError: if it doesn't.
+    """
+    if not text.endswith(SUFFIXES) or "\0" in text:
+        raise ValueError(f"{text!r} is not the path of a report: it ends in .html or .json")
+    return text
+
+
+def _parse_report(text: str | None) -> str | None:
+    if text is None:
+        return None
+    try:
+        path = parse_report(text)
+    except ValueError as error:
+        raise CommandError(f"report={text}: {error}") from error
+    if not path.startswith("/"):
+        # What it is relative to, the server can't know.
+        raise CommandError(f"report={text}: the path has to begin with /")
+    return path
 
 
 def _parse_action(text: str) -> Action:

@@ -81,14 +81,14 @@ def _left(left: float, status: Mapping[str, Value]) -> str:
 def _converging(status: Mapping[str, Value]) -> str:
     left = f"pass {_get(status, 'pass')}: {size_text(_number(status, 'bytes_left'))} left"
     if _get(status, "verdict") == _NO_END:
-        return f"NOT CONVERGING: clients change more than is sent   {left}{_downtime(status)}"
+        return f"NOT CONVERGING: clients change as much as is sent   {left}{_downtime(status)}"
     return f"converging   {left}{_downtime(status)}"
 
 
 def _downtime(status: Mapping[str, Value]) -> str:
     if _get(status, "downtime") is None:
         return ""
-    needed, allowed = _number(status, "downtime"), _number(status, "allowed")
+    needed, allowed = _number(status, "downtime"), _number(status, "allowed_downtime")
     return (
         f"   parking clients would take {duration_text(needed)}, may take {duration_text(allowed)}"
     )

@@ -111,6 +111,11 @@ class Attempt:
         """Return what is still to be sent; None before the connection stands."""
         return self._copier.dirty if self._copier else None
 
+    @property
+    def dirtied(self) -> int | None:
+        """Return how many bytes clients have dirtied since the first pass began; None before."""
+        return self._copying.dirty.dirtied - self._found if self._found else None
+
     def parked_seconds(self, now: float) -> float:
         """Return for how long clients have been parked, or were in the end."""
         if self._parked_at is None:
@@ -333,8 +338,8 @@ class Attempt:
         return done
 
     def _count_dirtied(self) -> None:
-        if self._found:
-            total = self._copying.dirty.dirtied - self._found
+        total = self.dirtied
+        if total is not None:
             self._convergence.dirtied(total, self._reactor.seconds())
 
     def _watch(self) -> None:

@@ -8,13 +8,16 @@ addresses are open, and when the process ends, is ``serving``'s affair.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
+from datetime import datetime, timezone
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flexmigrate import __version__
 from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest
@@ -38,7 +41,9 @@ from flexmigrate.migration.source import Core, Source, SourceMachine
 from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
+from flexmigrate.report.subject import Subject
 from flexmigrate.service.host import ImageHost
+from flexmigrate.service.keeping import Keeper, check_report
 from flexmigrate.service.watching import Watch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
@@ -80,6 +85,10 @@ def allowances() -> Allowances:
 
 class Front(Protocol):
     """The server in front of the export."""
+
+    @property
+    def hosts(self) -> Iterable[ImageHost]:
+        """The images that it serves, this one among them."""
 
     def withdraw(self, host: ImageHost) -> Deferred[None]:
         """Let no new client reach the export; where it was the only one, free the addresses."""
@@ -192,6 +201,9 @@ class MigratingExport:
         return Deferred.fromCoroutine(self._mirror(request))
 
     async def _mirror(self, request: MirrorRequest) -> str:
+        if request.report is not None:
+            images = {each.image.identity for each in self.front.hosts}
+            await self.host.background.run(check_report, request.report, images)
         command = object()  # the owner of the lock
         await self.lock.acquire(command)
         try:
@@ -238,13 +250,26 @@ class MigratingExport:
             action=request.action.value,
         )
         self.migration = core
-        self.watch = Watch(self._reactor, core, str(request.address))
+        self.watch = Watch(self._reactor, core, str(request.address), self._keeper(request))
         self.watch.start()
         self._source = SourceMachine(core)
         core.started.addErrback(self._not_started)
         core.finished.addCallbacks(self._finished, self._unfinished)
         self._source.start()
         return core
+
+    def _keeper(self, request: MirrorRequest) -> Keeper | None:
+        if request.report is None:
+            return None
+        subject = Subject(
+            version=__version__,
+            image=self.host.image.real_path,
+            export=self.host.export.name,
+            size=self.host.export.size,
+            action=request.action.value,
+            began=datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        )
+        return Keeper(request.report, subject)
 
     def _check_unlink(self) -> None:
         """Refuse to promise what can't be done, or would lose something."""

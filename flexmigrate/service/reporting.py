@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flexmigrate.history import Sample, Summary, Verdict, shortened
+from flexmigrate.migration.convergence import Verdict as Outlook
 from flexmigrate.migration.destination import DestinationCore
 from flexmigrate.migration.source import Core
 from flexmigrate.server.export import Export
@@ -55,7 +56,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_duration=int(now - core.began),
         migration_speed=int(speed),
         migration_speed_limit=core.limit.bytes_per_second or None,
-        migration_seconds_left=int(left / speed) if speed else None,
+        migration_seconds_left=_seconds_left(core, left, speed, now),
         migration_bytes_left=left,
         migration_phase=core.phase,
         migration_pass=passes,
@@ -85,7 +86,7 @@ def sample(core: Core, now: float) -> Sample:
         pass_number=_passes(core),
         bytes_sent=core.progress.sent,
         bytes_left=core.dirty.bytes if core.dirty is not None else None,
-        dirty_rate=_dirty_rate(core, now),
+        bytes_dirtied=core.attempt.dirtied if core.attempt is not None else None,
         write_limit=_write_limit(core),
         speed_limit=core.limit.bytes_per_second or None,
         error=shortened(core.last_error) if core.phase == "waiting" else None,
@@ -115,6 +116,14 @@ def summary(
 
 def _passes(core: Core) -> int:
     return core.attempt.passes if core.attempt else 0
+
+
+def _seconds_left(core: Core, left: int, speed: float, now: float) -> int | None:
+    """Return when *left* is sent, with all that clients make dirty until then."""
+    gain = speed - core.convergence.dirty_rate(now)
+    if gain <= 0 or core.convergence.verdict is Outlook.NOT_CONVERGING:
+        return None
+    return int(left / gain)
 
 
 def _dirty_rate(core: Core, now: float) -> int | None:

@@ -90,6 +90,11 @@ class Serving:
 
     # The front of each export: service.migrating.Front
 
+    @property
+    def hosts(self) -> list[ImageHost]:
+        """The images that are served."""
+        return [each.host for each in self.exports.values()]
+
     def withdraw(self, host: ImageHost) -> Deferred[None]:
         """Let no new client reach the export; where it was the only one, free the addresses."""
         self._directory.withdraw(host.export.name)

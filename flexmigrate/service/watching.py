@@ -107,8 +107,8 @@ class Watch:
         return reporting.sample(self._core, now)
 
     def _keep(self, summary: Summary) -> Deferred[Any]:
-        if self._report is None:
-            return succeed(None)
+        if self._report is None or summary.verdict == "failed":
+            return succeed(None)  # of what never began, there is nothing to report
         report, history = self._report, self.history
         keeping = in_own_thread(self._reactor, lambda: report(history, summary))
         keeping.addTimeout(REPORT_SECONDS, self._reactor)

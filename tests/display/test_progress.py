@@ -57,7 +57,7 @@ class PhaseTests(SynchronousTestCase):
             *("converging",),
             **{"pass": 3, "bytes_left": 12 * MIB, "verdict": "converging"},
             downtime=0.31,
-            allowed=0.1,
+            allowed_downtime=0.1,
         )
         self.assertEqual(
             line,
@@ -67,7 +67,7 @@ class PhaseTests(SynchronousTestCase):
 
     def test_what_does_not_converge_is_called_so(self) -> None:
         line = headline("converging", bytes_left=MIB, verdict="not converging")
-        self.assertTrue(line.startswith("NOT CONVERGING: clients change more than is sent"))
+        self.assertTrue(line.startswith("NOT CONVERGING: clients change as much as is sent"))
 
     def test_parked(self) -> None:
         for phase in ("parked", "settling", "committing", "a phase of a newer server"):

@@ -1,0 +1,57 @@
+"""Where the report of a migration is kept, and that it harms nothing there."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+
+from flexmigrate.errors import CommandError
+from flexmigrate.history import History, Summary
+from flexmigrate.image import disk
+from flexmigrate.report.document import as_json
+from flexmigrate.report.page import as_html
+from flexmigrate.report.subject import Subject
+
+
+def check_report(path: str, images: Iterable[tuple[int, int]]) -> None:
+    """See that a report can be kept at *path*: now, rather than when there is one. Blocks.
+
+    :param path: ends like one of `flexmigrate.report.subject.SUFFIXES`.
+    :param images: (device, inode) of each image that is served.
+    :raises CommandError: it can't.
+    """
+    folder = os.path.dirname(path)
+    if not os.path.isdir(folder):
+        raise CommandError(f"the report {path}: there is no folder {folder}")
+    if not os.access(folder, os.W_OK | os.X_OK, effective_ids=True):
+        raise CommandError(f"the report {path}: the server may not write to {folder}")
+    try:
+        there = os.lstat(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise CommandError(f"the report {path}: {error.strerror}") from error
+    if not stat.S_ISREG(there.st_mode):
+        raise CommandError(f"the report {path}: that exists, and is not a regular file")
+    if (there.st_dev, there.st_ino) in images:
+        raise CommandError(f"the report {path}: that is the image")
+
+
+class Keeper:
+    """Keeps the report of one migration at *path*; blocks.
+
+    A report that is there already is replaced, at once and as a whole.
+    """
+
+    def __init__(self, path: str, subject: Subject) -> None:
+        self._path = path
+        self._subject = subject
+
+    def __call__(self, history: History, summary: Summary) -> None:
+        """Write it.
+
+        :raises OSError: it can't be.
+        """
+        make = as_html if self._path.endswith(".html") else as_json
+        disk.replace(disk.SYSTEM, self._path, make(self._subject, history, summary).encode())
