@@ -389,12 +389,12 @@ class MigratingExport:
         return Deferred.fromCoroutine(self._terminate(reason))
 
     async def _terminate(self, reason: str) -> int:
-        # A handover that is being settled holds the lock, and what it comes to is the truth.
-        await self.lock.acquire(self)
-        try:
-            if self._source is not None:
-                self._source.cancel(reason)
-                return 1
+        if self._source is None:
             return 0
-        finally:
-            self.lock.release(self)
+        self._source.cancel(reason)
+        if not self.is_mirroring:
+            return 1
+        # The handover has begun, and holds the lock: what it comes to is the truth.
+        await self.lock.acquire(self)
+        self.lock.release(self)
+        return 1 if self.is_mirroring else 0

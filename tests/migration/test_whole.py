@@ -5,12 +5,15 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from unittest import mock
 
+from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 
-from flexmigrate.control.grammar import Action
+from flexmigrate.config import ConvergeConfig
+from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest
 from flexmigrate.errors import CommandError
-from support.scene import Scene, SceneCase
+from support.scene import INTAKE, Scene, SceneCase
 
 BLOCK = 4096
 
@@ -115,6 +118,135 @@ class AnyMomentTests(SceneCase):
 
             ends = self.each_moment(Action.EXIT, lose)
             self.assertIn("moved", ends)
+
+
+class AtOnceTests(SceneCase):
+    """Break and SIGTERM don't wait for a destination that is silent, or for a thread."""
+
+    PHASES = ("copying", "converging", "parked", "settling")
+
+    def silent(self, phase: str) -> Scene:
+        scene = Scene(self.folder, self.image)
+        scene.reach(phase)
+        scene.migrations[0].freeze()
+        return scene
+
+    def test_break_while_the_destination_is_silent(self) -> None:
+        for phase in self.PHASES:
+            scene = self.silent(phase)
+            self.assertEqual(scene.migrating.break_mirror(), "mirror stopped")
+            self.assertFalse(scene.migrating.host.export.parked)
+            self.assertIsNone(scene.migrating.lock.owner)
+            scene.migrations[0].server.lose(ConnectionLost())
+            self.assert_kept(scene)
+            scene.close()
+
+    def test_sigterm_while_the_destination_is_silent(self) -> None:
+        for phase in self.PHASES:
+            scene = self.silent(phase)
+            began = scene.world.clock.seconds()
+            scene.source.signal()
+            scene.world.run_until(lambda scene=scene: scene.source.is_over, 60)  # type: ignore[misc]
+            self.assertLess(scene.world.clock.seconds() - began, 0.1, phase)
+            self.assertEqual(scene.source.status, 1)
+            self.assertFalse(scene.owned)
+            scene.close()
+
+    def test_sigterm_while_the_address_is_not_free_yet(self) -> None:
+        scene = Scene(self.folder, self.image)
+        never: Deferred[None] = Deferred()
+        scene.migrating.front.withdraw = lambda host: never
+        scene.reach("settling")
+        scene.world.settle()
+        self.assertIsNotNone(scene.migrating.lock.owner)
+        began = scene.world.clock.seconds()
+        scene.source.signal()
+        scene.world.run_until(lambda: scene.source.is_over, 60)
+        self.assertLess(scene.world.clock.seconds() - began, 0.1)
+        self.assertEqual(scene.source.status, 1)
+        self.assertFalse(scene.owned)
+        scene.close()
+
+    def test_break_while_the_image_is_read_for_ever(self) -> None:
+        scene = self.scene()
+        background = scene.migrating.host.background
+        with mock.patch.object(background, "run", return_value=Deferred()):
+            scene.world.result_of(scene.mirror())
+            self.assertEqual(scene.migrating.migration.phase, "copying")
+            self.assertEqual(scene.migrating.break_mirror(), "mirror stopped")
+        self.assert_kept(scene)
+
+    def test_break_while_a_clients_flush_takes_for_ever(self) -> None:
+        scene = self.scene()
+        export = scene.migrating.host.export
+        with mock.patch.object(export, "idle", Deferred):
+            scene.reach("parked")
+            scene.world.settle()
+            self.assertTrue(export.parked)
+            self.assertEqual(scene.migrating.break_mirror(), "mirror stopped")
+            self.assertFalse(export.parked)
+        self.assert_kept(scene)
+
+
+class ConvergeTests(SceneCase):
+    """Clients that write all the while, more than may be sent."""
+
+    image = random.Random(1).randbytes(64 * BLOCK)
+
+    def outrun(self, converge: ConvergeConfig) -> Scene:
+        scene = self.scene(image=self.image)
+        request = MirrorRequest(INTAKE, max_bps=16 * BLOCK, converge=converge)
+        scene.world.result_of(scene.source.service.mirror(request))
+        return scene
+
+    def verdict(self, scene: Scene) -> str | None:
+        verdict = scene.source.service.status(None).migration_verdict
+        assert verdict is None or isinstance(verdict, str)
+        return verdict
+
+    def test_waiting_goes_on_until_it_is_told_otherwise(self) -> None:
+        scene = self.outrun(ConvergeConfig("wait"))
+        scene.world.run_until(lambda: self.verdict(scene) == "not converging", 60)
+        self.assertIsNone(scene.migrating.host.export.throttle)
+        status = scene.source.service.status(None)
+        assert status.migration_dirty_rate is not None
+        self.assertGreater(status.migration_dirty_rate, 0)
+        self.assertEqual(status.migration_send_rate, 16 * BLOCK)
+        scene.source.service.set_converge(ConvergeChange("throttle"), None)
+        scene.world.run_until(lambda: scene.source.is_over and scene.owned, 120)
+        self.assert_moved(scene)
+
+    def test_writers_are_free_at_once_if_it_is_to_wait_after_all(self) -> None:
+        scene = self.outrun(ConvergeConfig())
+        export = scene.migrating.host.export
+        scene.world.run_until(lambda: export.throttle is not None, 60)
+        self.assertEqual(self.verdict(scene), "throttling")
+        scene.source.service.set_converge(ConvergeChange("wait"), None)
+        self.assertIsNone(export.throttle)
+        scene.migrating.break_mirror()
+        self.assert_kept(scene)
+
+    def test_force_parks_after_its_timeout(self) -> None:
+        scene = self.outrun(ConvergeConfig("force", timeout=30.0))
+        scene.world.run_until(lambda: self.verdict(scene) == "not converging", 60)
+        began = scene.world.clock.seconds()
+        scene.world.run_until(lambda: scene.migrating.host.export.parked, 60)
+        self.assertLess(abs(scene.world.clock.seconds() - began - 30), 10)
+        scene.world.run_until(lambda: scene.source.is_over and scene.owned, 60)
+        self.assert_moved(scene)
+
+    def test_force_said_while_it_runs_acts_at_once(self) -> None:
+        scene = self.outrun(ConvergeConfig("wait"))
+        scene.world.run_until(lambda: self.verdict(scene) == "not converging", 60)
+        scene.source.service.set_converge(ConvergeChange("force", timeout=0.0), None)
+        scene.world.run_until(lambda: scene.migrating.host.export.parked, 1)
+        scene.world.run_until(lambda: scene.source.is_over and scene.owned, 60)
+        self.assert_moved(scene)
+
+    def test_what_is_said_when_nothing_runs_is_refused(self) -> None:
+        scene = self.scene()
+        with self.assertRaisesRegex(CommandError, "Not mirroring"):
+            scene.source.service.set_converge(ConvergeChange("force"), None)
 
 
 class CopyTests(SceneCase):
