@@ -397,4 +397,4 @@ class MigratingExport:
         # The handover has begun, and holds the lock: what it comes to is the truth.
         await self.lock.acquire(self)
         self.lock.release(self)
-        return 1 if self.is_mirroring else 0
+        return int(self.is_mirroring)
