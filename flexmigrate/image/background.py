@@ -62,6 +62,10 @@ class Background:
         """As :meth:`Image.make_resident`."""
         return self.run(self._image.make_resident, offset, length)
 
+    def will_need(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
+        """As :meth:`Image.will_need`."""
+        return self.run(self._image.will_need, ranges)
+
     def write_back(self) -> Deferred[None]:
         """As :meth:`Image.write_back`."""
         return self.run(self._image.write_back)

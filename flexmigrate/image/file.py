@@ -9,8 +9,9 @@ asked for it is told that.
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 # By name: a request pays for each attribute that is looked up.
 from os import RWF_NOWAIT, preadv, pwrite
@@ -171,6 +172,15 @@ class Image:
             piece = scratch[: end - offset]
             read_exact(self.fd, piece, offset)
             offset += len(piece)
+
+    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Have the disk begin to read some (offset, length), without waiting for it: advice.
+
+        Not holes: memory would be filled with their zeroes.
+        """
+        for offset, length in ranges:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.

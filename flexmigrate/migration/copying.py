@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from itertools import islice
 from typing import Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
@@ -34,6 +34,13 @@ IN_FLIGHT = 64
 # Of smaller requests more may be, while they carry no more bytes: each costs a round trip. And a
 # kilobyte of Python's objects.
 MOST_IN_FLIGHT = 2048
+
+# What isn't in memory is read by so many threads at once: clients whose reads wait for the disk,
+# too, need the others. With small pieces the disk is kept busy by being told what comes next, so
+# many bytes of it at a time: as much as 1 GiB/s brings in 8 ms. (8192 pieces of 64 KiB take 1.4 s,
+# or 3.0 s without.)
+MOST_READING = 4
+READ_AHEAD = 8 * 1024 * 1024
 
 # What a request costs beside its bytes, in seconds: so many clean bytes between two dirty blocks as
 # the link takes in that time are sent with them, rather than sending two requests.
@@ -160,6 +167,8 @@ class Copier:
         self._data = _NO_DATA
         self._in_flight = 0
         self._bytes_in_flight = 0
+        self._reading = 0
+        self._ahead = 0
         self._is_flushed = False
         self._slice_ends = 0.0
         self._failure: Failure | None = None
@@ -194,6 +203,7 @@ class Copier:
         """
         total = at = 0
         self._data = _NO_DATA
+        self._ahead = 0
         bridge = self._bridge()
         while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)) is not None:
             offset, length = run
@@ -267,11 +277,50 @@ class Copier:
                 self._launch(self._client.write(offset, zeroes), length)
 
     def _send_data(self, offset: int, length: int) -> Deferred[None]:
-        if self._image.is_resident(offset, length):
+        is_resident = self._image.is_resident(offset, length)
+        if not is_resident or self._ahead:
+            # From the first that isn't on: the disk has to be busy while what it brought is sent.
+            self._look_ahead(offset + length)
+        if is_resident:
             return self._client.write_from(self._image, offset, length)
-        return self._background.make_resident(offset, length).addCallback(
-            lambda _: self._client.write_from(self._image, offset, length)
-        )
+        self._reading += 1
+        read = self._background.make_resident(offset, length)
+        return read.addBoth(self._send_read, offset, length)
+
+    def _send_read(self, result: Failure | None, offset: int, length: int) -> Deferred[None]:
+        """Send what was read from the disk, if it was."""
+        self._reading -= 1
+        if isinstance(result, Failure):
+            # Known before the walk goes on: nothing more is to be sent.
+            self._failure = self._failure or result
+            answer: Deferred[None] = fail(result)
+        else:
+            answer = self._client.write_from(self._image, offset, length)
+        self._wake()
+        return answer
+
+    def _look_ahead(self, position: int) -> None:
+        """Have the disk read what is sent next, while this is waited for.
+
+        But for what is as long as a request: the kernel reads ahead by itself, and nothing was
+        gained by telling it.
+        """
+        if position + READ_AHEAD // 2 <= self._ahead:
+            return
+        position = max(position, self._ahead)
+        runs: list[tuple[int, int]] = []
+        left = READ_AHEAD
+        for offset, length in self.dirty.runs(position, self._image.size - position):
+            if length < REQUEST_SIZE:
+                runs.append((offset, length))
+            self._ahead = offset + min(length, left)
+            left -= length
+            if left <= 0:
+                break
+        else:
+            self._ahead = self._image.size
+        if runs:
+            self._background.will_need(runs)
 
     # Many requests: what is done for each is plain calls, since a coroutine and its Deferreds would
     # cost as much as all the rest.
@@ -318,6 +367,7 @@ class Copier:
         return bool(self._in_flight) and (
             self._in_flight >= MOST_IN_FLIGHT
             or self._bytes_in_flight + length > IN_FLIGHT * REQUEST_SIZE
+            or self._reading >= MOST_READING
         )
 
     def _launch(self, answer: Deferred[None], length: int, *, zeroed: int = 0) -> None:
@@ -348,12 +398,15 @@ class Copier:
     def _ended(self, length: int) -> None:
         self._in_flight -= 1
         self._bytes_in_flight -= length
+        self._wake()
+
+    def _wake(self) -> None:
         waiter, self._waiter = self._waiter, None
         if waiter is not None:
             waiter.callback(None)
 
     def _answered(self) -> Deferred[None]:
-        """Fire at the next answer."""
+        """Fire at the next answer, or when the disk has read something."""
         self._waiter = Deferred(self._stop_waiting)
         return self._waiter
 

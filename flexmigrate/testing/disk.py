@@ -19,7 +19,7 @@ import itertools
 import os
 import random
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.disk import Disk
@@ -361,6 +361,12 @@ class SimulatedImage(Image):
 
     def make_resident(self, offset: int, length: int) -> None:
         self._mount.begin_image_call("make resident", self.path)
+
+    def write_back(self) -> None:
+        self._mount.begin_image_call("write back", self.path)
+
+    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._mount.begin_image_call("will need", self.path)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length

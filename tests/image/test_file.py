@@ -3,6 +3,7 @@ import os
 import resource
 import subprocess
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image import exact, file, linux, opening
 from flexmigrate.image.file import SCRATCH, Image
 from support.images import BLOCK, blank_image, random_image
+from support.processes import PATIENCE
 
 SIZE = 64 * BLOCK
 
@@ -304,6 +306,22 @@ class WritesThatFail(WithAFolder):
         image.write(b"x" * BLOCK, 512 * 1024)
         self.assertEqual(image.read(512 * 1024, BLOCK), b"x" * BLOCK)
         image.close()
+
+
+class ReadingAhead(WithAFolder):
+    def test_brings_into_memory_what_was_named(self) -> None:
+        image = self.image(random_image(self.path, SIZE, seed=1))
+        os.fsync(image.fd)
+        os.posix_fadvise(image.fd, 0, 0, os.POSIX_FADV_DONTNEED)
+        image.will_need([(0, 2 * BLOCK), (32 * BLOCK, BLOCK)])
+        deadline = time.monotonic() + PATIENCE
+        while not (image.is_resident(0, 2 * BLOCK) and image.is_resident(32 * BLOCK, BLOCK)):
+            self.assertLess(time.monotonic(), deadline)
+
+    def test_is_advice_that_never_fails(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        image.close()
+        image.will_need([(0, BLOCK)])
 
 
 class WritingBack(WithAFolder):

@@ -20,6 +20,8 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.copying import (
     IN_FLIGHT,
     MOST_IN_FLIGHT,
+    MOST_READING,
+    READ_AHEAD,
     RECHECK_SECONDS,
     REQUEST_SIZE,
     SLICE_SECONDS,
@@ -446,6 +448,82 @@ class DirtyTests(CopierCase):
             self.successResultOf(self.begin(copier.send_dirty()))
             self.assertEqual(self.dirty.count, 0)
             self.assert_equal_images()
+
+
+class ColdTests(CopierCase):
+    """Nothing is in memory, and the disk is done when the test says so."""
+
+    def make_cold(self, size: int, data: list[tuple[int, int]]) -> Copier:
+        copier = self.make(size, data)
+        for offset, length in data:
+            self.dirty.mark(offset, length)
+        self.reading: list[Deferred[None]] = []
+        self.told: list[tuple[int, int]] = []
+
+        def make_resident(_: Background, offset: int, length: int) -> Deferred[None]:
+            self.reading.append(Deferred())
+            return self.reading[-1]
+
+        self.patch(Image, "is_resident", lambda *_: False)
+        self.patch(Image, "will_need", lambda _, ranges: self.told.extend(ranges))
+        self.patch(Background, "make_resident", make_resident)
+        return copier
+
+    def test_a_few_are_read_at_once_and_sent_when_they_are(self) -> None:
+        copier = self.make_cold(16 * MIB, [(0, 16 * MIB)])
+        sending = self.begin(copier.send_dirty())
+        for done in range(16):
+            self.assertEqual(len(self.reading), min(MOST_READING + done, 16))
+            self.assertEqual(len(self.client.asked), done)
+            self.reading[done].callback(None)
+        self.client.answer_all()
+        self.assertEqual(self.successResultOf(sending), 16 * MIB)
+        self.assert_equal_images()
+
+    def test_what_the_disk_can_not_read_ends_the_walk(self) -> None:
+        copier = self.make_cold(8 * MIB, [(0, 8 * MIB)])
+        sending = self.begin(copier.send_dirty())
+        self.reading[1].errback(OSError(5, "Input/output error"))
+        self.failureResultOf(sending, OSError)
+        self.reading[0].callback(None)
+        self.client.answer_all()
+        self.assertEqual(len(self.reading), MOST_READING)
+
+    def test_the_disk_is_told_of_small_pieces_before_their_turn_and_once(self) -> None:
+        size, distance = 64 * MIB, 16 * BLOCK
+        pieces = [(offset, 8 * BLOCK) for offset in range(0, size, distance)]
+        copier = self.make_cold(size, pieces)
+        sending = self.begin(copier.send_dirty())
+        sent = 0
+        while self.reading:
+            waiting, self.reading = self.reading, []
+            sent += len(waiting)
+            told = sum(length for _, length in self.told)
+            self.assertLessEqual(told, sent * 8 * BLOCK + 3 * READ_AHEAD // 2)
+            self.assertGreaterEqual(told, min(sent * 8 * BLOCK, size // 2 - 8 * BLOCK))
+            for read in waiting:
+                read.callback(None)
+            self.client.answer_all()
+        self.successResultOf(sending)
+        # The first is read when its turn comes, and no other.
+        self.assertEqual(self.told, pieces[1:])
+        self.assert_equal_images_in(pieces)
+
+    def test_the_disk_is_not_told_of_what_it_reads_ahead_by_itself(self) -> None:
+        copier = self.make_cold(16 * MIB, [(0, 16 * MIB)])
+        sending = self.begin(copier.send_dirty())
+        while self.reading:
+            self.reading.pop().callback(None)
+            self.client.answer_all()
+        self.successResultOf(sending)
+        self.assertEqual(self.told, [])
+
+    def test_what_is_in_memory_needs_no_disk(self) -> None:
+        copier = self.make_cold(MIB, [(0, BLOCK), (4 * BLOCK, BLOCK)])
+        self.patch(Image, "is_resident", lambda *_: True)
+        self.client.at_once = True
+        self.successResultOf(self.begin(copier.send_dirty()))
+        self.assertEqual((self.reading, self.told), ([], []))
 
 
 class FailureTests(CopierCase):
