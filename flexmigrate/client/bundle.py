@@ -20,8 +20,6 @@ from flexmigrate.errors import ConnectionGone, RemoteProtocolError
 from flexmigrate.net.stream import FileSource
 from flexmigrate.wire.constants import TransmissionFlag
 
-log = Logger()
-
 
 class Carrier(Protocol):
     """What data is sent by: an :class:`NBDClientProtocol`, or a :class:`Bundle` of them; see there
@@ -67,8 +65,9 @@ class Bundle:
     Nobody waits for the others: what there is to send goes by those that are there.
     """
 
-    def __init__(self, first: NBDClientProtocol) -> None:
+    def __init__(self, first: NBDClientProtocol, about: object = None) -> None:
         self._first = first
+        self._log = Logger(source=about)
         self._all = [first]
         self._takes_others = True
         self._expected: set[Deferred[NBDClientProtocol]] = set()
@@ -99,13 +98,13 @@ class Bundle:
             other.abort(ConnectionGone("it isn't needed"))
             raise RemoteProtocolError("the server says something else of its export each time")
         self._all.append(other)
-        log.info("{number} connections are used", number=len(self._all))
+        self._log.info("{number} connections are used", number=len(self._all))
         other.when_closed().addCallback(self._other_closed, other)
         self._proceed()
 
     def _not_joined(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            log.info("one connection fewer: {error}", error=failure.getErrorMessage())
+            self._log.info("one connection fewer: {error}", error=failure.getErrorMessage())
 
     def _first_closed(self, _: None) -> None:
         self._expect_nobody()

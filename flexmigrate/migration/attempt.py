@@ -92,6 +92,7 @@ class Attempt:
         self._limit = limit
         self._convergence = convergence
         self._progress = progress
+        self._about = about
         self._log = Logger(source=about)
         self._client: NBDClientProtocol | None = None
         self._bundle: Bundle | None = None
@@ -136,7 +137,7 @@ class Attempt:
             )
         if client.flags & TransmissionFlag.READ_ONLY:
             raise MigrationError("the destination's export is read-only")
-        self._bundle = Bundle(client)
+        self._bundle = Bundle(client, self._about)
         if client.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(self._allowances.connections - 1):
                 self._bundle.expect(self._ground.dial(self._allowances.hello_seconds))

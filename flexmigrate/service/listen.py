@@ -172,7 +172,7 @@ class ListenService(Service):
 
     def _took_over_badly(self, failure: Failure) -> None:
         """The image is ours all the same, and its sender has to be told."""
-        log.failure("after the migration", failure)
+        self._core.logger.failure("after the migration", failure)
         self._core.confirm(True)
         self._lifetime.end(0, "migration complete, but the image can't be served from here")
 

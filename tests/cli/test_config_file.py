@@ -15,6 +15,7 @@ from flexmigrate.commands import COMMANDS, file_settings, parse
 from flexmigrate.config import Config, ListenConfig, ServeConfig
 from flexmigrate.errors import UsageError
 from flexmigrate.options import Flag, Words
+from support.processes import TESTS
 
 SERVE = 'addr = "10.0.0.1"\nport = 10809\nfile = "disk"\n'
 
@@ -88,7 +89,7 @@ class MeaningTests(FileTestCase):
 
 class DocumentedTests(FileTestCase):
     def test_the_example_in_the_documentation_is_sound(self) -> None:
-        document = Path(__file__).parents[2] / "docs" / "configuration.rst"
+        document = TESTS.parent / "docs" / "configuration.rst"
         (example,) = re.findall(r"code-block:: toml\n\n((?:    .*\n|\n)+)", document.read_text())
         serving, listening = self.read(textwrap.dedent(example)), self.read(example, "listen")
         assert isinstance(serving, ServeConfig)

@@ -45,7 +45,7 @@ def test_every_line_about_a_migration_or_a_client_says_which(servers: Servers) -
     source, destination = logs
     ids = {line["migration"] for line in source if "migration" in line}
     assert len(ids) == 1
-    assert without_id(source, "migration", "migration") == []
+    assert without_id(source, "migration", "migration", "client") == []
     senders = {line["client"] for line in destination if "client" in line}
     assert len(senders) == 1
     assert next(iter(senders)).startswith("1 127.0.0.1:")
