@@ -266,7 +266,7 @@ LOG_REQUESTS = Flag(
     "log-requests",
     "",
     "log every request and reply of every client: for looking into a fault, since it makes a"
-    " server many times slower (default: none)",
+    " server several times slower (default: none)",
 )
 
 CONFIG = Option(
