@@ -11,6 +11,7 @@ from typing import Literal
 
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
+from flexmigrate.net.polling import DEFAULT_POLL_SECONDS
 
 CoverageRule = Literal["full", "any"]
 TLSRule = Literal["off", "on", "require"]
@@ -108,7 +109,7 @@ class ServeConfig:
     read_only: bool = False
     listable: bool = True
     max_clients: int = 1000
-    poll_seconds: float = 50e-6
+    poll_seconds: float = DEFAULT_POLL_SECONDS
     tls: TLSConfig = NO_TLS
     log: LogSettings = _LOG
 

@@ -392,7 +392,7 @@ POLL = Option(
     "",
     "N",
     "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
-    " 10000; 0 turns it off (default: 50)",
+    " 10000; 0 turns it off (default: 200)",
     _parse_microseconds,
 )
 TLS = Option(

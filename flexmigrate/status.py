@@ -40,6 +40,14 @@ class Status:
         default=None, metadata=about("exports of this server", "exports")
     )
 
+    poll_hits: int | None = field(
+        default=None,
+        metadata=about("times that a request came while it was looked for, without a sleep"),
+    )
+    poll_misses: int | None = field(
+        default=None, metadata=about("times that none came, and the server went to sleep after all")
+    )
+
     migration_duration: int | None = field(
         default=None, metadata=about("time since the migration was asked for", "seconds")
     )

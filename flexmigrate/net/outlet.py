@@ -94,11 +94,11 @@ class PlainOutlet:
                 self._transport.write(piece)
                 continue
             source, offset, length = piece
-            data = bytearray(min(length, PIECE))
-            if length > len(data):
-                self._waiting.appendleft((source, offset + len(data), length - len(data)))
+            size = min(length, PIECE)
+            if length > size:
+                self._waiting.appendleft((source, offset + size, length - size))
             try:
-                source.read_into(memoryview(data), offset)
+                data = source.read(offset, size)
             except OSError as error:
                 # The header has promised these bytes: only ending the connection can take that
                 # back.
@@ -106,7 +106,7 @@ class PlainOutlet:
                 self.stopProducing()
                 self._transport.abortConnection()
                 return
-            self._transport.write(bytes(data))
+            self._transport.write(data)
 
 
 def outlet_for(transport: Any, producer: Any) -> Any:

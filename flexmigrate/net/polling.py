@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic
 
-DEFAULT_POLL_SECONDS = 50e-6
-"""How long one look takes: about what two sleeps and wake-ups cost on loopback
+DEFAULT_POLL_SECONDS = 200e-6
+"""How long one look takes: some sleeps and wake-ups of a virtual machine's processor
 (docs/performance).
 """
 

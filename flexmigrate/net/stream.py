@@ -43,8 +43,8 @@ class FileSource(Protocol):
     def fd(self) -> int:
         """The descriptor."""
 
-    def read_into(self, view: memoryview, offset: int) -> None:
-        """Fill *view* from *offset* (bytes), blocking; raise OSError where it can't be filled."""
+    def read(self, offset: int, length: int) -> bytes:
+        """Return *length* bytes from *offset*, blocking; raise OSError where they aren't there."""
 
 
 class IBufferedProtocol(Interface):
@@ -115,6 +115,9 @@ class _StreamMixin(_Connection):
     """
 
     ended_in_order = False
+    # What goes out by Twisted's own buffer, which is TLS alone, is joined and sent in portions of
+    # this size (abstract.FileDescriptor has 128 KiB), with a turn of the reactor for each.
+    SEND_LIMIT = 512 * 1024
     protocol: Any
     producer: Any
     _lost = False

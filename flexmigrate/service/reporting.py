@@ -36,6 +36,8 @@ def serving_status(serving: Serving, about: MigratingExport, now: float) -> Stat
         is_mirroring=about.is_mirroring,
         export=export.name or None,
         num_exports=len(serving.exports),
+        poll_hits=serving.factory.poller.hits if serving.factory.poller else None,
+        poll_misses=serving.factory.poller.misses if serving.factory.poller else None,
         last_migration=about.last_migration,
     )
     watch = about.watch

@@ -132,8 +132,8 @@ class FileOfBytes:
         self.data = data
         self.fd = -1
 
-    def read_into(self, view: memoryview, offset: int) -> None:
-        view[:] = self.data[offset : offset + len(view)]
+    def read(self, offset: int, length: int) -> bytes:
+        return self.data[offset : offset + length]
 
 
 class Writing(SynchronousTestCase):
