@@ -33,6 +33,7 @@ from flexmigrate.control.grammar import (
     USUAL_CONNECTIONS,
     Action,
     ConvergeChange,
+    HandoverRule,
     MirrorRequest,
     settings_lines,
 )
@@ -56,6 +57,7 @@ from flexmigrate.options import (
     EXPORTS,
     FILE,
     FROM,
+    HANDOVER,
     IMAGE_WORD,
     JSON,
     KILLSWITCH,
@@ -191,6 +193,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         max_bps=given.optional(LIMIT) or 0,
         export=given.optional(EXPORT),
         remote_export=given.optional(REMOTE_EXPORT) or "",
+        handover=given.optional(HANDOVER) or HandoverRule.AUTO,
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
         connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
@@ -340,11 +343,11 @@ COMMANDS = {
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
         f" [--connections N] [--export NAME] [--remote-export NAME] [--wait]"
-        f" [--report FILE] {_TLS_CLIENT}",
+        f" [--handover auto|session|plain] [--report FILE] {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
-            *(WAIT, REPORT),
+            *(HANDOVER, WAIT, REPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,

@@ -14,6 +14,7 @@ from flexmigrate.config import CoverageRule, TLSRule
 from flexmigrate.control.grammar import (
     MAX_BPS,
     MAX_CONNECTIONS,
+    HandoverRule,
     parse_converge_rule,
     parse_max_downtime,
     parse_max_park,
@@ -187,6 +188,13 @@ def _parse_coverage(text: str) -> CoverageRule:
     if text not in rules:
         raise ValueError(f"{text!r} is neither 'full' nor 'any'")
     return rules[text]
+
+
+def _parse_handover(text: str) -> HandoverRule:
+    try:
+        return HandoverRule(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is none of 'auto', 'session' and 'plain'") from None
 
 
 def _parse_endpoint(text: str) -> str:
@@ -525,6 +533,15 @@ MAX_PARK = Option(
     "let parked clients go, and try again, if it takes longer than TIME, at least 100ms (default:"
     " 10s)",
     parse_max_park,
+)
+HANDOVER = Option(
+    "handover",
+    "",
+    "auto|session|plain",
+    "how to settle who owns the image: by a session with a journal at each end, which the other"
+    " server has to know, plainly as every NBD server understands it, or whichever it can"
+    " (default: auto)",
+    _parse_handover,
 )
 FROM = Option(
     "from",

@@ -49,6 +49,7 @@ _CONVERGE_SETTINGS = ("converge", "max-downtime", "max-park", "converge-timeout"
 _MIRROR_SETTINGS = (
     "export",
     "remote-export",
+    "handover",
     "connections",
     "tls",
     "tls-certificates",
@@ -81,6 +82,14 @@ class Action(enum.Enum):
     NOTHING = "nothing"  #: go on serving: the destination has a copy, and no claim to the image
 
 
+class HandoverRule(enum.Enum):
+    """How the source and the destination settle who owns the image."""
+
+    AUTO = "auto"  #: by a session, with a journal at each end, where the destination knows it
+    SESSION = "session"  #: by a session, or not at all
+    PLAIN = "plain"  #: as every NBD server understands it
+
+
 @dataclass(frozen=True)
 class MirrorRequest:
     """What ``mirror`` asks for.
@@ -95,6 +104,7 @@ class MirrorRequest:
     :ivar connections: how many to use, where the destination takes more than one; 1 to
         `MAX_CONNECTIONS`.
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
+    :ivar handover: see `HandoverRule`.
     """
 
     address: Address
@@ -107,6 +117,7 @@ class MirrorRequest:
     converge: ConvergeConfig = USUAL_CONVERGENCE
     connections: int = USUAL_CONNECTIONS
     report: str | None = None
+    handover: HandoverRule = HandoverRule.AUTO
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -120,6 +131,7 @@ class MirrorRequest:
             "export": self.export,
             "remote-export": self.remote_export or None,
             "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
+            "handover": None if self.handover is HandoverRule.AUTO else self.handover.value,
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
             "tls-hostname": self.tls.hostname,
@@ -321,6 +333,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             max_bps=parse_max_bps([max_bps]),
             export=settings.get("export"),
             remote_export=settings.get("remote-export", ""),
+            handover=_parse_handover(settings.get("handover", HandoverRule.AUTO.value)),
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
             connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
@@ -396,6 +409,13 @@ def _parse_action(text: str) -> Action:
         return Action(text)
     except ValueError:
         raise CommandError(f"action {text!r} is not 'exit', 'unlink' or 'nothing'") from None
+
+
+def _parse_handover(text: str) -> HandoverRule:
+    try:
+        return HandoverRule(text)
+    except ValueError:
+        raise CommandError(f"handover={text}: it is auto, session or plain") from None
 
 
 class CommandReader:

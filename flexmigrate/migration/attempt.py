@@ -7,7 +7,7 @@ point before the handover is settled: clients go on, and nothing of the attempt 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -22,11 +22,18 @@ from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
-from flexmigrate.migration.handover import SourceHandover
+from flexmigrate.migration.handover import (
+    Gift,
+    NotConfirmed,
+    SourceHandover,
+    confirm,
+    settling,
+)
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
+from flexmigrate.wire.session import Opening
 
 WATCH_SECONDS = 1.0
 """How often it is looked whether the destination makes progress, and how much clients dirty."""
@@ -57,8 +64,11 @@ class Ground(Protocol):
     def lock(self) -> OwnedLock:
         """The migration lock."""
 
-    def dial(self, hello_seconds: float) -> Deferred[NBDClientProtocol]:
-        """Connect to the destination."""
+    def dial(self, hello_seconds: float, opening: Opening | None) -> Deferred[NBDClientProtocol]:
+        """Connect to the destination.
+
+        :param opening: of the session that is wished for, or None for none.
+        """
 
     def stop_listening(self) -> Deferred[None]:
         """Free the serving address; clients stay connected."""
@@ -66,10 +76,15 @@ class Ground(Protocol):
     def resume_listening(self) -> Deferred[None]:
         """Take the serving address again; may come before ``stop_listening`` has ended."""
 
+    def dismiss(self) -> None:
+        """Close the clients, who won't be served here any more: they find the image elsewhere."""
+
 
 class Attempt:
     """See the module.
 
+    :param gift: what is given, and how.
+    :param number: of the attempt, from 1.
     :param about: the migration, for logs.
     :ivar passes: how many walks were begun.
     """
@@ -83,6 +98,8 @@ class Attempt:
         limit: RateLimit,
         convergence: Convergence,
         progress: Progress,
+        gift: Gift,
+        number: int,
         about: object = None,
     ) -> None:
         self._reactor = reactor
@@ -93,6 +110,9 @@ class Attempt:
         self._convergence = convergence
         self._progress = progress
         self._about = about
+        self._gift = gift
+        self._number = number
+        self._handover: SourceHandover | None = None
         self._log = Logger(source=about)
         self._client: NBDClientProtocol | None = None
         self._bundle: Bundle | None = None
@@ -129,7 +149,10 @@ class Attempt:
         """Connect, and see that the destination's export is as large as the image, and can be
         written to.
         """
-        client = await self._ground.dial(self._allowances.hello_seconds)
+        opening = None
+        if await self._gift.wants_session(self._log):
+            opening = self._gift.opening(self._number)
+        client = await self._ground.dial(self._allowances.hello_seconds, opening)
         self._client = client
         if client.size != self._export.size:
             raise SizeMismatch(
@@ -140,8 +163,20 @@ class Attempt:
         self._bundle = Bundle(client, self._about)
         if client.flags & TransmissionFlag.CAN_MULTI_CONN:
             for _ in range(self._allowances.connections - 1):
-                self._bundle.expect(self._ground.dial(self._allowances.hello_seconds))
+                self._bundle.expect(self._ground.dial(self._allowances.hello_seconds, None))
         self._watchdog.start(WATCH_SECONDS, now=False)
+        handover = SourceHandover(self._reactor, self._gift, self._number, client, self._about)
+        await handover.begin()
+        self._handover = handover
+        if self._gift.may_be_session:
+            self._log.info("handover: {kind}", kind=self.handover_kind)
+
+    @property
+    def handover_kind(self) -> str | None:
+        """How it will be handed over, "session" or "plain"; None before that is known."""
+        if self._handover is None:
+            return None
+        return "session" if self._handover.is_session else "plain"
 
     async def copy(self) -> None:
         """The first pass: everything, once."""
@@ -229,27 +264,55 @@ class Attempt:
         assert self._bundle is not None
         self._bundle.dismiss_others()
 
-    async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
-        """Give the image away, under the migration lock; see :class:`SourceHandover` for what it
-        raises.
-        """
-        assert self._client is not None
+    async def settle(self) -> None:
+        """Free the address, under the migration lock, and have the destination prepare."""
         await self._while_parked(self._make_way())
-        handover = SourceHandover(
-            self._reactor,
-            self._export.image,
-            self._export.background,
-            self._client,
-            unlink=unlink,
-            committing=committing,
-        )
-        await handover.give()
+
+    async def commit(self) -> bool:
+        """Take the step that can't be taken back; see :class:`SourceHandover`."""
+        return await self._handing_over.commit()
+
+    async def confirm(self) -> None:
+        """Tell the destination that the image is its own, until it answers, on this connection or,
+        once that has failed, on another one.
+
+        :raises FlexmigrateError: it has to be told again.
+        """
+        if self._client is not None:
+            return await self._handing_over.confirm()
+        record = self._gift.ownership.record
+        assert record is not None, "it is committed"
+        opening = settling(record, self._gift.name)
+        client = await self._ground.dial(self._allowances.hello_seconds, opening)
+        if client.session is None:
+            client.abort(ConnectionGone("it knows no sessions"))
+            raise NotConfirmed("whoever listens there now knows no sessions")
+        self._client = client
+        return await confirm(self._reactor, client)
+
+    def let_go(self, reason: str) -> None:
+        """The destination was not heard of: it may own the image, so clients had better look there.
+        Nothing that is still to be done here needs the lock.
+        """
+        self._stop_watching()
+        client, self._client = self._client, None
+        if client is not None:
+            client.abort(ConnectionGone(reason))
+        self._ground.dismiss()
+        self._free_lock()
+
+    async def finish_giving(self) -> None:
+        """The image is the destination's: let the clients go there, and clean up."""
+        self._ground.dismiss()
+        await self._handing_over.finish(self._client)
 
     async def _make_way(self) -> None:
         await self._ground.lock.acquire(self)
         self._holds_lock = True
         self._not_listening = True
         await self._ground.stop_listening()
+        if self._handing_over.is_session:
+            await self._handing_over.prepare()
 
     async def _while_parked(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* within what is left of the time for which clients may be parked."""
@@ -302,6 +365,11 @@ class Attempt:
             self._watchdog.stop()
 
     # Details
+
+    @property
+    def _handing_over(self) -> SourceHandover:
+        assert self._handover is not None
+        return self._handover
 
     @property
     def _copying(self) -> Copier:

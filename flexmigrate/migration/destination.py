@@ -1,9 +1,10 @@
 """The destination of a migration, as a state machine: one sender at a time, until one has brought
 everything.
 
-The rule: only ``_goodbye``, the DISC of the sender that is being received, leads to the question
-who owns the image; ``handover`` answers it. A connection that ends in any other way leads back to
-``waiting``, and what it brought counts for nothing.
+The rule: only ``_goodbye``, the DISC of the plain sender that is being received, and ``_commit``, a
+session's COMMIT after it was prepared, lead to the question who owns the image; ``handover``
+answers it. A connection that ends in any other way leads back to ``waiting``. What it brought
+counts for nothing then, unless the journal says that it was prepared.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from flexmigrate.image.coverage import Coverage
 from flexmigrate.migration.handover import DestinationHandover, Verdict
 from flexmigrate.migration.receiving import Reception, WriteBack
 from flexmigrate.server.export import Export
+from flexmigrate.wire.session import Outcome, fit_text
 
 FIRST_REQUEST_SECONDS = 10.0
 """A connection that asks for nothing does not hold the place of the sender for longer."""
@@ -47,6 +49,21 @@ class Destination(Protocol):
 
     def cancel(self) -> None:
         """The process is told to end."""
+
+    def sender_settles(self, sender: Sender) -> None:
+        """The sender sends nothing: it has come to say COMMIT, of what was prepared before."""
+
+    def resume(self) -> None:
+        """The image was ours when the process was started; its source may not know."""
+
+    def _prepare(self, sender: Sender, outcome: Deferred[Outcome]) -> None:
+        """The sender said PREPARE, and can change nothing any more."""
+
+    def _sealed(self) -> None:
+        """PREPARE was answered, and the sender is there still."""
+
+    def _commit(self, outcome: Deferred[Outcome]) -> None:
+        """The source of what is prepared said COMMIT."""
 
     def _goodbye(self, sender: Sender, answer: Deferred[bool]) -> None:
         """The sender said DISC, and all it asked for is done."""
@@ -85,6 +102,7 @@ class DestinationCore:
         self.write_back = WriteBack(export, export.background)
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
+        self.outcome: Deferred[Outcome] | None = None
         self.attempts = 0
         self.logger = Logger()
 
@@ -93,7 +111,11 @@ class DestinationCore:
         """Return why no sender is wanted now, or None."""
         if self.phase == "waiting":
             return None
-        if self.phase in ("receiving", "settling"):
+        if self.phase in ("sealed", "owning") or (
+            self.phase == "complete" and self.handover.by_session
+        ):
+            return None  # it may have come to settle: who hasn't gets no further than the gate
+        if self.phase in ("receiving", "settling", "preparing"):
             return "a sender is connected already"
         if self.phase == "draining":
             return "the last sender's requests aren't over yet"
@@ -118,6 +140,9 @@ class DestinationCore:
         answer, self.answer = self.answer, None
         if answer is not None:
             answer.callback(accepted)
+        outcome, self.outcome = self.outcome, None
+        if outcome is not None:
+            outcome.callback(Outcome(self.handover.ownership.state))
 
 
 def _receive(destination: Destination, core: DestinationCore, sender: Sender) -> IDelayedCall:
@@ -155,11 +180,50 @@ def _decide(
     return core.handover.take(core.coverage).addCallbacks(decided, destination._failed)
 
 
+def _ask_to_prepare(
+    destination: Destination, core: DestinationCore, sender: Sender, outcome: Deferred[Outcome]
+) -> Deferred[None]:
+    """Ask the handover; the sender is answered, whatever comes of it."""
+    core.phase = "preparing"
+    core.export.observer = None
+    core.write_back.end()
+
+    def answer(result: Outcome | Failure) -> None:
+        if isinstance(result, Failure):
+            core.logger.failure("preparing failed", result)
+            result = Outcome(core.handover.ownership.state, fit_text(result.getErrorMessage()))
+        if result.refusal:
+            core.logger.error("not prepared: {refusal}", refusal=result.refusal)
+        else:
+            core.logger.info("prepared: {path} has all, durably", path=core.export.image.path)
+        if core.sender is None:
+            destination._drained()
+        else:
+            destination._sealed()
+        outcome.callback(result)
+
+    return core.handover.prepare(core.coverage).addBoth(answer)
+
+
+def _own(
+    destination: Destination, core: DestinationCore, outcome: Deferred[Outcome]
+) -> Deferred[None]:
+    """Ask the handover; what comes of it is an input."""
+    core.phase = "owning"
+    core.outcome = outcome
+    core.export.observer = None
+    core.write_back.end()
+    return core.handover.own().addCallbacks(lambda _: destination._ours(), destination._failed)
+
+
 builder = TypeMachineBuilder(Destination, DestinationCore)
 waiting = builder.state("waiting")
 draining = builder.state("draining", _drain)
 receiving = builder.state("receiving", _receive)
 settling = builder.state("settling", _decide)
+preparing = builder.state("preparing", _ask_to_prepare)
+sealed = builder.state("sealed")
+owning = builder.state("owning", _own)
 complete = builder.state("complete")
 cancelled = builder.state("cancelled")
 
@@ -177,6 +241,119 @@ cancelled.upon(Destination._drained).loop().returns(None)
 # Whoever cancels holds the migration lock, and so does the decision until it is made.
 settling.upon(Destination.cancel, nodata=True).loop().returns(None)
 draining.upon(Destination.sender_lost, nodata=True).loop().returns(None)
+owning.upon(Destination.sender_lost, nodata=True).loop().returns(None)
+owning.upon(Destination.cancel, nodata=True).loop().returns(None)
+preparing.upon(Destination.cancel, nodata=True).loop().returns(None)
+
+
+@preparing.upon(Destination.sender_lost).loop()
+def _lost_preparing(
+    destination: Destination, core: DestinationCore, asked: Deferred[None], sender: Sender
+) -> None:
+    """What it brought may be prepared all the same: its source will come again."""
+    core.sender = None
+
+
+@preparing.upon(Destination._drained).to(waiting)
+def _nobody_is_answered(
+    destination: Destination, core: DestinationCore, asked: Deferred[None]
+) -> None:
+    core.forget()
+
+
+@preparing.upon(Destination._sealed).to(sealed)
+def _answered(destination: Destination, core: DestinationCore, asked: Deferred[None]) -> None:
+    core.phase = "sealed"
+
+
+@receiving.upon(Destination.sender_settles).to(sealed)
+def _came_to_settle(
+    destination: Destination, core: DestinationCore, delayed: IDelayedCall, sender: Sender
+) -> None:
+    _stop(delayed)
+    core.export.observer = None
+    core.write_back.end()
+    core.phase = "sealed"
+
+
+@receiving.upon(Destination._prepare).to(preparing)
+def _said_prepare(
+    destination: Destination,
+    core: DestinationCore,
+    delayed: IDelayedCall,
+    sender: Sender,
+    outcome: Deferred[Outcome],
+) -> None:
+    _stop(delayed)
+
+
+@sealed.upon(Destination.sender_lost).to(waiting)
+def _lost_sealed(destination: Destination, core: DestinationCore, sender: Sender) -> None:
+    """Nothing that it asked for is under way: it was sealed."""
+    core.forget()
+
+
+@sealed.upon(Destination.cancel).to(cancelled)
+def _cancel_sealed(destination: Destination, core: DestinationCore) -> None:
+    core.phase = "cancelled"
+    sender, core.sender = core.sender, None
+    if sender is not None:
+        sender.abort("this server is told to end")
+
+
+# Whoever is connected meanwhile has not got past the gate: the journal says prepared, and the lock
+# keeps everything else out.
+waiting.upon(Destination._commit).to(owning).returns(None)
+sealed.upon(Destination._commit).to(owning).returns(None)
+draining.upon(Destination._commit, nodata=True).to(owning).returns(None)
+owning.upon(Destination._drained, nodata=True).loop().returns(None)
+complete.upon(Destination._drained).loop().returns(None)
+
+
+@receiving.upon(Destination._commit).to(owning)
+def _commit_of_another(
+    destination: Destination,
+    core: DestinationCore,
+    delayed: IDelayedCall,
+    outcome: Deferred[Outcome],
+) -> None:
+    _stop(delayed)
+
+
+@cancelled.upon(Destination._commit).loop()
+def _committed_too_late(
+    destination: Destination, core: DestinationCore, outcome: Deferred[Outcome]
+) -> None:
+    """It will be asked again, and find whoever is started next on the image."""
+    outcome.callback(Outcome(core.handover.ownership.state, "this server is told to end"))
+
+
+@waiting.upon(Destination.resume).to(complete)
+def _resumed(destination: Destination, core: DestinationCore) -> None:
+    core.phase = "complete"
+    core.complete.callback(None)
+
+
+@owning.upon(Destination._ours).to(complete)
+def _owned_by_session(
+    destination: Destination, core: DestinationCore, owning: Deferred[None]
+) -> None:
+    core.phase = "complete"
+    core.logger.info("migration complete: {path} is here", path=core.export.image.path)
+    core.complete.callback(None)
+
+
+@owning.upon(Destination._failed).to(waiting)
+def _not_recorded(
+    destination: Destination, core: DestinationCore, owning: Deferred[None], failure: Failure
+) -> None:
+    """It is asked again, and can't be sent anything else meanwhile: the journal says prepared."""
+    core.logger.failure("taking over failed", failure)
+    refusal = fit_text(failure.getErrorMessage())
+    outcome, core.outcome = core.outcome, None
+    core.forget()
+    if outcome is not None:
+        outcome.callback(Outcome(core.handover.ownership.state, refusal or "it failed"))
 
 
 @receiving.upon(Destination.sender_lost).to(draining)

@@ -1,35 +1,55 @@
-"""Who owns the image: the one place at each end where that is decided, and nothing else.
+"""The last step of a migration, as each end takes it: who owns the image is settled.
 
-The plain handover, which works towards any NBD server: all data, a flush, with ``unlink`` the
-source's file is removed, then DISC. Two things follow from its nature, and are kept here:
+The rules, and what is written where, are ``ownership``'s. Here are the steps in their order, and
+what each failure means:
 
-* Until the source begins its last step (``committing``) it owns the image, whatever else happens.
-  From then on it never serves again, because the destination may own it.
-* A destination owns the image only by a DISC at the end of a valid stream that covered all of it.
-  Then, and before it closes the connection, the image is flushed and its marker removed: the
-  close tells the source.
+* *Session*, between two flexmigrates: PREPARE, until the destination has all, durably; then
+  ``committed`` in the source's journal, from where no way leads back; then COMMIT, as often as it
+  takes.
+* *Plain*, towards any NBD server: with ``unlink`` the source's file is removed, then DISC. A
+  destination owns the image only by a DISC at the end of a valid stream that covered all of it;
+  then, and before it closes the connection, the image is flushed and its marker removed: the close
+  tells the source. Between the source's last step and that close there is a gap that no further
+  message would close; an error in it is :class:`HandoverUncertain`, and a matter for a human.
 
-Between the source's last step and the close that answers it there is a gap that no further
-message would close; an error in it is :class:`HandoverUncertain`, and a matter for a human.
+When which step comes is decided by the state machines, ``source`` and ``destination``.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable
+import secrets
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
-from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
-from flexmigrate.image import disk as disks
+from flexmigrate.control.grammar import Action, HandoverRule
+from flexmigrate.errors import (
+    ConnectionGone,
+    FlexmigrateError,
+    ImageError,
+    MigrationError,
+    RequestFailed,
+)
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
-from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.image.file import Image
+from flexmigrate.migration.journal import Record
+from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, UncertainError
+from flexmigrate.wire.session import (
+    Opening,
+    Outcome,
+    PrivateCommand,
+    Purpose,
+    State,
+    fit_text,
+    parse_answer,
+    parse_outcome,
+)
 
 log = Logger()
 
@@ -37,12 +57,11 @@ log = Logger()
 # flushed just before.
 CLOSE_SECONDS = 30.0
 
-MARKER_SUFFIX = ".INCOMPLETE"
+COMMIT_SECONDS = 5.0
+"""How long the source waits for the answer to COMMIT, before it asks again, elsewhere."""
 
-_MARKER_TEXT = (
-    "A migration into the image beside this file has not finished: the image is not whole.\n"
-    "flexmigrate removes this file once it is.\n"
-)
+GOODBYE_SECONDS = 5.0
+"""How long it waits, with everything settled, for the destination to close the connection."""
 
 
 class HandoverUncertain(MigrationError):
@@ -55,40 +74,160 @@ class NotGiven(MigrationError):
     """
 
 
-class SourceHandover:
-    """The last step of a source.
+class NotConfirmed(MigrationError):
+    """The destination did not answer COMMIT, or not as it should: it has to be asked again."""
 
-    :param committing: called right before the first act that can't be taken back.
+
+@dataclass
+class Gift:
+    """What a source gives, and how: the same for all attempts of one migration.
+
+    :ivar mirror: the lines of the mirror command, for the journal.
+    :ivar name: of this side, for people.
+    :ivar address: of the destination, for people.
+    :ivar session: drawn at random.
+    """
+
+    image: Image
+    background: Background
+    ownership: Ownership
+    action: Action
+    rule: HandoverRule = HandoverRule.AUTO
+    mirror: tuple[str, ...] = ()
+    name: str = ""
+    address: str = ""
+    session: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+
+    @property
+    def may_be_session(self) -> bool:
+        """Whether a session is wished for: nothing is handed over by a copy."""
+        return self.rule is not HandoverRule.PLAIN and self.action is not Action.NOTHING
+
+    async def wants_session(self, logger: Logger) -> bool:
+        """Return whether a session is to be asked for: not where no journal could be kept.
+
+        :raises MigrationError: a session is insisted on, and no journal can be kept.
+        """
+        if not self.may_be_session:
+            return False
+        try:
+            await self.background.run(self.ownership.probe)
+        except OSError as error:
+            text = f"no journal can be kept beside {self.image.path}: {error}"
+            if self.rule is HandoverRule.SESSION:
+                raise MigrationError(text) from error
+            logger.warn("{text}; the handover is the plain one", text=text)
+            return False
+        return True
+
+    def opening(self, attempt: int) -> Opening:
+        """Return what is said to the destination at the beginning of *attempt*."""
+        return Opening(
+            Purpose.MIGRATE,
+            self.session,
+            attempt,
+            State.SENDING,
+            self.image.size,
+            name=fit_text(self.name),
+            superseded=self.ownership.superseded_by(self.session),
+        )
+
+
+def settling(record: Record, name: str) -> Opening:
+    """Return what is said to the destination of a handover that *record* says is committed."""
+    return Opening(
+        Purpose.SETTLE,
+        record.session,
+        record.attempt,
+        State.COMMITTED,
+        record.size,
+        name=fit_text(name),
+    )
+
+
+class SourceHandover:
+    """The steps of a source, in one attempt.
+
+    :param about: the migration, for logs.
+    :ivar is_session: whether a session was agreed on.
     """
 
     def __init__(
         self,
         reactor: Any,
-        image: Image,
-        background: Background,
+        gift: Gift,
+        attempt: int,
         client: NBDClientProtocol,
-        *,
-        unlink: bool,
-        committing: Callable[[], None],
+        about: object = None,
     ) -> None:
         self._reactor = reactor
-        self._image = image
-        self._background = background
+        self._gift = gift
+        self._attempt = attempt
         self._client = client
-        self._unlink = unlink
-        self._committing = committing
+        self._log = Logger(source=about)
+        self._keeps_journal = gift.action is not Action.NOTHING
+        self.is_session = gift.may_be_session and client.session is not None
 
-    async def give(self) -> None:
-        """Give the image away; all is sent and flushed, and nobody is served any more.
+    async def begin(self) -> None:
+        """Record that the image is being sent, before the first byte is.
 
-        :raises NotGiven: nothing happened, because the connection ended first or the file can't
-            be unlinked.
+        :raises MigrationError: a session was insisted on, or the journal can't be written.
+        """
+        gift = self._gift
+        if gift.rule is HandoverRule.SESSION and not self.is_session:
+            raise MigrationError("the destination knows no sessions, and --handover says session")
+        if not self._keeps_journal:
+            return
+        peer = ""
+        if self._client.session is not None and self.is_session:
+            peer = parse_answer(self._client.session).name
+        record = Record(
+            State.SENDING,
+            session=gift.session,
+            attempt=self._attempt,
+            plain=not self.is_session,
+            unlink=gift.action is Action.UNLINK,
+            peer=peer,
+            address=gift.address,
+            mirror=gift.mirror,
+        )
+        try:
+            await gift.background.run(gift.ownership.send, record)
+        except OSError as error:
+            text = f"can't write the journal of {gift.image.path}: {error}"
+            if self.is_session:
+                raise MigrationError(text) from error
+            self._log.warn("{text}; the handover goes without", text=text)
+            self._keeps_journal = False
+
+    async def prepare(self) -> None:
+        """Have the destination see that it has all, and make that durable.
+
+        :raises MigrationError: it hasn't, or couldn't.
+        """
+        try:
+            outcome = parse_outcome(await self._client.private(PrivateCommand.PREPARE))
+        except RequestFailed as error:
+            raise MigrationError(f"the destination did not prepare: {error}") from error
+        if outcome.refusal:
+            raise MigrationError(f"the destination did not prepare: {outcome.refusal}")
+
+    async def commit(self) -> bool:
+        """Take the step that can't be taken back; all is sent and flushed, and nobody is served.
+
+        :return: whether the image is given away by that. If not, COMMIT is what is left to do.
+        :raises NotGiven: nothing happened, surely.
         :raises HandoverUncertain: it was begun, and not confirmed.
         """
         if self._client.failure is not None:
             raise NotGiven(f"the destination is gone: {self._client.failure}")
-        self._committing()
-        if self._unlink:
+        unlink, image = self._gift.action is Action.UNLINK, self._gift.image
+        if unlink and self.is_session and not image.has_name:
+            raise NotGiven(f"{image.path} leads to another file by now: it can't be unlinked")
+        await self._record_commit()
+        if self.is_session:
+            return False
+        if unlink:
             await self._remove()
         silence = ConnectionGone(f"it did not close the connection within {CLOSE_SECONDS:g} s")
         timer = self._reactor.callLater(CLOSE_SECONDS, self._client.abort, silence)
@@ -99,46 +238,128 @@ class SourceHandover:
         finally:
             if timer.active():
                 timer.cancel()
+        return True
+
+    async def _record_commit(self) -> None:
+        if not self._keeps_journal:
+            return
+        gift = self._gift
+        try:
+            await gift.background.run(gift.ownership.commit, self._attempt)
+        except OSError as error:
+            raise NotGiven(f"can't write the journal of {gift.image.path}: {error}") from error
+        except UncertainError as error:
+            raise HandoverUncertain(str(error)) from error
 
     async def _remove(self) -> None:
+        image = self._gift.image
         try:
-            await self._background.run(self._image.unlink)
+            await self._gift.background.run(image.unlink)
         except ImageError as error:
-            raise NotGiven(str(error)) from error
+            await self._take_back(str(error))
         except OSError as error:
-            if self._image.has_name:
-                raise NotGiven(f"{self._image.path} can't be unlinked: {error}") from error
+            if image.has_name:
+                await self._take_back(f"{image.path} can't be unlinked: {error}")
             # The name is gone, but would come back if the machine crashed at once.
-            log.error("unlinking {path}: {error}", path=self._image.path, error=error)
+            self._log.error("unlinking {path}: {error}", path=image.path, error=error)
+
+    async def _take_back(self, reason: str) -> None:
+        if self._keeps_journal:
+            try:
+                await self._gift.background.run(self._gift.ownership.take_back)
+            except UncertainError as error:
+                raise HandoverUncertain(f"{reason}; {error}") from error
+        raise NotGiven(reason)
 
     def _describe(self, error: object) -> str:
+        path = self._gift.image.path
         fate = "was kept: use neither copy before the destination's marker was looked for"
-        if self._unlink:
+        if self._gift.action is Action.UNLINK:
             fate = "was removed: the destination's copy is canonical"
         return (
             "the destination has all data, flushed, but did not confirm that it took over "
-            f"({error}); {self._image.path} {fate}"
+            f"({error}); {path} {fate}"
         )
+
+    async def confirm(self) -> None:
+        """Tell the destination that it owns the image, and hear that it knows."""
+        await confirm(self._reactor, self._client)
+
+    async def finish(self, client: NBDClientProtocol | None) -> None:
+        """Clean up after the image was given away: no failure here denies that.
+
+        :param client: the connection over which the destination confirmed it.
+        """
+        if self._keeps_journal:
+            of_session = client if self.is_session else None
+            await finish(self._reactor, self._gift, of_session, self._log)
+
+
+async def confirm(reactor: Any, client: NBDClientProtocol) -> None:
+    """Say COMMIT over *client*.
+
+    :raises NotConfirmed: it has to be said again, on another connection.
+    """
+    answer = client.private(PrivateCommand.COMMIT).addTimeout(COMMIT_SECONDS, reactor)
+    try:
+        outcome = parse_outcome(await answer)
+    except DeferredTimeout:
+        silent = f"the destination did not answer COMMIT within {COMMIT_SECONDS:g} s"
+        raise NotConfirmed(silent) from None
+    except FlexmigrateError as error:
+        raise NotConfirmed(f"the destination did not answer COMMIT: {error}") from error
+    if outcome.refusal:
+        raise NotConfirmed(f"the destination refuses to commit: {outcome.refusal}")
+
+
+async def finish(
+    reactor: Any, gift: Gift, client: NBDClientProtocol | None, logger: Logger
+) -> None:
+    """Record that the image is given away; if that was by a session, whose *client* it is, unlink
+    it if that was asked for, and take leave.
+    """
+    try:
+        await gift.background.run(gift.ownership.done)
+        if client is not None and gift.action is Action.UNLINK:
+            await gift.background.run(gift.image.unlink)
+    except (OSError, ImageError) as error:
+        logger.warn("{path} was given away, but: {error}", path=gift.image.path, error=error)
+    if client is None:
+        return
+    try:
+        await client.disconnect().addTimeout(GOODBYE_SECONDS, reactor)
+    except (FlexmigrateError, DeferredTimeout) as error:
+        logger.info("the destination was not told that the session is over: {error}", error=error)
 
 
 class Verdict(Enum):
-    """What a DISC means at a destination."""
+    """What a plain sender's DISC means at a destination."""
 
     OURS = "ours"
     NOT_OURS = "not ours"
 
 
 class DestinationHandover:
-    """The marker beside a destination's image, and the decision that removes it.
+    """The steps of a destination.
 
     :ivar owned: whether the image is ours.
+    :ivar by_session: whether it came by a session, whose source may ask again.
     """
 
-    def __init__(self, image: Image, background: Background, *, full_coverage: bool = True) -> None:
+    def __init__(
+        self,
+        image: Image,
+        background: Background,
+        ownership: Ownership,
+        *,
+        full_coverage: bool = True,
+    ) -> None:
         self._image = image
         self._background = background
         self._full_coverage = full_coverage
-        self.owned = False
+        self.ownership = ownership
+        self.owned = ownership.state is State.OWNER
+        self.by_session = self.owned
 
     @property
     def marker(self) -> str:
@@ -153,16 +374,10 @@ class DestinationHandover:
 
         :raises ImageError: where it can't be written.
         """
-        try:
-            self._write_marker()
-        except OSError as error:
-            raise ImageError(f"can't write the marker {self.marker}: {error.strerror}") from error
-
-    def _write_marker(self) -> None:
-        disks.replace(self._image.disk, self.marker, _MARKER_TEXT.encode())
+        self.ownership.expect()
 
     def judge(self, coverage: Coverage) -> str | None:
-        """Return why a DISC after *coverage* does not give the image to us, or None if it does."""
+        """Return why what was received isn't the whole image, or None if it is."""
         if not coverage.writes:
             return "it sent no data"
         if coverage.spoiled is not None:
@@ -171,6 +386,8 @@ class DestinationHandover:
             missing = coverage.size - coverage.covered
             return f"{missing} of {coverage.size} bytes were never written, zeroed or trimmed"
         return None
+
+    # The plain handover
 
     def take(self, coverage: Coverage) -> Deferred[Verdict]:
         """Decide about a DISC: flush, remove the marker, own the image; or don't.
@@ -186,24 +403,52 @@ class DestinationHandover:
             log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
             return Verdict.NOT_OURS
         await self._background.flush()
-        await self._background.run(self._remove_marker)
+        await self._background.run(self.ownership.own_plainly)
         self.owned = True
         return Verdict.OURS
 
-    def _remove_marker(self) -> None:
-        disk = self._image.disk
-        try:
-            disks.remove(disk, self.marker)  # perhaps the operator has done so: so be it
-        except OSError:
-            if not disks.exists(disk, self.marker):
-                # It may come back after a crash. The image isn't ours then, and the marker says so.
-                self._write_marker()
-            raise
+    # A session
+
+    def receive(self, opening: Opening, address: str) -> Deferred[None]:
+        """Record, before the first byte comes, what is received. Fails with OSError."""
+        return self._background.run(self.ownership.receive, opening, address)
+
+    def prepare(self, coverage: Coverage) -> Deferred[Outcome]:
+        """See that all is here, make it durable, and be prepared for COMMIT. Fails with OSError."""
+        return Deferred.fromCoroutine(self._prepare(coverage))
+
+    async def _prepare(self, coverage: Coverage) -> Outcome:
+        refusal = self.judge(coverage)
+        if refusal is not None:
+            return Outcome(self.ownership.state, fit_text(refusal))
+        await self._background.flush()
+        await self._background.run(self.ownership.prepare)
+        return Outcome(self.ownership.state)
+
+    def own(self) -> Deferred[None]:
+        """The source has committed: own the image. Fails with OSError; it may be asked again."""
+        return Deferred.fromCoroutine(self._own())
+
+    async def _own(self) -> None:
+        fault = await self._background.run(self.ownership.own)
+        if fault is not None:
+            log.error(
+                "{marker} can't be removed, and means nothing any more: {fault}",
+                marker=self.marker,
+                fault=fault,
+            )
+        self.owned = self.by_session = True
+
+    def acknowledge(self) -> Deferred[None]:
+        """The source knows that the image is ours; record it. Never fails."""
+        return acknowledge(self.ownership, self._background)
 
 
-def incomplete(path: str, disk: Disk = SYSTEM) -> bool:
-    """Return whether a migration into the image at *path* began and never finished.
-
-    :raises OSError: that can't be told.
-    """
-    return disks.exists(disk, os.path.realpath(path) + MARKER_SUFFIX)
+def acknowledge(ownership: Ownership, background: Background) -> Deferred[None]:
+    """Record that the source knows that the image is ours. Never fails: it may be asked again."""
+    recording = background.run(ownership.acknowledge)
+    return recording.addErrback(
+        lambda failure: log.warn(
+            "that the source knows can't be recorded: {error}", error=failure.getErrorMessage()
+        )
+    )

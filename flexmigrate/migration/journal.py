@@ -29,6 +29,9 @@ VERSION = 1
 MAX_BYTES = 64 * 1024
 """Bytes that a journal may have: far more than a record ever needs."""
 
+PROBE_BYTES = 4096
+"""What has to fit on the disk for a journal to be relied on: more than a common record has."""
+
 MAX_SETTLED = 16
 """How many of the last settlements by hand are remembered."""
 

@@ -23,6 +23,7 @@ image. Twisted is not imported.
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import os
 import threading
@@ -184,6 +185,19 @@ class Ownership:
     def state(self) -> State:
         """What the journal says."""
         return self.standing.state
+
+    def probe(self) -> None:
+        """See whether a journal can be written: before anybody depends on it.
+
+        :raises OSError: it can't.
+        """
+        path = journal.path_of(self._path) + ".probe"
+        try:
+            disks.replace(self._disk, path, bytes(journal.PROBE_BYTES))
+        finally:
+            for left in (path, path + ".new"):
+                with contextlib.suppress(FileNotFoundError):
+                    self._disk.unlink(left)
 
     # A source
 

@@ -2,8 +2,10 @@
 break.
 
 Two rules. Each state in which something goes on owns that step (a Deferred), so leaving the state
-ends the step. And only the handover leads out of ``settling`` into ``committing``, from which no
-way leads back to serving unless the handover itself says that nothing has happened.
+ends the step. And only ``settling`` leads into ``committing``, from which no way leads back to
+serving unless the handover itself says that nothing has happened. With a session the image is
+committed from there on: ``confirming`` asks the destination to say that it knows, and
+``unanswered`` waits before it is asked again, for as long as that takes.
 
 What the steps do is in ``attempt``; who owns the image is decided in ``handover``.
 """
@@ -27,7 +29,7 @@ from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.migration.attempt import Allowances, Attempt, Ground
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.handover import NotGiven
+from flexmigrate.migration.handover import Gift, HandoverUncertain, NotGiven
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export
 
@@ -44,6 +46,9 @@ class Source(Protocol):
     def cancel(self, reason: str) -> None:
         """End the migration, and serve on; has no effect from ``committing`` on."""
 
+    def leave(self, reason: str) -> None:
+        """The process ends: don't ask the destination any more; after ``cancel``."""
+
     def _agreed(self) -> None:
         """The destination said hello, with the right size."""
 
@@ -56,8 +61,20 @@ class Source(Protocol):
     def _equal(self) -> None:
         """Clients are parked, and both images are equal."""
 
-    def _committing(self) -> None:
-        """The next act can't be taken back."""
+    def _prepared(self) -> None:
+        """The way is free, and the destination is prepared, if it can be."""
+
+    def _only_copied(self) -> None:
+        """There is nothing to hand over: the destination has a copy."""
+
+    def _committed(self) -> None:
+        """The source's journal says that the image is not ours any more."""
+
+    def _unanswered(self, failure: Failure) -> None:
+        """The destination did not say that it knows."""
+
+    def _finished(self) -> None:
+        """Nothing is left to do."""
 
     def _given(self) -> None:
         """The destination owns the image."""
@@ -86,7 +103,7 @@ class Core:
     reactor: Any
     export: Export
     ground: Ground
-    action: Action
+    gift: Gift
     allowances: Allowances
     limit: RateLimit
     convergence: Convergence
@@ -110,8 +127,9 @@ class Core:
 
     def enter(self, phase: str) -> None:
         """Name the state that the migration is in now, for whoever looks on."""
-        self.phase = phase
-        self.progress.changed()
+        if phase != self.phase:
+            self.phase = phase
+            self.progress.changed()
 
     def new_attempt(self) -> Attempt:
         """Begin another."""
@@ -125,6 +143,8 @@ class Core:
             self.limit,
             self.convergence,
             self.progress,
+            self.gift,
+            self.attempts,
             about=self,
         )
         return self.attempt
@@ -167,8 +187,9 @@ def _step(
     failed: Callable[[Failure], None] | None = None,
 ) -> Step:
     """Run *work*; its end is an input, its failure another."""
+    if phase != core.phase:
+        core.logger.info("migration: {phase}", phase=phase)
     core.enter(phase)
-    core.logger.info("migration: {phase}", phase=phase)
     step = Deferred.fromCoroutine(work)
     step.addCallbacks(lambda _: done(), failed or source._failed)
     step.addErrback(lambda failure: core.logger.failure("a bug in the migration's states", failure))
@@ -192,18 +213,75 @@ def _finish(source: Source, core: Core) -> Step:
 
 
 def _settle(source: Source, core: Core) -> Step:
+    if core.gift.action is Action.NOTHING:
+        return _step(source, core, "settling", _nothing_to_do(), source._only_copied)
+    return _step(source, core, "settling", core.current.settle(), source._prepared)
+
+
+async def _nothing_to_do() -> None:
+    """Hand nothing over."""
+
+
+def _commit(source: Source, core: Core) -> Step:
+    async def commit() -> None:
+        if await core.current.commit():
+            source._given()
+        else:
+            source._committed()
+
     def failed(failure: Failure) -> None:
         if failure.check(NotGiven):
             source._not_given(failure)
         else:
             source._failed(failure)
 
-    return _step(source, core, "settling", _give(source, core), source._given, failed)
+    return _step(source, core, "committing", commit(), _nothing, failed)
 
 
-async def _give(source: Source, core: Core) -> None:
-    if core.action is not Action.NOTHING:
-        await core.current.settle(core.action is Action.UNLINK, source._committing)
+def _confirm(source: Source, core: Core) -> Step:
+    return _step(
+        source, core, "committing", core.current.confirm(), source._given, source._unanswered
+    )
+
+
+def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
+    """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
+    error = core.last_error = failure.getErrorMessage()
+    path = core.gift.image.path
+    core.logger.error(
+        "{path} is committed to {place}, which has not confirmed it: {error}; it is asked again in "
+        "{seconds:.0f} s, until it does. See 'flexmigrate whose {path}'",
+        path=path,
+        place=core.gift.address,
+        error=error,
+        seconds=RETRY_SECONDS,
+    )
+    if not failure.check(FlexmigrateError, OSError):
+        core.logger.failure("the error was not one that is expected here", failure)
+    core.current.let_go(error)
+    delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
+    return delayed
+
+
+def _finish_giving(source: Source, core: Core) -> Step:
+    return _step(
+        source,
+        core,
+        "given",
+        core.current.finish_giving(),
+        source._finished,
+        lambda failure: _finished_badly(source, core, failure),
+    )
+
+
+def _finished_badly(source: Source, core: Core, failure: Failure) -> None:
+    """The image is given away all the same."""
+    core.logger.failure("after the handover", failure)
+    source._finished()
+
+
+def _nothing() -> None:
+    """The step has told its end itself."""
 
 
 def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
@@ -230,7 +308,10 @@ copying = builder.state("copying", _copy)
 converging = builder.state("converging", _converge)
 parked = builder.state("parked", _finish)
 settling = builder.state("settling", _settle)
-committing = builder.state("committing")
+committing = builder.state("committing", _commit)
+confirming = builder.state("confirming", _confirm)
+unanswered = builder.state("unanswered", _ask_again)
+finishing = builder.state("finishing", _finish_giving)
 waiting = builder.state("waiting", _again)
 redialling = builder.state("redialling", _dial)
 given = builder.state("given")
@@ -242,21 +323,33 @@ redialling.upon(Source._agreed).to(copying).returns(None)
 copying.upon(Source._copied).to(converging).returns(None)
 converging.upon(Source._converged).to(parked).returns(None)
 parked.upon(Source._equal).to(settling).returns(None)
+settling.upon(Source._prepared, nodata=True).to(committing).returns(None)
+committing.upon(Source._committed, nodata=True).to(confirming).returns(None)
+confirming.upon(Source._given, nodata=True).to(finishing).returns(None)
+committing.upon(Source._given, nodata=True).to(finishing).returns(None)
 waiting.upon(Source._retry, nodata=True).to(redialling).returns(None)
+
+# Nobody else can be the owner now, so it is asked until it says so.
+confirming.upon(Source._unanswered, nodata=True).to(unanswered).returns(None)
+unanswered.upon(Source._retry, nodata=True).to(confirming).returns(None)
 
 # A later attempt that fails is followed by another.
 for trying in (redialling, copying, converging, parked, settling):
     trying.upon(Source._failed, nodata=True).to(waiting).returns(None)
-settling.upon(Source._not_given, nodata=True).to(waiting).returns(None)
-committing.upon(Source._not_given).to(waiting).returns(None)
+committing.upon(Source._not_given, nodata=True).to(waiting).returns(None)
 
 # What comes late changes nothing: a step that was cancelled says so after its state was left, and
 # nobody can break off what is settled or over.
 for over in (given, ended):
     over.upon(Source._failed).loop().returns(None)
-    over.upon(Source._not_given).loop().returns(None)
-for past in (committing, given, ended):
-    past.upon(Source.cancel).loop().returns(None)
+    over.upon(Source._unanswered).loop().returns(None)
+    over.upon(Source.cancel).loop().returns(None)
+    over.upon(Source.leave).loop().returns(None)
+for past in (committing, confirming, unanswered, finishing):
+    past.upon(Source.cancel, nodata=True).loop().returns(None)
+# These hold the migration lock, and whoever leaves waits for that; what they come to is the truth.
+for settled in (committing, finishing):
+    settled.upon(Source.leave, nodata=True).loop().returns(None)
 
 
 @dialling.upon(Source._agreed, nodata=True).to(copying)
@@ -272,32 +365,54 @@ def _first_failed(source: Source, core: Core, step: Step, failure: Failure) -> N
     core.started.errback(failure)
 
 
-@settling.upon(Source._committing).to(committing)
-def _point_of_no_return(source: Source, core: Core, step: Step) -> None:
-    core.enter("committing")
-
-
-@settling.upon(Source._given).to(ended)
-def _only_copied(source: Source, core: Core, step: Step) -> None:
+@settling.upon(Source._only_copied).to(ended)
+def _copied_only(source: Source, core: Core, step: Step) -> None:
     """Without a handover: the destination has a copy, and the image stays here."""
     core.enter("ended")
     core.abandon("the copy is complete")
     core.finished.callback(False)
 
 
-@committing.upon(Source._given).to(given)
-def _handed_over(source: Source, core: Core) -> None:
-    core.enter("given")
+@finishing.upon(Source._finished).to(given)
+def _handed_over(source: Source, core: Core, step: Step) -> None:
     # Before the lock is free: who waits for it asks then what came of this.
     core.finished.callback(True)
     core.current.close()
 
 
 @committing.upon(Source._failed).to(given)
-def _not_confirmed(source: Source, core: Core, failure: Failure) -> None:
+def _not_confirmed(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """Whatever it was, the image may be the destination's: it isn't served here any more."""
     core.enter("given")
     core.finished.errback(failure)
+    core.current.close()
+
+
+@confirming.upon(Source.leave).to(given)
+def _leave_confirming(source: Source, core: Core, step: Step, reason: str) -> None:
+    step.cancel()
+    _stay_committed(core, reason)
+
+
+@unanswered.upon(Source.leave).to(given)
+def _leave_unanswered(source: Source, core: Core, retry: IDelayedCall, reason: str) -> None:
+    retry.cancel()
+    _stay_committed(core, reason)
+
+
+def _stay_committed(core: Core, reason: str) -> None:
+    """The image is the destination's, or will be once it is told: whoever serves it next here is
+    told so by the journal.
+    """
+    core.enter("given")
+    core.finished.errback(
+        Failure(
+            HandoverUncertain(
+                f"{core.gift.image.path} is committed to {core.gift.address}, which has not "
+                f"confirmed it ({reason}); a 'serve' of it will ask again"
+            )
+        )
+    )
     core.current.close()
 
 

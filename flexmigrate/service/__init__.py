@@ -9,9 +9,11 @@ from twisted.application.service import IService
 
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.service.host import new_pool
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
-from flexmigrate.service.serve import ServeService
+from flexmigrate.service.serve import Committed, ServeService
+from flexmigrate.service.settling import SettleService
 from flexmigrate.service.supervisor import Supervisor
 
 
@@ -33,13 +35,17 @@ def build(
     lifetime: Lifetime,
     pool: Any = None,
     open_image: Opener = Image.open,
-) -> ServeService | ListenService:
+) -> ServeService | ListenService | SettleService:
     """Return the service that *config* describes, which ends by *lifetime*.
 
     :param pool: the threads for its images, not yet started; None for its own.
     :param open_image: opens its images, and gives each the disk that its records are on.
     :raises FlexmigrateError: what stands in its way.
     """
+    pool = pool or new_pool()
     if isinstance(config, ServeConfig):
-        return ServeService(reactor, config, lifetime, pool, open_image)
+        try:
+            return ServeService(reactor, config, lifetime, pool, open_image)
+        except Committed as committed:
+            return SettleService(reactor, committed.host, lifetime, pool)
     return ListenService(reactor, config, lifetime, pool, open_image)

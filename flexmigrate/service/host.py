@@ -4,14 +4,17 @@ closed in good order.
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
+from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.migration.ownership import Ownership
 from flexmigrate.server.export import Export
 
 log = Logger()
@@ -29,9 +32,10 @@ def new_pool() -> ThreadPool:
 
 
 class ImageHost:
-    """An image, and the export of it.
+    """An image, what lies beside it, and the export of it.
 
-    :raises ImageError: the image can't be opened or locked.
+    :ivar ownership: whose it is.
+    :raises ImageError: the image can't be opened or locked, or its journal can't be trusted.
     """
 
     def __init__(
@@ -52,9 +56,24 @@ class ImageHost:
                 bytes=self.image.trimmed_bytes,
                 size=self.image.file_size,
             )
+        try:
+            self.ownership = Ownership(self.image.real_path, self.image.size, self.image.disk)
+        except ImageError:
+            self.image.close()
+            raise
         self.background = Background(self.image, reactor, pool)
         self._closing = DeferredLock()
         self.export = Export(name, self.image, self.background, read_only=read_only)
+
+    @property
+    def size(self) -> int:
+        """Of the image as it is served, in bytes."""
+        return self.image.size
+
+    @property
+    def full_name(self) -> str:
+        """The host's name and the image's path: what tells people which copy is meant."""
+        return f"{os.uname().nodename}:{self.image.real_path}"
 
     def close(self) -> Deferred[None]:
         """Wait for what is under way, flush, and let go of the image; no request may come any

@@ -12,7 +12,7 @@ from twisted.python.failure import Failure
 from flexmigrate.config import ListenConfig
 from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
-from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.errors import CommandError, FlexmigrateError, ImageError
 from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.migration.destination import (
@@ -23,11 +23,12 @@ from flexmigrate.migration.destination import (
 )
 from flexmigrate.migration.handover import DestinationHandover
 from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.sessions import Receiving
+from flexmigrate.migration.sessions import Serving as ServingSession
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
-from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import Limits, NBDServerFactory, OpenSession
+from flexmigrate.server.factory import Limits, NBDServerFactory, Session
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
@@ -41,45 +42,6 @@ from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.wire.agreement import TLSMode
 
 log = Logger()
-
-
-class ReceivingSession(OpenSession):
-    """Connections as the destination sees them: each is a sender (``server.factory.Session``)."""
-
-    def __init__(self, destination: Destination, core: DestinationCore, lock: OwnedLock) -> None:
-        self._destination = destination
-        self._core = core
-        self._lock = lock
-
-    def admits(self, host: str | None) -> str | None:
-        """One sender at a time."""
-        return self._core.busy
-
-    def connected(self, connection: NBDServerProtocol) -> None:
-        """It is the sender now."""
-        self._destination.sender_connected(connection)
-
-    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
-        """Settle under the migration lock who owns the image; the sender's connection waits for
-        it.
-        """
-        return Deferred.fromCoroutine(self._settle(connection))
-
-    async def _settle(self, connection: NBDServerProtocol) -> bool:
-        await self._lock.acquire(connection)
-        try:
-            if not self._core.is_from(connection):
-                return False  # it was lost while it waited
-            answer: Deferred[bool] = Deferred()
-            self._destination._goodbye(connection, answer)
-            return await answer
-        finally:
-            self._lock.release(connection)
-
-    def lost(self, connection: NBDServerProtocol) -> None:
-        """Its attempt ends, unless it said DISC."""
-        if self._core.is_from(connection):
-            self._destination.sender_lost(connection)
 
 
 class ListenService(Service):
@@ -105,14 +67,24 @@ class ListenService(Service):
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
+        refusal = self._host.ownership.standing.to_receive()
+        if refusal is not None:
+            self._host.image.close()
+            raise ImageError(refusal)
         handover = DestinationHandover(
-            self._host.image, self._host.background, full_coverage=config.coverage == "full"
+            self._host.image,
+            self._host.background,
+            self._host.ownership,
+            full_coverage=config.coverage == "full",
         )
         self._core = DestinationCore(reactor, self._host.export, handover)
         self._destination: Destination = DestinationMachine(self._core)
         self._acl = AccessList(config.acl, config.default_deny)
+        self._receiving = Receiving(
+            reactor, self._destination, self._core, self._lock, self._host.full_name
+        )
         self._factory = self._new_factory(
-            ReceivingSession(self._destination, self._core, self._lock),
+            self._receiving,
             Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
         )
         self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
@@ -123,10 +95,9 @@ class ListenService(Service):
         self._host.export.takes_several = False
         # The last thing here: a command line that is wrong says nothing about the image.
         handover.expect()
+        self._host.ownership.tidy()
 
-    def _new_factory(
-        self, session: ReceivingSession | None, limits: Limits | None
-    ) -> NBDServerFactory:
+    def _new_factory(self, session: Session, limits: Limits | None) -> NBDServerFactory:
         return NBDServerFactory(
             self._reactor,
             ExportDirectory([self._host.export]),
@@ -155,9 +126,18 @@ class ListenService(Service):
             return
         opened = gatherResults([each.open() for each in self._listenings], consumeErrors=True)
         opened.addCallbacks(
-            lambda _: self._lifetime.ready(self._describe),
+            lambda _: self._opened(),
             lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
+
+    def _opened(self) -> None:
+        """Say that we are ready, and go on where a process before us ended: the image may be ours,
+        and its source may not know.
+        """
+        self._lifetime.ready(self._describe)
+        if self._core.handover.owned:
+            log.info("{path} is here already", path=self._host.image.path)
+            self._destination.resume()
 
     def _describe(self) -> str:
         listenings = self._listenings if self._serving is None else self._serving.listenings
@@ -177,21 +157,44 @@ class ListenService(Service):
         self._lifetime.end(0, "migration complete, but the image can't be served from here")
 
     async def _take_over(self) -> None:
-        await self._close_listenings()
-        rebind = self._config.rebind
-        if rebind is None:
-            self._core.confirm(True)
-            await self._factory.close_clients("the migration is complete")
-            self._lifetime.end(0, f"migration complete, the image is at {self._config.file}")
-            return
-        self._serve(rebind)
+        rebind, by_session = self._config.rebind, self._core.handover.by_session
+        if rebind is not None or not by_session:
+            await self._close_listenings()
+        if rebind is not None:
+            self._serve(rebind)
         # The first try is made before the sender is told, so its clients find us at their first
         # reconnection.
         self._core.confirm(True)
+        if by_session:
+            await self._wait_for_the_source(serving=rebind is not None)
+        if rebind is None:
+            await self._close_listenings()
+            await self._factory.close_clients("the migration is complete")
+            self._lifetime.end(0, f"migration complete, the image is at {self._config.file}")
+
+    async def _wait_for_the_source(self, *, serving: bool) -> None:
+        """Stay where the source can ask again, until it knows that the image is here: for a while,
+        or, if we go on serving, for as long as we do.
+        """
+        known = await self._receiving.acknowledged(at_once=serving)
+        if not known and serving:
+            # Where the serving address is the same, whoever serves there answers as well.
+            await gatherResults([self._reopen(each) for each in self._listenings])
+        elif not known:
+            log.warn("the source has not said that it knows; its journal may say 'committed'")
+
+    def _reopen(self, listening: Listening) -> Deferred[None]:
+        return listening.open().addErrback(
+            lambda failure: log.info(
+                "not listening for the source's question on {place}: {error}",
+                place=listening.place,
+                error=failure.getErrorMessage(),
+            )
+        )
 
     def _serve(self, address: Address) -> None:
         self._host.export.takes_several = True
-        factory = self._new_factory(None, None)
+        factory = self._new_factory(ServingSession(lambda name: self._host), None)
         self._serving = Serving(
             self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock
         )

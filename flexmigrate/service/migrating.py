@@ -35,6 +35,7 @@ from flexmigrate.history import Summary, Verdict
 from flexmigrate.migration.attempt import Allowances, SizeMismatch
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.handover import Gift
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import Core, Source, SourceMachine
@@ -47,6 +48,7 @@ from flexmigrate.service.keeping import Keeper, check_report
 from flexmigrate.service.watching import Watch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.session import Opening
 
 log = Logger()
 
@@ -99,6 +101,9 @@ class Front(Protocol):
     def is_own_connection(self, transport: Any, address: Address) -> bool:
         """Return whether what *transport* connected to, at *address*, is this very server."""
 
+    def dismiss(self, host: ImageHost) -> None:
+        """Close the export's clients: they find the image elsewhere, or soon will."""
+
     def given(self, host: ImageHost, status: int, reason: str) -> None:
         """The export is not ours any more, or may not be: its clients have to go.
 
@@ -120,25 +125,8 @@ class _Ground:
         self._tls = client_tls(request.tls, request.address.host)
         self.lock = migrating.lock
 
-    def dial(self, hello_seconds: float) -> Deferred[NBDClientProtocol]:
-        request = self._request
-        endpoint = client_endpoint(
-            self._reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS
-        )
-        wish = Wish(
-            name=request.remote_export,
-            # Writes and zeroes need neither reply chunks nor long headers.
-            structured=False,
-            extended=False,
-            tls=TLSMode(request.tls.rule),
-        )
-        dialled = connect(
-            endpoint,
-            wish=wish,
-            clock=self._reactor,
-            hello_timeout=hello_seconds,
-            tls=self._tls,
-        )
+    def dial(self, hello_seconds: float, opening: Opening | None) -> Deferred[NBDClientProtocol]:
+        dialled = dial(self._reactor, self._request, opening, hello_seconds, self._tls)
         return dialled.addCallback(self._not_ourselves)
 
     def _not_ourselves(self, client: NBDClientProtocol) -> NBDClientProtocol:
@@ -154,6 +142,37 @@ class _Ground:
 
     def resume_listening(self) -> Deferred[None]:
         return self._migrating.front.restore(self._migrating.host)
+
+    def dismiss(self) -> None:
+        self._migrating.front.dismiss(self._migrating.host)
+
+
+def dial(
+    reactor: Any,
+    request: MirrorRequest,
+    opening: Opening | None,
+    hello_seconds: float,
+    tls: Any,
+) -> Deferred[NBDClientProtocol]:
+    """Connect to the destination that *request* names.
+
+    :param opening: of the session that is wished for, if one is.
+    :param hello_seconds: from the connection's start to the end of its negotiation.
+    :param tls: what ``startTLS`` takes, or None.
+    """
+    session = None
+    if opening is not None:
+        session = replace(opening, export=request.remote_export).encode()
+    wish = Wish(
+        name=request.remote_export,
+        # Writes and zeroes need neither reply chunks nor long headers.
+        structured=False,
+        extended=False,
+        tls=TLSMode(request.tls.rule),
+        session=session,
+    )
+    endpoint = client_endpoint(reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS)
+    return connect(endpoint, wish=wish, clock=reactor, hello_timeout=hello_seconds, tls=tls)
 
 
 def client_tls(config: TLSConfig, host: str) -> Any:
@@ -237,7 +256,16 @@ class MigratingExport:
             reactor=self._reactor,
             export=self.host.export,
             ground=ground,
-            action=request.action,
+            gift=Gift(
+                self.host.image,
+                self.host.background,
+                self.host.ownership,
+                request.action,
+                request.handover,
+                tuple(request.lines()),
+                self.host.full_name,
+                str(request.address),
+            ),
             allowances=replace(allowances(), connections=request.connections),
             limit=limit,
             convergence=Convergence(request.converge, limit, now),
@@ -389,12 +417,18 @@ class MigratingExport:
         return Deferred.fromCoroutine(self._terminate(reason))
 
     async def _terminate(self, reason: str) -> int:
-        if self._source is None:
+        source = self._source
+        if source is None:
             return 0
-        self._source.cancel(reason)
+        source.cancel(reason)
         if not self.is_mirroring:
             return 1
         # The handover has begun, and holds the lock: what it comes to is the truth.
         await self.lock.acquire(self)
         self.lock.release(self)
-        return int(self.is_mirroring)
+        source.cancel(reason)  # it may have come to nothing
+        if self.is_mirroring:
+            # It is committed, and the destination doesn't answer; or has just done so.
+            source.leave(reason)
+            await self._watched.wait()
+        return 0 if self.last_migration == "complete" else 1

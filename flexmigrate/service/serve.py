@@ -17,7 +17,8 @@ from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.handover import MARKER_SUFFIX, incomplete
+from flexmigrate.migration.ownership import Serving as MayServe
+from flexmigrate.migration.sessions import Serving as ServingSession
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
@@ -58,9 +59,21 @@ def tls_context(config: TLSConfig) -> Any:
     return server_context(config.certificates, verify_peer=config.verify_peer)
 
 
+class Committed(FlexmigrateError):
+    """The image isn't served: its handover was committed, and is to be settled.
+
+    :ivar host: the image, open.
+    """
+
+    def __init__(self, host: ImageHost) -> None:
+        super().__init__(f"{host.image.path} was handed over")
+        self.host = host
+
+
 class ServeService(Service):
     """The server behind ``serve``, and the operator that its socket commands.
 
+    :raises Committed: the one image that is to be served was given away, and that isn't settled.
     :raises ImageError: an image can't be opened, is in use, or is an unfinished copy.
     :raises UsageError: the certificates can't be used.
     """
@@ -80,10 +93,12 @@ class ServeService(Service):
         self._open_image = open_image
         context = tls_context(config.tls)
         self._hosts = [self._open(each) for each in config.exports]
+        self._by_name = {host.export.name: host for host in self._hosts}
         factory = NBDServerFactory(
             reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             AccessList(config.acl, config.default_deny),
+            session=ServingSession(self._held),
             style=handshake_style(config.oldstyle),
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
@@ -107,14 +122,25 @@ class ServeService(Service):
             read_only=self._config.read_only,
             open_image=self._open_image,
         )
-        # Asked once it is locked: before, a migration into it could have been about to end.
-        if incomplete(host.image.real_path, host.image.disk):
+        try:
+            # Asked once it is locked: before, a migration into it could have been about to end.
+            may, reason = host.ownership.standing.to_serve()
+            if may is MayServe.SETTLE and len(self._config.exports) > 1:
+                reason += ", which has not confirmed it: 'serve' it alone, to have that settled"
+            if may is MayServe.SETTLE and len(self._config.exports) == 1:
+                raise Committed(host)
+            if may is not MayServe.SERVE:
+                raise ImageError(reason)
+            if not self._config.read_only:
+                host.ownership.tidy()
+        except ImageError:
             host.image.close()
-            raise ImageError(
-                f"{export.file} is incomplete: {export.file}{MARKER_SUFFIX} says that a migration "
-                "into it never finished"
-            )
+            raise
         return host
+
+    def _held(self, name: str) -> ImageHost | None:
+        """Return what the export *name* has, as negotiation names it."""
+        return self._by_name.get(name or self._config.default_export)
 
     def startService(self) -> None:
         """Open the operator's socket and the serving addresses; status 1 where that fails."""

@@ -117,6 +117,11 @@ class Serving:
         near_end = transport.getHost()
         return any(client.transport.getPeer() == near_end for client in self.factory.clients)
 
+    def dismiss(self, host: ImageHost) -> None:
+        """Close the export's clients: they find the image elsewhere, or soon will."""
+        leaving = self.factory.close_clients("the image is elsewhere", host.export)
+        leaving.addErrback(self._not_let_go, host)
+
     def given(self, host: ImageHost, status: int, reason: str) -> None:
         """End, if nothing is left to serve; else only the export's own clients have to go, and
         then its image is free for whoever comes next.

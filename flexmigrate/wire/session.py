@@ -14,7 +14,7 @@ Layouts: docs/handover-protocol.rst, to the byte. All numbers are big-endian.
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from struct import Struct
 from typing import Any
@@ -124,6 +124,10 @@ class Opening:
     superseded: tuple[bytes, ...] = ()
     digests: int = 0
     capabilities: int = 0
+
+    def as_committed(self) -> Opening:
+        """Return the same session's opening once the source has committed."""
+        return replace(self, purpose=Purpose.SETTLE, state=State.COMMITTED)
 
     def encode(self) -> bytes:
         """Return the option's data; LocalProtocolError if it can't be said."""

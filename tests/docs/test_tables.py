@@ -42,7 +42,9 @@ class Tables(SynchronousTestCase):
         self.assertEqual(ran.returncode, 0, f"{ran.stderr}: run `make tables`")
 
     def test_the_states_in_which_the_image_is_given_away_are_in_the_tables(self) -> None:
-        self.assertRegex(text("states.rst"), r"committing +``given`` +given")
+        self.assertRegex(text("states.rst"), r"committing +``given`` +finishing")
+        self.assertRegex(text("states.rst"), r"confirming +``given`` +finishing")
+        self.assertRegex(text("states.rst"), r"owning +``ours`` +complete")
         self.assertRegex(text("states.rst"), r"settling +``ours`` +complete")
 
     def test_every_field_of_the_status_has_a_row(self) -> None:

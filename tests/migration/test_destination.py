@@ -15,9 +15,11 @@ from flexmigrate.migration.destination import (
     DestinationMachine,
 )
 from flexmigrate.migration.handover import Verdict
+from flexmigrate.wire.session import Outcome, State
 from support.machines import state_of, states, undeclared
 
 SIZE = 8192
+PREPARED = Outcome(State.PREPARED)
 
 
 class RecordedSender:
@@ -34,13 +36,25 @@ class RecordedSender:
 class RecordedHandover:
     """Decides as the test says, when the test says."""
 
+    class ownership:  # noqa: N801
+        state = State.PREPARED
+
     def __init__(self) -> None:
+        self.by_session = False
         self.asked: list[Coverage] = []
-        self.decision: Deferred[Verdict] | None = None
+        self.decision: Deferred[Any] | None = None
         self.at_once: Verdict | Exception | None = None
 
-    def take(self, coverage: Coverage) -> Deferred[Verdict]:
-        self.asked.append(coverage)
+    def prepare(self, coverage: Coverage) -> Deferred[Any]:
+        return self.take(coverage)
+
+    def own(self) -> Deferred[Any]:
+        self.by_session = True
+        return self.take(None)
+
+    def take(self, coverage: Coverage | None) -> Deferred[Any]:
+        if coverage is not None:
+            self.asked.append(coverage)
         self.decision = Deferred()
         if isinstance(self.at_once, Verdict):
             self.decision.callback(self.at_once)
@@ -91,6 +105,7 @@ class Scene:
         self.completed: list[None] = []
         self.core.complete.addCallback(self.completed.append)
         self.answers: list[bool] = []
+        self.outcomes: list[Outcome] = []
         self.sender = RecordedSender()
 
     @property
@@ -110,32 +125,67 @@ class Scene:
         answer.addCallback(self.answers.append)
         self.destination._goodbye(self.sender, answer)
 
-    def decide(self, verdict: Verdict | Exception) -> None:
+    def settle(self) -> None:
+        self.destination.sender_settles(self.sender)
+
+    def prepare(self) -> None:
+        self.destination._prepare(self.sender, self._expect())
+
+    def commit(self) -> None:
+        self.destination._commit(self._expect())
+
+    def _expect(self) -> Deferred[Outcome]:
+        outcome: Deferred[Outcome] = Deferred()
+        outcome.addCallback(self.outcomes.append)
+        return outcome
+
+    def decide(self, verdict: Verdict | Outcome | Exception) -> None:
         assert self.handover.decision is not None
-        if isinstance(verdict, Verdict):
+        if isinstance(verdict, (Verdict, Outcome)):
             self.handover.decision.callback(verdict)
         else:
             self.handover.decision.errback(verdict)
 
 
 DECISION_IS_OVER = "only the handover says so, once for each time that it was asked in settling"
+NOT_AT_ONCE = "the lock is held until what was asked before it is answered"
 UNREACHABLE: dict[str, tuple[str, set[str]]] = {
     "sender_connected": (
-        "nobody is let in while core.busy tells why",
+        "only where the phase is waiting is a connection the sender",
         states(DestinationMachine) - {"waiting"},
     ),
+    "sender_settles": (
+        "it says so when it reaches the export, and hasn't sent anything before",
+        states(DestinationMachine) - {"receiving"},
+    ),
+    "resume": (
+        "it is said once, at the start",
+        states(DestinationMachine) - {"waiting"},
+    ),
+    "_prepare": (
+        "only who is_from the core's sender is heard, while the phase is receiving",
+        states(DestinationMachine) - {"receiving"},
+    ),
+    "_commit": (
+        NOT_AT_ONCE + "; once the image is ours the answer needs no machine",
+        {"preparing", "settling", "owning", "complete"},
+    ),
+    "_sealed": (
+        "only the preparation says so, at its end",
+        states(DestinationMachine) - {"preparing"},
+    ),
     "_goodbye": (
-        "only who is_from the core's sender is heard, and it says DISC once",
-        {"waiting", "draining", "settling", "complete"},
+        "only who is_from the core's sender is heard, and it says DISC once, of a plain sender",
+        {"waiting", "draining", "settling", "complete", "preparing", "sealed", "owning"},
     ),
     "_drained": (
-        "it is waited for in draining only, and that is left by it or for good",
-        {"waiting", "receiving", "settling", "complete"},
+        "it is waited for in draining, which is left by it, for good, or by a COMMIT",
+        {"waiting", "receiving", "settling", "sealed"},
     ),
     "_silent": ("its timer exists only in receiving", states(DestinationMachine) - {"receiving"}),
-    "_ours": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
+    "_ours": (DECISION_IS_OVER, states(DestinationMachine) - {"settling", "owning"}),
     "_not_ours": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
-    "_failed": (DECISION_IS_OVER, states(DestinationMachine) - {"settling"}),
+    "_failed": (DECISION_IS_OVER, states(DestinationMachine) - {"settling", "owning"}),
 }
 
 
@@ -144,9 +194,14 @@ class TableTests(SynchronousTestCase):
         explained = {(state, name) for name, (_, where) in UNREACHABLE.items() for state in where}
         self.assertEqual(undeclared(DestinationMachine, Destination), explained)
 
-    def test_who_is_busy_says_so_in_every_state_but_waiting(self) -> None:
+    def test_who_is_busy_says_so_unless_somebody_may_come_to_settle(self) -> None:
         for state, scene in one_in_each_state():
-            self.assertEqual(scene.core.busy is None, state == "waiting", state)
+            open_to = state in ("waiting", "sealed", "owning")
+            self.assertEqual(scene.core.busy is None, open_to, state)
+        scene = Scene()
+        own(scene)
+        scene.decide(Verdict.OURS)
+        self.assertEqual((scene.state, scene.core.busy), ("complete", None))
 
 
 def one_in_each_state() -> Iterator[tuple[str, Scene]]:
@@ -156,6 +211,9 @@ def one_in_each_state() -> Iterator[tuple[str, Scene]]:
         "draining": drain,
         "settling": settle,
         "complete": lambda scene: (settle(scene), scene.decide(Verdict.OURS)),
+        "preparing": prepare,
+        "sealed": seal,
+        "owning": own,
         "cancelled": lambda scene: scene.destination.cancel(),
     }
     for state, way in ways.items():
@@ -168,6 +226,21 @@ def one_in_each_state() -> Iterator[tuple[str, Scene]]:
 def settle(scene: Scene) -> None:
     scene.connect()
     scene.goodbye()
+
+
+def prepare(scene: Scene) -> None:
+    scene.connect()
+    scene.prepare()
+
+
+def seal(scene: Scene) -> None:
+    prepare(scene)
+    scene.decide(PREPARED)
+
+
+def own(scene: Scene) -> None:
+    seal(scene)
+    scene.commit()
 
 
 def drain(scene: Scene) -> None:
@@ -297,16 +370,108 @@ class GoodbyeTests(SynchronousTestCase):
         self.flushLoggedErrors(OSError)
 
 
+class SessionTests(SynchronousTestCase):
+    def test_from_prepare_to_commit(self) -> None:
+        scene = Scene()
+        scene.connect()
+        coverage = scene.core.coverage
+        scene.prepare()
+        self.assertEqual((scene.state, scene.handover.asked), ("preparing", [coverage]))
+        self.assertIsNone(scene.export.observer)
+        scene.decide(PREPARED)
+        self.assertEqual((scene.state, scene.outcomes), ("sealed", [PREPARED]))
+        scene.commit()
+        self.assertEqual((scene.state, scene.completed), ("owning", []))
+        scene.decide(Verdict.OURS)
+        self.assertEqual((scene.state, scene.completed), ("complete", [None]))
+        self.assertEqual(len(scene.outcomes), 1)  # the owner isn't ready yet
+        scene.core.confirm(True)
+        self.assertEqual(len(scene.outcomes), 2)
+        self.assertEqual(scene.outcomes[1].refusal, "")
+
+    def test_what_cannot_be_prepared_is_told_and_the_sender_has_to_go(self) -> None:
+        for verdict in (Outcome(State.RECEIVING, "not all"), OSError(5, "I/O error")):
+            scene = Scene()
+            prepare(scene)
+            scene.decide(verdict)
+            self.assertEqual(scene.state, "sealed")
+            self.assertTrue(scene.outcomes[0].refusal)
+            scene.lose()
+            self.assertEqual(scene.state, "waiting")
+        self.flushLoggedErrors(OSError)
+
+    def test_a_connection_lost_while_preparing_ends_it_when_that_is_over(self) -> None:
+        scene = Scene()
+        prepare(scene)
+        scene.lose()
+        self.assertEqual(scene.state, "preparing")
+        self.assertIsNotNone(scene.core.busy)
+        scene.decide(PREPARED)
+        self.assertEqual(scene.state, "waiting")
+
+    def test_whoever_committed_may_come_again_in_any_state(self) -> None:
+        for state, scene in one_in_each_state():
+            if state in ("waiting", "receiving", "draining", "sealed"):
+                scene.commit()
+                self.assertEqual(scene.state, "owning")
+                scene.export.become_idle()
+                scene.decide(Verdict.OURS)
+                scene.core.confirm(True)
+                self.assertEqual((scene.state, len(scene.completed)), ("complete", 1))
+                self.assertEqual(scene.clock.getDelayedCalls(), [])
+
+    def test_who_comes_only_to_settle_sends_nothing(self) -> None:
+        scene = Scene()
+        scene.connect()
+        scene.settle()
+        self.assertEqual((scene.state, scene.clock.getDelayedCalls()), ("sealed", []))
+        self.assertIsNone(scene.export.observer)
+
+    def test_what_cannot_be_recorded_is_told_and_asked_again(self) -> None:
+        scene = Scene()
+        own(scene)
+        scene.decide(OSError(5, "I/O error"))
+        self.assertEqual((scene.state, scene.completed), ("waiting", []))
+        self.assertIn("I/O error", scene.outcomes[-1].refusal)
+        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        scene.connect()
+        scene.settle()
+        scene.commit()
+        scene.decide(Verdict.OURS)
+        self.assertEqual(scene.completed, [None])
+
+    def test_a_connection_lost_while_it_is_recorded_changes_nothing(self) -> None:
+        scene = Scene()
+        own(scene)
+        scene.lose()
+        scene.decide(Verdict.OURS)
+        self.assertEqual(scene.completed, [None])
+
+    def test_an_owner_that_was_started_again_goes_on_as_one(self) -> None:
+        scene = Scene()
+        scene.destination.resume()
+        self.assertEqual((scene.state, scene.completed), ("complete", [None]))
+
+    def test_who_is_told_to_end_commits_nothing(self) -> None:
+        scene = Scene()
+        seal(scene)
+        scene.destination.cancel()
+        self.assertEqual(len(scene.sender.aborted), 1)
+        scene.commit()
+        self.assertIn("told to end", scene.outcomes[-1].refusal)
+        self.assertEqual(scene.completed, [])
+
+
 class CancelTests(SynchronousTestCase):
     def test_in_every_state(self) -> None:
         for state, scene in one_in_each_state():
             scene.destination.cancel()
             # Who is told to end while a handover is settled waits for what comes of it.
-            kept = state in ("settling", "complete")
+            kept = state in ("settling", "complete", "preparing", "owning")
             self.assertEqual(scene.state, state if kept else "cancelled")
-            self.assertIsNotNone(scene.core.busy)
+            self.assertEqual(scene.core.busy is None, state == "owning")
             scene.destination.cancel()
-            self.assertEqual(len(scene.sender.aborted), state == "receiving")
+            self.assertEqual(len(scene.sender.aborted), state in ("receiving", "sealed"))
 
     def test_late_events_change_nothing(self) -> None:
         scene = Scene()
@@ -330,12 +495,16 @@ class EveryOrderTests(SynchronousTestCase):
     """All orders of what can happen to a destination."""
 
     def events(self, scene: Scene) -> Iterator[Callable[[Scene], object]]:
-        if scene.core.busy is None:
+        if scene.core.phase == "waiting":
             yield Scene.connect
+        if scene.state in ("waiting", "receiving", "draining", "sealed", "cancelled"):
+            yield Scene.commit
         if scene.core.is_from(scene.sender):
             yield Scene.lose
             if scene.state == "receiving":
                 yield Scene.goodbye
+                yield Scene.settle
+                yield Scene.prepare
         if scene.clock.getDelayedCalls():
             yield lambda scene: scene.clock.advance(FIRST_REQUEST_SECONDS)
         if scene.export.waiters:
@@ -343,21 +512,26 @@ class EveryOrderTests(SynchronousTestCase):
         else:
             yield lambda scene: setattr(scene.export, "busy", True)
         if scene.handover.decision is not None and not scene.handover.decision.called:
-            yield lambda scene: scene.decide(Verdict.OURS)
-            yield lambda scene: scene.decide(Verdict.NOT_OURS)
+            if scene.state == "preparing":
+                yield lambda scene: scene.decide(PREPARED)
+                yield lambda scene: scene.decide(Outcome(State.RECEIVING, "no"))
+            else:
+                yield lambda scene: scene.decide(Verdict.OURS)
+            if scene.state == "settling":
+                yield lambda scene: scene.decide(Verdict.NOT_OURS)
             yield lambda scene: scene.decide(OSError(5, "I/O error"))
         yield lambda scene: scene.destination.cancel()
 
     def check(self, scene: Scene) -> None:
         self.assertEqual(bool(scene.completed), scene.state == "complete")
-        self.assertEqual(
-            scene.core.sender is not None, scene.state in ("receiving", "settling", "complete")
-        )
-        self.assertEqual(scene.core.busy is None, scene.state == "waiting")
-        self.assertEqual(
-            scene.export.observer is None,
-            scene.state in ("settling", "complete") or not scene.core.attempts,
-        )
+        if scene.state in ("receiving", "settling", "sealed"):
+            self.assertIsNotNone(scene.core.sender)
+        if scene.state in ("waiting", "draining", "cancelled"):
+            self.assertIsNone(scene.core.sender)
+        if scene.state == "receiving":
+            self.assertIsNotNone(scene.export.observer)
+        if scene.state in ("settling", "preparing", "sealed"):
+            self.assertIsNone(scene.export.observer)
         if scene.state == "waiting":
             self.assertEqual(scene.core.coverage.writes, 0)
 

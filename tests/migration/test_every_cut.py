@@ -1,8 +1,8 @@
 """Migrations whose connection is cut, at any byte, while a client writes.
 
-Whatever happens, one end has the image, and holds every write that was acknowledged. Only where the
-last message may have been lost does the source end without knowing; the copy at the destination is
-whole then.
+Whatever happens, one end has the image, and holds every write that was acknowledged. With the plain
+handover, and only where the last message may have been lost, does the source end without knowing;
+the copy at the destination is whole then. With a session it always comes to know.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import random
 from collections import Counter
 
-from flexmigrate.control.grammar import Action
+from flexmigrate.control.grammar import Action, HandoverRule
+from flexmigrate.migration.ownership import Standing, look
+from flexmigrate.migration.resolve import Verdict, judge
 from support.scene import Scene, SceneCase
 
 BLOCK = 4096
-ENDS = (
+PLAIN_ENDS = (
     "kept, asked again",
     "kept, retried",
     "uncertain, not owned",
@@ -23,7 +25,12 @@ ENDS = (
 )
 
 
+SESSION_ENDS = ("kept, asked again", "kept, retried", "moved after a while", "moved")
+
+
 class EveryCutTests(SceneCase):
+    handover = HandoverRule.PLAIN
+    ends_to_see = PLAIN_ENDS
     image = random.Random(3).randbytes(512)
 
     def setUp(self) -> None:
@@ -32,7 +39,7 @@ class EveryCutTests(SceneCase):
 
     def measure(self, action: Action, image: bytes, seed: int | None = None) -> dict[str, int]:
         """Return how many bytes arrive at each side in a migration that isn't cut."""
-        scene = Scene(self.folder, image, seed=seed)
+        scene = Scene(self.folder, image, seed=seed, handover=self.handover)
         scene.world.result_of(scene.mirror(action))
         scene.finish()
         self.assert_moved(scene)
@@ -47,7 +54,7 @@ class EveryCutTests(SceneCase):
         self, action: Action, side: str, at: int, image: bytes, seed: int | None = None
     ) -> None:
         """Cut once *at* bytes have arrived at *side*, and see who has the image."""
-        scene = Scene(self.folder, image, seed=seed)
+        scene = Scene(self.folder, image, seed=seed, handover=self.handover)
         scene.cut(side, at)
         asked = scene.mirror(action)
         answer: list[object] = []
@@ -85,7 +92,7 @@ class EveryCutTests(SceneCase):
             for at in range(total + 2):
                 if at % step == 0 or at > total - 64:
                     self.check(action, side, at, self.image)
-        for end in ENDS:
+        for end in self.ends_to_see:
             self.assertTrue(self.ends[end], f"never {end}: {self.ends}")
 
     def test_at_every_byte(self) -> None:
@@ -106,5 +113,33 @@ class EveryCutTests(SceneCase):
             # Half of the cuts in the end, where most depends on them.
             last = draw.randrange(2 * 28) if draw.randrange(2) else draw.randrange(sides[side])
             self.check(action, side, sides[side] - last, bytes(image), seed)
-        for end in ENDS[:-1]:
+        for end in self.ends_to_see[:-1]:
             self.assertTrue(self.ends[end], f"never {end}: {self.ends}")
+
+
+class EveryCutWithASessionTests(EveryCutTests):
+    handover = HandoverRule.SESSION
+    ends_to_see = SESSION_ENDS
+
+    def judge(self, scene: Scene, action: Action, answer: object) -> str:
+        standings = [look(str(path)) for path in (scene.source_image, scene.destination_image)]
+        self.check_journals(scene, *standings)
+        if scene.serves:
+            return super().judge(scene, action, answer)
+        self.assertIn(scene.source.status, (None, 0))
+        again = len(scene.migrations) > 1 or scene.source.status is None
+        scene.finish()
+        self.assert_moved(scene)
+        self.assertEqual(scene.source_image.exists(), action is not Action.UNLINK)
+        return "moved after a while" if again else "moved"
+
+    def check_journals(self, scene: Scene, source: Standing, destination: Standing) -> None:
+        """At any moment, both journals together name the one copy that counts."""
+        here = judge(destination, source.record)
+        if scene.serves:
+            self.assertEqual(here.verdict, Verdict.OTHER, here)
+            self.assertEqual(judge(source, destination.record).verdict, Verdict.THIS)
+        else:
+            self.assertEqual(here.verdict, Verdict.THIS, here)
+            self.assertEqual(judge(source, destination.record).verdict, Verdict.OTHER)
+            self.assertEqual(scene.faults(scene.destination_image), [])

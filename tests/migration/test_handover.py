@@ -12,6 +12,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.control.grammar import Action
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError
 from flexmigrate.image import disk
 from flexmigrate.image.background import Background
@@ -20,12 +21,14 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.handover import (
     CLOSE_SECONDS,
     DestinationHandover,
+    Gift,
     HandoverUncertain,
     NotGiven,
     SourceHandover,
     Verdict,
-    incomplete,
 )
+from flexmigrate.migration.journal import Record
+from flexmigrate.migration.ownership import Ownership, UncertainError, look
 from flexmigrate.testing import InlineClock, InlineThreads
 
 SIZE = 8192
@@ -79,6 +82,8 @@ class ImageCase(SynchronousTestCase):
 class RecordedClient:
     """A connection of which only is known that DISC was said, and when it is over."""
 
+    session = None
+
     def __init__(self, log: list[str], path: Path) -> None:
         self.failure: FlexmigrateError | None = None
         self.goodbye: Deferred[None] = Deferred()
@@ -97,29 +102,84 @@ class RecordedClient:
         self.goodbye.errback(reason)
 
 
+class RecordedOwnership:
+    """A journal of which only is known what it was told; see ``test_ownership`` for the rest."""
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+        self.errors: dict[str, Exception] = {}
+
+    def _note(self, name: str) -> None:
+        self.log.append(name)
+        if name in self.errors:
+            raise self.errors[name]
+
+    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
+        return ()
+
+    def send(self, record: Record) -> None:
+        self._note("sending, plain" if record.plain else "sending")
+
+    def commit(self, attempt: int) -> None:
+        self._note("committing")
+
+    def take_back(self) -> None:
+        self._note("taken back")
+
+    def done(self) -> None:
+        self._note("done")
+
+
 class SourceHandoverTests(ImageCase):
-    def give(self, *, unlink: bool = False, gone: bool = False) -> Deferred[None]:
+    def setUp(self) -> None:
+        super().setUp()
+        self.ownership = RecordedOwnership(self.log)
+
+    def give(self, *, unlink: bool = False, gone: bool = False) -> Deferred[bool]:
         self.client = RecordedClient(self.log, self.path)
         if gone:
             self.client.failure = ConnectionGone("it was lost")
         client: Any = self.client
-        giving = SourceHandover(
-            self.clock,
-            self.image,
-            self.background,
-            client,
-            unlink=unlink,
-            committing=lambda: self.log.append("committing"),
-        )
-        return Deferred.fromCoroutine(giving.give())
+        ownership: Any = self.ownership
+        action = Action.UNLINK if unlink else Action.EXIT
+        gift = Gift(self.image, self.background, ownership, action)
+        self.giving = SourceHandover(self.clock, gift, 1, client)
+        self.successResultOf(Deferred.fromCoroutine(self.giving.begin()))
+        self.assertEqual(self.log.pop(), "sending, plain")
+        return Deferred.fromCoroutine(self.giving.commit())
 
     def test_is_done_when_the_destination_closes(self) -> None:
         given = self.give()
         self.assertEqual(self.log, ["committing", "DISC, the file is there"])
         self.assertNoResult(given)
         self.client.goodbye.callback(None)
-        self.assertIsNone(self.successResultOf(given))
+        self.assertTrue(self.successResultOf(given))
         self.assertEqual(self.clock.getDelayedCalls(), [])
+        client: Any = self.client
+        self.successResultOf(Deferred.fromCoroutine(self.giving.finish(client)))
+        self.assertEqual(self.log[-1], "done")
+
+    def test_without_a_journal_it_goes_on_as_ever(self) -> None:
+        self.ownership.errors["sending, plain"] = OSError(errno.EROFS, "Read-only file system")
+        given = self.give()
+        self.assertEqual(self.log, ["DISC, the file is there"])
+        self.client.goodbye.callback(None)
+        self.successResultOf(given)
+
+    def test_what_the_journal_does_not_take_is_not_given(self) -> None:
+        self.ownership.errors["committing"] = OSError(errno.ENOSPC, "No space left")
+        failure = self.failureResultOf(self.give(), NotGiven)
+        self.assertIn("No space left", failure.getErrorMessage())
+        self.assertEqual(self.log, ["committing"])
+
+    def test_what_the_journal_may_have_taken_is_uncertain(self) -> None:
+        self.ownership.errors["committing"] = UncertainError("who knows")
+        self.failureResultOf(self.give(), HandoverUncertain)
+        self.assertEqual(self.log, ["committing"])
+        self.log.clear()
+        self.ownership.errors = {"taken back": UncertainError("who knows")}
+        self.fail_at("unlink", errno.EACCES)
+        self.failureResultOf(self.give(unlink=True), HandoverUncertain)
 
     def test_with_unlink_the_file_is_gone_before_disc(self) -> None:
         given = self.give(unlink=True)
@@ -147,7 +207,7 @@ class SourceHandoverTests(ImageCase):
         self.fail_at("unlink", errno.EACCES)
         failure = self.failureResultOf(self.give(unlink=True), NotGiven)
         self.assertIn("Permission denied", failure.getErrorMessage())
-        self.assertEqual(self.log, ["committing"])
+        self.assertEqual(self.log, ["committing", "taken back"])
         self.assertTrue(self.path.exists())
 
     def test_so_it_is_wherever_the_process_has_gone(self) -> None:
@@ -159,7 +219,7 @@ class SourceHandoverTests(ImageCase):
         os.chdir("/")
         self.fail_at("unlink", errno.EACCES)
         self.failureResultOf(self.give(unlink=True), NotGiven)
-        self.assertEqual(self.log, ["committing"])
+        self.assertEqual(self.log, ["committing", "taken back"])
 
     def test_a_name_that_leads_elsewhere_is_not_given(self) -> None:
         self.path.rename(self.folder / "moved.img")
@@ -203,8 +263,17 @@ class MarkerCase(ImageCase):
 
     def setUp(self) -> None:
         super().setUp()
-        self.handover = DestinationHandover(self.image, self.background)
         self.marker = self.folder / "disk.img.INCOMPLETE"
+        self.handover = self.new_handover(self.image)
+
+    def new_handover(self, image: Image, *, full: bool = True) -> DestinationHandover:
+        ownership = Ownership(image.real_path, image.size)
+        return DestinationHandover(image, self.background, ownership, full_coverage=full)
+
+
+def incomplete(path: str) -> bool:
+    """Whether a ``serve`` would say so."""
+    return look(path).is_incomplete
 
 
 class MarkerTests(MarkerCase):
@@ -281,10 +350,7 @@ class JudgeTests(MarkerCase):
 
     def verdicts(self, coverage: Coverage) -> tuple[bool, bool]:
         """Return whether it gives the image away where all must be covered, and where any may."""
-        judges = (
-            DestinationHandover(self.image, self.background, full_coverage=full)
-            for full in (True, False)
-        )
+        judges = (self.new_handover(self.image, full=full) for full in (True, False))
         return tuple(judge.judge(coverage) is None for judge in judges)  # type: ignore[return-value]
 
     def test_nothing(self) -> None:
@@ -324,14 +390,14 @@ class JudgeTests(MarkerCase):
         self.assertFalse(self.handover.owned)
 
 
-class MarkerPlaceTests(ImageCase):
+class MarkerPlaceTests(MarkerCase):
     def test_it_is_beside_the_image_whatever_link_led_there(self) -> None:
         self.image.close()
         link = self.folder / "link.img"
         link.symlink_to("disk.img")
         image = Image.open(str(link))
         self.addCleanup(image.close)
-        DestinationHandover(image, self.background).expect()
+        self.new_handover(image).expect()
         self.assertTrue((self.folder / "disk.img.INCOMPLETE").exists())
         self.assertFalse((self.folder / "link.img.INCOMPLETE").exists())
         for path in (self.path, link):
@@ -343,7 +409,7 @@ class MarkerPlaceTests(ImageCase):
         os.chdir(self.folder)
         image = Image.open("disk.img")
         self.addCleanup(image.close)
-        marked = DestinationHandover(image, self.background)
+        marked = self.new_handover(image)
         marked.expect()
         os.chdir("/")
         self.assertEqual(marked.marker, f"{self.folder.resolve()}/disk.img.INCOMPLETE")

@@ -210,6 +210,16 @@ class SourceTests(JournalCase):
             self.disk.failing = lambda name, args: False
             self.assertEqual((ownership.state, self.found()), (State.SENDING, State.SENDING))
 
+    def test_a_probe_tells_and_leaves_nothing(self) -> None:
+        ownership = self.begin()
+        before = sorted(self.folder.iterdir())
+        ownership.probe()
+        self.assertEqual(sorted(self.folder.iterdir()), before)
+        for failing in ("write", "fsync", "replace"):
+            self.disk.failing = lambda name, args, failing=failing: name == failing
+            self.assertRaises(OSError, ownership.probe)
+            self.assertEqual(sorted(self.folder.iterdir()), before)
+
     def fail_folder(self, *numbers: int) -> None:
         """Let these syncs of the folder fail, counted from now."""
         calls = itertools.count()

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import errno
 import os
+from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from twisted.internet.defer import Deferred
 
-from flexmigrate.control.grammar import Action
+from flexmigrate.control.grammar import Action, HandoverRule
 from flexmigrate.image.file import Image
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import Record
 from support.scene import SERVING, Scene, SceneCase
 
 CLOSED = "is told of a connection's end: ConnectionDone"
@@ -17,6 +21,8 @@ LOST = "is told of a connection's end: ConnectionLost"
 
 
 class SequenceTests(SceneCase):
+    handover = HandoverRule.PLAIN
+
     def places(self, scene: Scene, *events: tuple[str, str]) -> list[int]:
         """Return where each of *events* first stands in the trace."""
         return [scene.world.trace.index(event) for event in events]
@@ -27,7 +33,7 @@ class SequenceTests(SceneCase):
 
     def test_of_a_migration_within_one_address(self) -> None:
         for seed in (None, *range(20)):
-            scene = Scene(self.folder, self.image, seed=seed)
+            scene = Scene(self.folder, self.image, seed=seed, handover=self.handover)
             scene.world.result_of(scene.mirror())
             scene.finish()
             self.assert_moved(scene)
@@ -152,6 +158,49 @@ class SequenceTests(SceneCase):
             scene.world.run_until(lambda: scene.owned)
         self.assertTrue(flushed)
         self.assertNotIn(True, flushed)
+
+
+class SessionSequenceTests(SceneCase):
+    def test_of_a_migration_within_one_address(self) -> None:
+        keep: Any = journal.store
+        for seed in (None, *range(20)):
+            scene = Scene(self.folder, self.image, seed=seed)
+            written: list[tuple[str, str]] = []
+
+            def told(disk: object, path: str, record: Record, written: Any = written) -> None:
+                written.append((Path(path).name.partition(".")[0], record.state.name))
+                keep(disk, path, record)
+
+            with mock.patch.object(journal, "store", told):
+                scene.world.result_of(scene.mirror(Action.UNLINK))
+                scene.finish()
+            self.assert_moved(scene)
+            self.assertFalse(scene.source_image.exists())
+            ends = [("source", "DONE"), ("destination", "OWNER")]
+            self.assertEqual(
+                set(written[:2]), {("destination", "RECEIVING"), ("source", "SENDING")}
+            )
+            self.assertEqual(
+                written[2:5],
+                [
+                    ("destination", "PREPARED"),
+                    ("source", "COMMITTED"),
+                    ("destination", "OWNER"),
+                ],
+            )
+            self.assertEqual(written[5:], ends)
+            trace = scene.world.trace
+            places = [
+                trace.index(event)
+                for event in (
+                    ("source", "listens no longer on port 10809"),
+                    ("destination", "listens on port 10809"),
+                    next(each for each in trace if each[0] == "client"),
+                    ("source", "ends with status 0"),
+                )
+            ]
+            self.assertEqual(places, sorted(places), trace)
+            scene.close()
 
 
 class LockTests(SceneCase):

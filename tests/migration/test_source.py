@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred
@@ -14,19 +15,24 @@ from flexmigrate.errors import Broken, MigrationError
 from flexmigrate.migration.attempt import Allowances
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.handover import HandoverUncertain, NotGiven
+from flexmigrate.migration.handover import Gift, HandoverUncertain, NotConfirmed, NotGiven
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import RETRY_SECONDS, Core, Source, SourceMachine
 from support.machines import state_of, states, undeclared
 
-STEPS = ("dial", "copy", "converge", "finish", "settle")
+STEPS = ("dial", "copy", "converge", "finish", "settle", "commit", "confirm", "finish_giving")
+UNDONE = STEPS[1:5]  # steps after the first whose failure ends only the attempt
 STATES = {
     "dial": "dialling",
     "copy": "copying",
     "converge": "converging",
     "finish": "parked",
     "settle": "settling",
+    "commit": "committing",
+    "confirm": "confirming",
+    "finish_giving": "finishing",
 }
+PHASES = {**STATES, "confirm": "committing", "finish_giving": "given"}
 
 
 class RecordedAttempt:
@@ -35,11 +41,11 @@ class RecordedAttempt:
     passes = 0
     dirty = None
 
-    def __init__(self, log: list[str], instant: dict[str, Exception | None]) -> None:
+    def __init__(self, log: list[str], instant: dict[str, Exception | None], plain: bool) -> None:
         self.log = log
         self.instant = instant
+        self.plain = plain
         self.step: tuple[str, Deferred[None]] | None = None
-        self.committing: Callable[[], None] | None = None
 
     async def _begin(self, name: str) -> None:
         self.log.append(name)
@@ -67,12 +73,21 @@ class RecordedAttempt:
     async def finish(self) -> None:
         await self._begin("finish")
 
-    async def settle(self, unlink: bool, committing: Callable[[], None]) -> None:
-        self.log.append(f"{unlink=}")
-        self.committing = committing
-        if "commit" in self.instant:
-            committing()
+    async def settle(self) -> None:
         await self._begin("settle")
+
+    async def commit(self) -> bool:
+        await self._begin("commit")
+        return self.plain
+
+    async def confirm(self) -> None:
+        await self._begin("confirm")
+
+    async def finish_giving(self) -> None:
+        await self._begin("finish_giving")
+
+    def let_go(self, reason: str) -> None:
+        self.log.append(f"let go: {reason}")
 
     def close(self) -> None:
         self.log.append("close")
@@ -86,10 +101,11 @@ class RecordedCore(Core):
 
     instant: dict[str, Exception | None]
     log: list[str]
+    plain: bool
 
     def new_attempt(self) -> Any:
         self.attempts += 1
-        attempt: Any = RecordedAttempt(self.log, self.instant)
+        attempt: Any = RecordedAttempt(self.log, self.instant, self.plain)
         self.attempt = attempt
         return attempt
 
@@ -97,17 +113,21 @@ class RecordedCore(Core):
 class Scene:
     """A source whose attempts are recorded.
 
+    :param plain: whether the handover is.
     :param instant: steps that end inside the state's own beginning, and how.
     """
 
-    def __init__(self, action: Action = Action.EXIT, **instant: Exception | None) -> None:
+    def __init__(
+        self, action: Action = Action.EXIT, plain: bool = False, **instant: Exception | None
+    ) -> None:
         self.clock = Clock()
         nothing: Any = None
+        image: Any = SimpleNamespace(path="disk.img")
         self.core = RecordedCore(
             reactor=self.clock,
             export=nothing,
             ground=nothing,
-            action=action,
+            gift=Gift(image, nothing, nothing, action, address="192.0.2.2:1"),
             allowances=Allowances(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),
@@ -115,7 +135,7 @@ class Scene:
             progress=Progress(0.0),
         )
         self.log: list[str] = []
-        self.core.log, self.core.instant = self.log, instant
+        self.core.log, self.core.instant, self.core.plain = self.log, instant, plain
         self.source: Source = SourceMachine(self.core)
         self.outcomes: dict[str, list[Any]] = {"started": [], "finished": []}
         self.core.started.addBoth(self.outcomes["started"].append)
@@ -145,11 +165,6 @@ class Scene:
         self.attempt.step[1].errback(error or MigrationError("no luck"))
         return self
 
-    def commit(self) -> Scene:
-        assert self.attempt.committing is not None
-        self.attempt.committing()
-        return self
-
     def until(self, name: str) -> Scene:
         """Go on until the step *name* is under way."""
         if self.state == "new":
@@ -174,29 +189,38 @@ STEP_IS_OVER = (
 UNREACHABLE: dict[str, tuple[str, set[str]]] = {
     "start": (
         "whoever makes a source starts it, once",
-        set(STATES.values()) | {"committing", "waiting", "redialling", "given", "ended"},
+        set(STATES.values()) | {"waiting", "redialling", "unanswered", "given", "ended"},
     ),
     "_agreed": (STEP_IS_OVER, states(SourceMachine) - {"dialling", "redialling"}),
     "_copied": (STEP_IS_OVER, states(SourceMachine) - {"copying"}),
     "_converged": (STEP_IS_OVER, states(SourceMachine) - {"converging"}),
     "_equal": (STEP_IS_OVER, states(SourceMachine) - {"parked"}),
-    "_committing": (
-        "the handover calls it once, and a cancelled one never comes so far",
-        states(SourceMachine) - {"settling"},
-    ),
-    "_given": (
-        "the handover succeeds once, and only after it was begun in settling",
-        states(SourceMachine) - {"settling", "committing"},
-    ),
+    "_prepared": (STEP_IS_OVER, states(SourceMachine) - {"settling"}),
+    "_only_copied": (STEP_IS_OVER, states(SourceMachine) - {"settling"}),
+    "_committed": (STEP_IS_OVER, states(SourceMachine) - {"committing"}),
+    "_given": (STEP_IS_OVER, states(SourceMachine) - {"committing", "confirming"}),
+    "_finished": (STEP_IS_OVER, states(SourceMachine) - {"finishing"}),
     "_not_given": (
-        "only a handover says so, and it begins in settling",
-        {"new", "dialling", "redialling", "copying", "converging", "parked", "waiting"},
+        "only committing says so, and can't be cancelled",
+        states(SourceMachine) - {"committing"},
+    ),
+    "_unanswered": (
+        "only confirming says so, and is left for good if it is cancelled",
+        states(SourceMachine) - {"confirming", "given", "ended"},
     ),
     "_failed": (
-        "no step is under way: none has begun, or the one that there was has failed",
-        {"new", "waiting"},
+        "no step is under way, or its failures have an input of their own",
+        {"new", "waiting", "confirming", "unanswered", "finishing"},
     ),
-    "_retry": ("its timer exists only in waiting", states(SourceMachine) - {"waiting"}),
+    "_retry": (
+        "its timer exists only where something is waited for",
+        states(SourceMachine) - {"waiting", "unanswered"},
+    ),
+    "leave": (
+        "whoever leaves has cancelled before, which only these states outlast",
+        states(SourceMachine)
+        - {"committing", "confirming", "unanswered", "finishing", "given", "ended"},
+    ),
 }
 
 
@@ -208,19 +232,18 @@ class TableTests(SynchronousTestCase):
 
 class WayTests(SynchronousTestCase):
     def test_to_a_handover(self) -> None:
-        scene = Scene().start()
-        for step in STEPS[:-1]:
-            self.assertEqual(scene.state, STATES[step])
-            self.assertEqual(scene.core.phase, STATES[step])
-            self.assertEqual(len(scene.outcomes["started"]), step != "dial")
-            scene.succeed()
-        scene.commit()
-        self.assertEqual(scene.state, "committing")
-        self.assertEqual(scene.outcomes["finished"], [])
-        scene.succeed()
-        self.assertEqual(scene.state, "given")
-        self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
-        self.assertEqual(scene.log, [*STEPS[:-1], "unlink=False", "settle", "close"])
+        for plain in (False, True):
+            scene = Scene(plain=plain).start()
+            steps = [step for step in STEPS if step != "confirm" or not plain]
+            for step in steps:
+                self.assertEqual(scene.state, STATES[step])
+                self.assertEqual(scene.core.phase, PHASES[step])
+                self.assertEqual(len(scene.outcomes["started"]), step != "dial")
+                self.assertEqual(scene.outcomes["finished"], [])
+                scene.succeed()
+            self.assertEqual(scene.state, "given")
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+            self.assertEqual(scene.log, [*steps, "close"])
 
     def test_whoever_looks_on_is_told_of_each_phase(self) -> None:
         scene = Scene()
@@ -230,13 +253,9 @@ class WayTests(SynchronousTestCase):
         scene.clock.advance(RETRY_SECONDS)
         self.assertEqual(seen, ["dialling", "copying", "waiting", "dialling"])
 
-    def test_unlinks_if_asked_to(self) -> None:
-        scene = Scene(Action.UNLINK).until("settle")
-        self.assertIn("unlink=True", scene.log)
-
     def test_what_came_of_it_is_told_before_the_lock_is_free(self) -> None:
-        for end in (Scene.succeed, Scene.fail):
-            scene = Scene().until("settle").commit()
+        for step, end in (("finish_giving", Scene.succeed), ("commit", Scene.fail)):
+            scene = Scene().until(step)
             seen: list[bool] = []
             for outcome in (scene.core.finished,):
                 outcome.addBoth(lambda _, scene=scene, seen=seen: seen.append("close" in scene.log))
@@ -247,31 +266,35 @@ class WayTests(SynchronousTestCase):
     def test_a_copy_is_no_handover(self) -> None:
         scene = Scene(Action.NOTHING).until("finish").succeed()
         self.assertEqual(scene.state, "ended")
-        self.assertEqual(scene.log, [*STEPS[:-1], "abandon: the copy is complete"])
+        self.assertEqual(scene.log, [*STEPS[:4], "abandon: the copy is complete"])
         self.assertEqual(scene.outcomes["finished"], [False])
 
     def test_with_steps_that_end_at_once(self) -> None:
-        scene = Scene(**dict.fromkeys((*STEPS, "commit"))).start()
-        self.assertEqual(scene.state, "given")
-        self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+        for plain in (False, True):
+            scene = Scene(plain=plain, **dict.fromkeys(STEPS)).start()
+            self.assertEqual(scene.state, "given")
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
 
     def test_with_steps_of_which_one_fails_at_once(self) -> None:
-        for failing in STEPS[1:]:
+        for failing in UNDONE:
             instant: dict[str, Exception | None] = dict.fromkeys(STEPS)
             instant[failing] = MigrationError("at once")
             scene = Scene(**instant).start()
             self.assertEqual(scene.state, "waiting")
             self.assertEqual(scene.log[-1], "abandon: at once")
-            scene.core.instant = dict.fromkeys((*STEPS, "commit"))
+            scene.core.instant = dict.fromkeys(STEPS)
             scene.clock.advance(RETRY_SECONDS)
             self.assertEqual(scene.state, "given")
 
     def test_with_a_handover_that_fails_at_once(self) -> None:
-        steps: dict[str, Exception | None] = dict.fromkeys((*STEPS, "commit"))
-        scene = Scene(**{**steps, "settle": NotGiven("the file is busy")}).start()
-        self.assertEqual(scene.state, "waiting")
-        scene = Scene(**{**steps, "settle": HandoverUncertain("who knows")}).start()
-        self.assertEqual(scene.state, "given")
+        steps: dict[str, Exception | None] = dict.fromkeys(STEPS)
+        for error, state in (
+            (NotGiven("the file is busy"), "waiting"),
+            (HandoverUncertain("who knows"), "given"),
+        ):
+            self.assertEqual(Scene(**{**steps, "commit": error}).start().state, state)
+        scene = Scene(**{**steps, "confirm": NotConfirmed("silence")}).start()
+        self.assertEqual(scene.state, "unanswered")
 
 
 class FirstAttemptTests(SynchronousTestCase):
@@ -284,7 +307,7 @@ class FirstAttemptTests(SynchronousTestCase):
             self.assertEqual(scene.clock.getDelayedCalls(), [])
 
     def test_once_agreed_later_failures_are_retried(self) -> None:
-        for step in STEPS[1:]:
+        for step in UNDONE:
             scene = Scene().until(step).fail()
             self.assertEqual(scene.state, "waiting")
             self.assertEqual(scene.log[-1], "abandon: no luck")
@@ -296,7 +319,7 @@ class FirstAttemptTests(SynchronousTestCase):
             scene.fail()
             self.assertEqual(scene.state, "waiting")
             scene.clock.advance(RETRY_SECONDS)
-            scene.until("settle").commit().succeed()
+            scene.until("finish_giving").succeed()
             self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
             self.assertEqual(scene.core.attempts, 3)
 
@@ -308,14 +331,13 @@ class FirstAttemptTests(SynchronousTestCase):
 
 class HandoverTests(SynchronousTestCase):
     def test_that_did_not_happen_is_retried(self) -> None:
-        for scene in (Scene().until("settle"), Scene().until("settle").commit()):
-            scene.fail(NotGiven("the file is busy"))
-            self.assertEqual(scene.state, "waiting")
-            self.assertEqual(scene.log[-1], "abandon: the file is busy")
+        scene = Scene().until("commit").fail(NotGiven("the file is busy"))
+        self.assertEqual(scene.state, "waiting")
+        self.assertEqual(scene.log[-1], "abandon: the file is busy")
 
     def test_that_may_have_happened_ends_serving(self) -> None:
         for error in (HandoverUncertain("who knows"), OSError(5, "I/O error"), CancelledError()):
-            scene = Scene().until("settle").commit().fail(error)
+            scene = Scene().until("commit").fail(error)
             self.assertEqual(scene.state, "given")
             self.assertIs(scene.error("finished"), error)
             self.assertEqual(scene.log[-1], "close")
@@ -323,13 +345,55 @@ class HandoverTests(SynchronousTestCase):
             self.assertNotIn("abandon", " ".join(scene.log))
 
     def test_can_not_be_broken_off_once_it_was_begun(self) -> None:
-        scene = Scene().until("settle").commit()
-        scene.source.cancel("too late")
-        self.assertEqual(scene.state, "committing")
-        self.assertNotIn("settle cancelled", scene.log)
-        scene.succeed()
-        scene.source.cancel("much too late")
+        for step in STEPS[5:]:
+            scene = Scene().until(step)
+            scene.source.cancel("too late")
+            self.assertEqual(scene.state, STATES[step])
+            self.assertNotIn("cancelled", " ".join(scene.log))
+            scene.until("finish_giving").succeed()
+            scene.source.cancel("much too late")
+            self.assertEqual(scene.outcomes["finished"], [True])
+
+    def test_is_asked_about_each_second_until_it_is_confirmed(self) -> None:
+        scene = Scene().until("confirm")
+        for _ in range(100):
+            scene.fail(NotConfirmed("silence"))
+            self.assertEqual((scene.state, scene.core.phase), ("unanswered", "committing"))
+            self.assertEqual(scene.log[-1], "let go: silence")
+            scene.source.cancel("too late")
+            scene.clock.advance(RETRY_SECONDS)
+            self.assertEqual((scene.state, scene.core.phase), ("confirming", "committing"))
+        scene.until("finish_giving").succeed()
         self.assertEqual(scene.outcomes["finished"], [True])
+        self.assertNotIn("abandon", " ".join(scene.log))
+        self.assertEqual(scene.core.attempts, 1)
+
+    def test_an_error_in_asking_that_nobody_expects_is_logged_and_it_is_asked_again(self) -> None:
+        scene = Scene().until("confirm").fail(ZeroDivisionError())
+        self.assertEqual(scene.state, "unanswered")
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_an_error_in_cleaning_up_does_not_deny_it(self) -> None:
+        scene = Scene().until("finish_giving").fail(ZeroDivisionError())
+        self.assertEqual(scene.outcomes["finished"], [True])
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+    def test_a_process_that_ends_leaves_it_committed(self) -> None:
+        asked, waiting = Scene().until("confirm"), Scene().until("confirm").fail()
+        for scene in (asked, waiting):
+            scene.source.cancel("SIGTERM")
+            scene.source.leave("SIGTERM")
+            self.assertEqual((scene.state, scene.core.phase), ("given", "given"))
+            text = str(scene.error("finished"))
+            self.assertRegex(text, "disk.img is committed to 192.0.2.2:1, .*SIGTERM")
+            self.assertEqual(scene.clock.getDelayedCalls(), [])
+            self.assertEqual(scene.log[-1], "close")
+
+    def test_who_leaves_waits_for_what_is_settled(self) -> None:
+        for step in ("commit", "finish_giving"):
+            scene = Scene().until(step)
+            scene.source.leave("SIGTERM")
+            self.assertEqual(scene.state, STATES[step])
 
 
 class CancelTests(SynchronousTestCase):
@@ -356,7 +420,7 @@ class CancelTests(SynchronousTestCase):
         self.assertEqual(scene.outcomes["finished"], [])
 
     def test_in_every_later_step(self) -> None:
-        for step in STEPS[1:]:
+        for step in UNDONE:
             scene = Scene().until(step)
             scene.source.cancel("because")
             self.assert_broken(scene, "finished")
@@ -390,26 +454,27 @@ class EveryOrderTests(SynchronousTestCase):
         if scene.state == "new":
             yield "start", Scene.start
         elif scene.core.attempt is not None and scene.attempt.step is not None:
-            if scene.attempt.step[0] != "settle" or scene.state == "committing":
-                yield "succeed", Scene.succeed
-            elif scene.attempt.committing is not None:
-                yield "commit", Scene.commit
-            yield "fail", Scene.fail
-            if scene.attempt.step[0] == "settle":
+            yield "succeed", Scene.succeed
+            if scene.state != "finishing":
+                yield "fail", Scene.fail
+            if scene.state == "committing":
                 yield "not given", lambda scene: scene.fail(NotGiven("no"))
+        if scene.state in ("committing", "confirming", "unanswered", "finishing", "given"):
+            yield "leave", lambda scene: scene.source.leave("because")
 
     def check(self, scene: Scene) -> None:
         """What holds in every state, whatever has happened."""
         log, state = scene.log, scene.state
         working = scene.core.attempt is not None and scene.attempt.step is not None
-        self.assertEqual(working, state in {*STATES.values(), "redialling", "committing"})
-        self.assertEqual(bool(scene.clock.getDelayedCalls()), state == "waiting")
+        self.assertEqual(working, state in {*STATES.values(), "redialling"})
+        waiting = state in ("waiting", "unanswered")
+        self.assertEqual(bool(scene.clock.getDelayedCalls()), waiting)
         self.assertEqual("close" in log, state == "given")
         if state in ("ended", "waiting") and scene.core.attempt is not None:
             self.assertTrue(log[-1].startswith("abandon"))
-        if state in ("committing", "given"):
+        if state in ("committing", "confirming", "unanswered", "finishing", "given"):
             # From the last step on, nothing brings the image back but the handover's own word.
-            last = len(log) - log[::-1].index("settle")
+            last = len(log) - log[::-1].index("commit")
             self.assertNotIn("abandon", " ".join(log[last:]))
         over = state in ("given", "ended")
         told = len(scene.outcomes["finished"]) + sum(

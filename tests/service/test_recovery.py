@@ -156,13 +156,15 @@ class TestTheConnection:
         writer.is_satisfied_with(servers.copy)
 
     def test_is_cut_when_the_last_answer_is_due(self, servers: Servers, original: Path) -> None:
-        """The destination has all of it, but the source doesn't know: both say so, none lies."""
+        """Without a session, the destination has all of it, but the source doesn't know: both say
+        so, none lies.
+        """
         source = servers.serve()
         destination = servers.listen()
         with Relay("127.0.0.1", int(servers.place[3])) as relay:
             servers.send_to("127.0.0.1", relay.port)
             relay.keep_the_end_secret()
-            servers.start_mirroring()
+            servers.start_mirroring("--handover", "plain")
             destination.expect_exit(0)
             relay.cut()
             source.expect_exit(1)

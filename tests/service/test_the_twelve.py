@@ -260,7 +260,8 @@ class Test06RebindRetriesOnceASecondWhileTheCauseMayPass:
 
 
 LINE = re.compile(
-    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|warn|error|critical) *[\w.#-]+: \S.*"
+    r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (debug|info|warn|error|critical) *"
+    r"[\w.#-]+( \[[^]]+\])?: \S.*"
 )
 
 

@@ -17,6 +17,7 @@ from flexmigrate.history import History, Summary
 from flexmigrate.migration.attempt import Allowances
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.handover import Gift
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import Core
 from flexmigrate.service import watching
@@ -129,7 +130,7 @@ class ParkedTests(SynchronousTestCase):
             reactor=self.clock,
             export=nothing,
             ground=nothing,
-            action=Action.EXIT,
+            gift=Gift(nothing, nothing, nothing, Action.EXIT),
             allowances=Allowances(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),

@@ -38,6 +38,9 @@ class Relay:
         self._stalled = False
         self._secretive = False
         self._cut_at: int | None = None
+        self._stop_at: bytes | None = None
+        self._stop_behind = False
+        self._stopped = False
         self._open: set[socket.socket] = set()
         self._threads: list[threading.Thread] = []
         self._run(self._accept)
@@ -81,6 +84,24 @@ class Relay:
             self._stalled = False
             self._changed.notify_all()
 
+    def stop_at(self, pattern: bytes, *, behind: bool = False) -> None:
+        """Reset every connection, and every later one, once *pattern* has come from a client; once.
+
+        :param behind: forward it before; what is answered to it isn't forwarded.
+        """
+        with self._changed:
+            self._stop_at, self._stop_behind = pattern, behind
+
+    def wait_until_stopped(self) -> None:
+        """Wait until that has happened."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._stopped, PATIENCE)
+
+    def start_again(self) -> None:
+        """Forward later connections again."""
+        with self._changed:
+            self._stopped = False
+
     def keep_the_end_secret(self) -> None:
         """Don't tell clients that the target has closed its connection."""
         self._secretive = True
@@ -108,6 +129,9 @@ class Relay:
                 client, _ = self._server.accept()
             except OSError:
                 return
+            if self._stopped:
+                _reset(client)
+                continue
             try:
                 target = socket.create_connection(self._target, PATIENCE)
             except OSError:
@@ -125,6 +149,11 @@ class Relay:
         try:
             while piece := giver.recv(_PIECE):
                 self._wait_while_stalled()
+                if to_target and self._stops(piece, taker):
+                    self.cut()
+                    return
+                if not to_target and self._stopped:
+                    return
                 taker.sendall(piece)
                 if to_target:
                     self._count(len(piece))
@@ -134,6 +163,17 @@ class Relay:
             # What one end sees is what the other end is to see.
             _reset(giver)
             _reset(taker)
+
+    def _stops(self, piece: bytes, target: socket.socket) -> bool:
+        """Whether what was waited for is in *piece*; the last requests come one by one."""
+        with self._changed:
+            if self._stop_at is None or self._stop_at not in piece:
+                return False
+            self._stop_at, self._stopped = None, True
+            if self._stop_behind:
+                target.sendall(piece)
+            self._changed.notify_all()
+            return True
 
     def _wait_while_stalled(self) -> None:
         with self._changed:

@@ -13,9 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig
-from flexmigrate.control.grammar import Action, MirrorRequest
+from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, Server, World, Writer
+from flexmigrate.wire.session import State
 
 INTAKE = Address.tcp("192.0.2.2", 10810)
 # Of the source at first, then of the destination: an address that moves with the image.
@@ -35,6 +36,7 @@ class Scene:
     :ivar migrations: the connections that were made to the destination.
     :param image: what the source has, and where it has holes, as (offset, length).
     :param rebind: whether the destination serves afterwards, at the source's address.
+    :param handover: what ``mirror`` says of it.
     :param write_every: steps of the world between two writes, while something is sent; 0: only the
         writer's own, one each *beat* seconds.
     """
@@ -46,6 +48,7 @@ class Scene:
         *,
         seed: int | None = None,
         rebind: bool = True,
+        handover: HandoverRule = HandoverRule.AUTO,
         write_every: int = 3,
         beat: float = 0.1,
     ) -> None:
@@ -53,24 +56,15 @@ class Scene:
         self.source_image = folder / "source.img"
         self.destination_image = folder / "destination.img"
         self.marker = folder / "destination.img.INCOMPLETE"
-        self.marker.unlink(missing_ok=True)
+        for left in (self.marker, *folder.glob("*.handover*")):
+            left.unlink(missing_ok=True)
+        self.handover = handover
         _write_sparsely(self.source_image, image)
         # Garbage, so that whatever isn't sent is seen.
         self.destination_image.write_bytes(random.Random(7).randbytes(len(image)))
-        self.source_machine = Machine(self.world, "source", SERVING.host)
-        self.destination_machine = Machine(self.world, "destination", INTAKE.host)
-        self.source = Server(
-            self.source_machine,
-            ServeConfig(places=(SERVING,), exports=(ExportConfig("", str(self.source_image)),)),
-        )
-        self.destination = Server(
-            self.destination_machine,
-            ListenConfig(
-                places=(INTAKE,),
-                file=str(self.destination_image),
-                rebind=SERVING if rebind else None,
-            ),
-        )
+        self.start_source()
+        self._rebind = rebind
+        self.start_destination()
         client = Machine(self.world, "client", "192.0.2.3")
         self.writer = Writer(client, [SERVING], image, seed=seed or 1, beat=beat)
         self.migrations: list[Connection] = []
@@ -81,6 +75,22 @@ class Scene:
             self.world.every(write_every, self._write)
         self.writer.start()
         self.world.run_until(lambda: self.writer.acknowledged)
+
+    def start_source(self) -> None:
+        """Start it, or start it again."""
+        self.source_machine = Machine(self.world, "source", SERVING.host)
+        export = ExportConfig("", str(self.source_image))
+        self.source = Server(self.source_machine, ServeConfig(places=(SERVING,), exports=(export,)))
+
+    def start_destination(self) -> None:
+        """Start it, or start it again."""
+        self.destination_machine = Machine(self.world, "destination", INTAKE.host)
+        config = ListenConfig(
+            places=(INTAKE,),
+            file=str(self.destination_image),
+            rebind=SERVING if self._rebind else None,
+        )
+        self.destination = Server(self.destination_machine, config)
 
     def _connected(self, connection: Connection) -> None:
         if connection.server.getHost().port != INTAKE.port:
@@ -113,7 +123,7 @@ class Scene:
     def mirror(self, action: Action = Action.EXIT, max_bps: int = 0) -> Deferred[str]:
         """Ask for the migration."""
         asked: Deferred[str] = self.source.service.mirror(
-            MirrorRequest(INTAKE, action, max_bps=max_bps)
+            MirrorRequest(INTAKE, action, max_bps=max_bps, handover=self.handover)
         )
         return asked
 
@@ -152,7 +162,8 @@ class Scene:
     @property
     def serves(self) -> bool:
         """Whether the source has the image, and clients may use it."""
-        return self.source.status is None and not self.migrating.given_away
+        away = self.migrating.host.ownership.state in (State.COMMITTED, State.DONE)
+        return self.source.status is None and not self.migrating.given_away and not away
 
     @property
     def owned(self) -> bool:
@@ -168,6 +179,7 @@ class SceneCase(SynchronousTestCase):
     """Scenes, each of which is closed."""
 
     image = random.Random(3).randbytes(512) + bytes(512)
+    handover = HandoverRule.AUTO
 
     def setUp(self) -> None:
         place = MEMORY if os.access(MEMORY, os.W_OK) else None
@@ -176,7 +188,8 @@ class SceneCase(SynchronousTestCase):
 
     def scene(self, **more: Any) -> Scene:
         """Make a scene; it ends with the test."""
-        scene = Scene(self.folder, more.pop("image", self.image), **more)
+        image = more.pop("image", self.image)
+        scene = Scene(self.folder, image, **{"handover": self.handover, **more})
         self.addCleanup(scene.close)
         return scene
 

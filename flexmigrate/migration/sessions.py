@@ -1,0 +1,375 @@
+"""What connections mean to a server whose image comes, or came, by a migration: the policies that a
+server's factory asks (``server.factory.Session``).
+
+* ``Receiving``, of a destination: one sender at a time. A plain sender gives the image by its DISC,
+  a session's by COMMIT; and whoever committed before, and was not answered, is let in to ask again.
+* ``Serving``, of a server that has its images: clients come and go. One that is in fact the source
+  by whose session an image came here is told so, and anybody may ask what a journal says.
+
+Which answer is right is ``ownership``'s affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+from twisted.internet.defer import Deferred, succeed
+from twisted.internet.interfaces import IDelayedCall
+from twisted.logger import Logger
+from twisted.python.failure import Failure
+
+from flexmigrate.errors import RequestFailed
+from flexmigrate.image.background import Background
+from flexmigrate.migration.destination import Destination, DestinationCore
+from flexmigrate.migration.handover import acknowledge
+from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.server.connection import NBDServerProtocol
+from flexmigrate.server.factory import OpenSession
+from flexmigrate.wire.constants import ErrorCode, OptionReply
+from flexmigrate.wire.handshake import PrivateOption
+from flexmigrate.wire.session import (
+    NO_ID,
+    SESSION_OPTION,
+    SESSION_REPLY,
+    Answer,
+    Opening,
+    Outcome,
+    PrivateCommand,
+    Purpose,
+    fit_text,
+    parse_opening,
+)
+
+log = Logger()
+
+LINGER_SECONDS = 10.0
+"""How long a destination that owns the image stays for its source to ask again, once the source's
+connection has ended without a word that it knows."""
+
+Replies = Sequence[tuple[int, bytes]]
+
+
+def opening_of(connection: NBDServerProtocol) -> Opening | None:
+    """Return what *connection* said of its session when it negotiated; None if it has none."""
+    agreement = connection.agreement
+    return None if agreement is None else _opening_in(dict(agreement.private))
+
+
+def _opening_in(private: Mapping[int, bytes]) -> Opening | None:
+    data = private.get(SESSION_OPTION)
+    return None if data is None else parse_opening(data)
+
+
+def answer(ownership: Ownership, size: int, name: str, refusal: str | None) -> Replies:
+    """Return the replies to a session option."""
+    record = ownership.record
+    told = Answer(
+        ownership.state,
+        NO_ID if record is None else record.session,
+        0 if record is None else record.attempt,
+        size,
+        fit_text(name),
+        fit_text(refusal or ""),
+    )
+    return [(SESSION_REPLY, told.encode()), (OptionReply.ACK, b"")]
+
+
+class Receiving(OpenSession):
+    """See the module.
+
+    :param name: of this side, for people.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        destination: Destination,
+        core: DestinationCore,
+        lock: OwnedLock,
+        name: str = "",
+    ) -> None:
+        self._reactor = reactor
+        self._destination = destination
+        self._core = core
+        self._lock = lock
+        self._name = name
+        self._settling: set[NBDServerProtocol] = set()
+        self._linger: IDelayedCall | None = None
+        self._waiter: Deferred[bool] | None = None
+        self._is_acknowledged = False
+        self._linger_seconds = LINGER_SECONDS
+
+    # Who gets in
+
+    def admits(self, host: str | None) -> str | None:
+        """One sender at a time; while one has brought everything, others may come to settle."""
+        return self._core.busy
+
+    def connected(self, connection: NBDServerProtocol) -> None:
+        """It is the sender now, if there is none."""
+        if self._core.phase == "waiting":
+            self._destination.sender_connected(connection)
+
+    def options(self) -> Mapping[int, PrivateOption]:
+        """A session can be had."""
+        return {SESSION_OPTION: self._answer}
+
+    def _answer(self, data: bytes) -> Replies:
+        opening = parse_opening(data)
+        return answer(self._ownership, self._core.export.size, self._name, self._refusal(opening))
+
+    def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
+        """Who may send, and who may settle."""
+        opening = _opening_in(private)
+        if opening is not None and opening.purpose is Purpose.ASK:
+            return "what was asked is answered"
+        refusal = self._refusal(opening)
+        if refusal is not None:
+            log.warn("a sender is refused: {refusal}", refusal=refusal)
+        return refusal
+
+    def _refusal(self, opening: Opening | None) -> str | None:
+        if opening is not None and opening.purpose is Purpose.ASK:
+            return None
+        refusal = self._ownership.refusal(opening)
+        settles = opening is not None and opening.purpose is Purpose.SETTLE
+        if refusal is None and not settles and self._core.phase not in ("waiting", "receiving"):
+            return "a sender is connected already"
+        return refusal
+
+    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
+        """A session's sender is recorded before the first byte comes."""
+        opening = opening_of(connection)
+        if opening is not None and opening.purpose is Purpose.SETTLE:
+            self._settles(connection)
+            return None
+        if self._core.phase == "waiting":
+            self._destination.sender_connected(connection)  # it came while another was settling
+        if not self._core.is_from(connection):
+            connection.abort("a sender is connected already")
+            return None
+        if opening is None:
+            return None
+        peer = connection.transport.getPeer()
+        address = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a UNIX socket"
+        return self._core.handover.receive(opening, address)
+
+    def _settles(self, connection: NBDServerProtocol) -> None:
+        """*connection* has come to say COMMIT; it doesn't send, so it need not be the sender."""
+        connection.seal()
+        self._settling.add(connection)
+        self._stop_lingering()
+        if self._core.is_from(connection):
+            self._destination.sender_settles(connection)
+
+    # What senders say
+
+    def private(
+        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+    ) -> Deferred[bytes] | None:
+        """PREPARE and COMMIT, within a session."""
+        opening = opening_of(connection)
+        if opening is None or command not in (PrivateCommand.PREPARE, PrivateCommand.COMMIT):
+            return None
+        if offset or length:
+            return _refused("neither offset nor length belong there")
+        work = self._prepare if command == PrivateCommand.PREPARE else self._commit
+        return Deferred.fromCoroutine(work(connection, opening)).addCallback(Outcome.encode)
+
+    async def _prepare(self, connection: NBDServerProtocol, opening: Opening) -> Outcome:
+        if not connection.seal():
+            return self._refuse(connection, "requests are under way")
+        await self._lock.acquire(connection)
+        try:
+            if not self._core.is_from(connection) or self._core.phase != "receiving":
+                return self._refuse(connection, "there is nothing to prepare")
+            outcome: Deferred[Outcome] = Deferred()
+            self._destination._prepare(connection, outcome)
+            return await outcome
+        finally:
+            self._lock.release(connection)
+
+    async def _commit(self, connection: NBDServerProtocol, opening: Opening) -> Outcome:
+        await self._lock.acquire(connection)
+        try:
+            refusal = self._ownership.settles(opening.as_committed())
+            if refusal is not None:
+                return self._refuse(connection, refusal)
+            self._settling.add(connection)
+            if self._core.handover.owned:
+                return Outcome(self._ownership.state)
+            committed: Deferred[Outcome] = Deferred()
+            self._destination._commit(committed)
+            return await committed
+        finally:
+            self._lock.release(connection)
+
+    def _refuse(self, connection: NBDServerProtocol, text: str) -> Outcome:
+        connection.log.warn("refused: {text}", text=text)
+        return Outcome(self._ownership.state, text)
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """Settle under the migration lock who owns the image; the sender's connection waits for
+        it.
+        """
+        if opening_of(connection) is not None:
+            return self._farewell()
+        return Deferred.fromCoroutine(self._settle(connection))
+
+    async def _settle(self, connection: NBDServerProtocol) -> bool:
+        await self._lock.acquire(connection)
+        try:
+            if not self._core.is_from(connection):
+                return False  # it was lost while it waited
+            answered: Deferred[bool] = Deferred()
+            self._destination._goodbye(connection, answered)
+            return await answered
+        finally:
+            self._lock.release(connection)
+
+    def _farewell(self) -> Deferred[bool]:
+        """A session's source takes leave: where the image is ours, it knows that."""
+        if not self._core.handover.owned:
+            return succeed(False)
+        return self._core.handover.acknowledge().addCallback(self._said_farewell)
+
+    def _said_farewell(self, _: None) -> bool:
+        self._end_waiting(True)
+        return True
+
+    def lost(self, connection: NBDServerProtocol) -> None:
+        """Its attempt ends, unless it said DISC."""
+        self._settling.discard(connection)
+        if self._core.is_from(connection):
+            self._destination.sender_lost(connection)
+        if self._core.handover.owned:
+            self._linger_if_alone()
+
+    # After the migration
+
+    def acknowledged(self, *, at_once: bool = False) -> Deferred[bool]:
+        """Fire once the source knows that the image is ours (True), or wasn't heard of for
+        LINGER_SECONDS (False). To be called once.
+
+        :param at_once: don't linger: no connection of the source's is reason enough for False.
+        """
+        self._linger_seconds = 0.0 if at_once else LINGER_SECONDS
+        self._waiter = Deferred()
+        waiter = self._waiter
+        if self._is_acknowledged:
+            self._end_waiting(True)
+        else:
+            self._linger_if_alone()
+        return waiter
+
+    def _linger_if_alone(self) -> None:
+        if self._waiter is not None and not self._settling and self._linger is None:
+            self._linger = self._reactor.callLater(self._linger_seconds, self._lingered)
+
+    def _lingered(self) -> None:
+        self._linger = None
+        self._end_waiting(False)
+
+    def _stop_lingering(self) -> None:
+        linger, self._linger = self._linger, None
+        if linger is not None:
+            linger.cancel()
+
+    def _end_waiting(self, known: bool) -> None:
+        self._is_acknowledged = self._is_acknowledged or known
+        self._stop_lingering()
+        waiter, self._waiter = self._waiter, None
+        if waiter is not None:
+            waiter.callback(known)
+
+    @property
+    def _ownership(self) -> Ownership:
+        return self._core.handover.ownership
+
+
+class Held(Protocol):
+    """An image that a server has."""
+
+    ownership: Ownership
+    background: Background
+
+    @property
+    def size(self) -> int:
+        """Of the image, in bytes."""
+
+    @property
+    def full_name(self) -> str:
+        """Of the image, for people."""
+
+
+class Serving(OpenSession):
+    """See the module.
+
+    :param find: returns what the export of that name has; None if there is none.
+    """
+
+    def __init__(self, find: Callable[[str], Held | None]) -> None:
+        self._find = find
+
+    def options(self) -> Mapping[int, PrivateOption]:
+        """It can be asked, and a handover can be settled; a migration finds a plain server."""
+        return {SESSION_OPTION: self._answer}
+
+    def _answer(self, data: bytes) -> Replies:
+        opening = parse_opening(data)
+        held = self._find(opening.export)
+        if held is None:
+            return [(OptionReply.ERR_UNKNOWN, b"there is no such export")]
+        if opening.purpose is Purpose.MIGRATE:
+            return [(OptionReply.ERR_UNSUP, b"no migration is waited for here")]
+        refusal = None
+        if opening.purpose is Purpose.SETTLE:
+            refusal = held.ownership.settles(opening)
+        return answer(held.ownership, held.size, held.full_name, refusal)
+
+    def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
+        """Who only asks, or can't settle, goes no further."""
+        opening = _opening_in(private)
+        if opening is None:
+            return None
+        held = self._find(export)
+        if held is None or opening.purpose is not Purpose.SETTLE:
+            return "what was asked is answered"
+        return held.ownership.settles(opening)
+
+    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
+        """Who has come to settle changes nothing of the image."""
+        if opening_of(connection) is not None:
+            connection.seal()
+        return None
+
+    def private(
+        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+    ) -> Deferred[bytes] | None:
+        """COMMIT is answered: the image is here."""
+        held, opening = self._held(connection), opening_of(connection)
+        if held is None or opening is None or command != PrivateCommand.COMMIT:
+            return None
+        if offset or length:
+            return _refused("neither offset nor length belong there")
+        refusal = held.ownership.settles(opening)
+        return succeed(Outcome(held.ownership.state, refusal or "").encode())
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """A client that says DISC is done; a source, too, and knows that the image is here."""
+        held = self._held(connection)
+        if held is None or opening_of(connection) is None:
+            return succeed(True)
+        return acknowledge(held.ownership, held.background).addCallback(lambda _: True)
+
+    def _held(self, connection: NBDServerProtocol) -> Held | None:
+        export = connection.export
+        return None if export is None else self._find(export.name)
+
+
+def _refused(text: str) -> Deferred[bytes]:
+    failed: Deferred[bytes] = Deferred()
+    failed.errback(Failure(RequestFailed(int(ErrorCode.EINVAL), text)))
+    return failed
