@@ -159,6 +159,9 @@ def migration(
     folder = stage.folder / f"migration-{next(_numbers)}"
     folder.mkdir()
     copy = blank_image(folder / "copy", image.stat().st_size)
+    # The image is migrated again and again: nobody but us knows that the last copy was thrown away.
+    for each in (image, copy):
+        each.with_name(f"{each.name}.handover").unlink(missing_ok=True)
     certificates = stage.certificates if tls else None
     protection = ("--tls", "require", "--tls-certificates", str(certificates)) if tls else ()
     with crew() as children:
