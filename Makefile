@@ -27,7 +27,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz bench bench-migration package lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz simulate bench bench-migration package lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -35,6 +35,7 @@ help:
 	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
 	@echo 'make trial     run those that need nothing of pytest, under trial'
 	@echo 'make fuzz      send wrong streams for ten minutes (FUZZ_SEED=… repeats what it found)'
+	@echo 'make simulate  try the handover in all simulated ways (SCHEDULE=… plays one again)'
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
 	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
@@ -77,6 +78,10 @@ trial: $(VENV)/.developing
 
 fuzz: $(VENV)/.developing
 	FUZZ_ANYWHERE=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz
+
+simulate: $(VENV)/.developing
+	$(if $(SCHEDULE),PYTHONPATH="$(SHARED)" $(BIN)/python -m simulation '$(SCHEDULE)', \
+		FLEXMIGRATE_SIMULATE_EVERYTHING=1 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/simulation)
 
 bench: $(VENV)/.installed
 	-@.ci/need $(RIVALS)

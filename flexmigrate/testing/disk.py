@@ -135,6 +135,13 @@ class SimulatedDisk:
         file = self._names.get(path)
         return None if file is None else bytes(file.seen)
 
+    def find_after_failure(self, path: str) -> bytes | None:
+        """Return what would surely be left in the file at *path* if the machine failed now and kept
+        nothing that it need not; None: there might be none.
+        """
+        file = self._stable.get(path)
+        return None if file is None else bytes(file.stable)
+
     def mount(self) -> Mount:
         """Return the disk as a new process has it."""
         return Mount(self)

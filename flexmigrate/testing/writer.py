@@ -34,6 +34,7 @@ class Writer:
     :param addresses: where the image may be served; tried in turn.
     :param image: what it holds at first.
     :param beat: seconds between two writes, if nobody asks for more.
+    :param reconnect: seconds until it tries the next address, where the last one failed.
     :param flushes: whether some writes are to be durable once they are answered (FUA), and some
         flushes are between them.
     :param told: called with the name of the machine that acknowledged a write, each time.
@@ -49,6 +50,7 @@ class Writer:
         *,
         seed: int = 1,
         beat: float = 0.1,
+        reconnect: float = RECONNECT_SECONDS,
         flushes: bool = False,
         told: Callable[[str], object] = lambda name: None,
     ) -> None:
@@ -59,6 +61,7 @@ class Writer:
         self._client: NBDClientProtocol | None = None
         self._stopped = False
         self._beat: IDelayedCall | None = None
+        self._reconnect_seconds = reconnect
         self._flushes = flushes
         self._told = told
         self._is_flushing = False
@@ -113,7 +116,7 @@ class Writer:
         if failure is not None:
             failure.trap(FlexmigrateError)
         if not self._stopped:
-            self._machine.callLater(RECONNECT_SECONDS, self._connect)
+            self._machine.callLater(self._reconnect_seconds, self._connect)
 
     def write(self) -> None:
         """Write one sector, if there is a server and a sector that isn't being written."""
@@ -170,11 +173,17 @@ class Writer:
         """What the sector holds now isn't known until another write to it is answered."""
         failure.trap(FlexmigrateError)
 
-    def faults(self, image: bytes) -> list[str]:
-        """Return what *image* doesn't hold of what was acknowledged, sector by sector."""
+    def faults(self, image: bytes, *, flushed: bool = False) -> list[str]:
+        """Return what *image* doesn't hold of what was acknowledged, or, if *flushed*, of what was
+        flushed; sector by sector.
+        """
         found = [image[at : at + SECTOR] for at in range(0, len(image), SECTOR)]
+        since = self._durable
+        if not flushed:
+            since = list(map(max, self._known, self._durable))
+        what = "flushed" if flushed else "acknowledged"
         return [
-            f"sector {sector} has neither its last acknowledged write nor a later one"
+            f"sector {sector} has neither its last {what} write nor a later one"
             for sector, data in enumerate(found)
-            if data not in self._history[sector][max(self._known[sector], self._durable[sector]) :]
+            if data not in self._history[sector][since[sector] :]
         ]

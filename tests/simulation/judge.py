@@ -1,0 +1,254 @@
+"""What must hold, whatever befalls a migration; and the schedule from its beginning to the verdict.
+
+The invariants:
+
+* Never two owners: of both disks, at most one can be served; the source changes nothing in its
+  image once its journal says ``committed``, and a destination nothing in its own while that says
+  ``prepared``; and clients, once the destination has served them, are never served by the source.
+* There is one canonical copy, and ``whose`` names it. It holds every write that was acknowledged,
+  where processes died; every write that was flushed, where the machine that had it failed.
+* A source ends with status 0 only if the destination is prepared or owner; a destination that
+  received, only if it is the owner.
+* A source that isn't committed can be served again.
+* When everybody is back, the migration comes to its end.
+
+Those about what lies on the disks are judged after every single thing that changes any of it: as if
+both processes had died just then, and as if both machines had failed and kept only what they must.
+
+The plain handover has the exceptions that are documented in ``docs/migration.rst``, and no others:
+they are what ``plain`` is asked for below.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from flexmigrate.migration import journal, resolve
+from flexmigrate.migration.ownership import Serving, Standing
+from flexmigrate.service.serve import ServeService
+from flexmigrate.testing.disk import SimulatedDisk
+from flexmigrate.testing.world import Stuck
+from flexmigrate.wire.session import State
+from simulation.stage import IMAGE, JOURNAL, MARKER, Side, Stage, Violation
+
+PATIENCE = 400.0
+"""Seconds in which a migration ends once everybody is back."""
+
+_GIVEN = (b'"committed"', b'"done"')
+
+
+@dataclass(frozen=True)
+class Beside:
+    """What is beside an image, and whether that is there.
+
+    :ivar has_image: whether it has its name.
+    """
+
+    journal: bytes | None
+    marker: bool
+    has_image: bool
+
+    @classmethod
+    def now(cls, disk: SimulatedDisk) -> Beside:
+        """Return what processes find."""
+        return cls(disk.find(JOURNAL), disk.find(MARKER) is not None, disk.find(IMAGE) is not None)
+
+    @classmethod
+    def after_failure(cls, disk: SimulatedDisk) -> Beside:
+        """Return what is left if the machine fails and keeps only what it must."""
+        look = disk.find_after_failure
+        return cls(look(JOURNAL), look(MARKER) is not None, look(IMAGE) is not None)
+
+    @functools.cached_property
+    def standing(self) -> Standing:
+        """Return how the image stands, as the program sees it."""
+        record = None if self.journal is None else journal.decode(self.journal)
+        return Standing(IMAGE, record, self.marker)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it says that the handover is a plain one: so it is where a source failed to write
+        its journal once.
+        """
+        return self.standing.record is not None and self.standing.record.plain
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether it says that the image is a destination's own."""
+        return self.standing.state is State.OWNER or (self.journal is None and not self.marker)
+
+
+@functools.lru_cache(100)
+def judge(source: Beside, destination: Beside, plain: bool) -> str:
+    """Return whose copy is canonical, as ``whose`` says.
+
+    :raises Violation: it can't be told, or the ends contradict each other, or both or the wrong one
+        can be served.
+    """
+    mine, theirs = source.standing, destination.standing
+    states = f"{mine.state.name}, {theirs.state.name}"
+    plain = plain or source.is_plain
+    here = resolve.judge(mine, theirs.record).verdict
+    there = resolve.judge(theirs, mine.record).verdict
+    if here is resolve.Verdict.UNKNOWN:
+        if not plain:
+            raise Violation(f"nobody knows whose it is: {states}")
+        # As docs/migration.rst tells a human to go on: by the file, then by the marker.
+        is_given = not source.has_image or not destination.marker
+        canonical = "destination" if is_given else "source"
+    else:
+        canonical = "source" if here is resolve.Verdict.THIS else "destination"
+        if here is there and not plain and theirs.record is not None:
+            raise Violation(f"both ends say {here.value}: {states}")
+    served = [
+        name
+        for name, end in (("source", source), ("destination", destination))
+        if end.has_image and end.standing.to_serve()[0] is Serving.SERVE
+    ]
+    if len(served) == 2 and theirs.record is None and not theirs.marker and not plain:
+        served = ["source"]  # no migration has begun: what is there is nobody's image
+    if len(served) == 2:
+        raise Violation(f"both copies can be served: {states}")
+    if served and served != [canonical]:
+        raise Violation(f"the {canonical}'s copy is canonical, and the other can be served")
+    if not served and not _waits_for_a_human(source, destination, plain):
+        raise Violation(f"the {canonical}'s copy is canonical, and can't be served: {states}")
+    return canonical
+
+
+def _waits_for_a_human(source: Beside, destination: Beside, plain: bool) -> bool:
+    """Whether none can be served by itself, and rightly so."""
+    if plain:
+        given = source.standing.state in (State.COMMITTED, State.DONE)
+        return given or not source.has_image
+    # With ``done`` it would have been told to take over.
+    committed = source.standing.state is State.COMMITTED
+    return committed and destination.standing.state is State.PREPARED
+
+
+class Trial(Stage):
+    """A stage, with a judge on it.
+
+    :ivar ends: how many ends were judged.
+    """
+
+    ends = 0
+
+    # While it goes on
+
+    def ended(self, side: Side, status: int | None) -> None:
+        if status == 0:
+            found = Beside.now(self.destination.disk)
+            if side is self.destination and side.role == "listen" and not found.is_owner:
+                raise Violation("the destination ended with status 0, and isn't the owner")
+            if side is self.source and not self._may_leave(found):
+                raise Violation("the source ended with status 0, and the destination isn't ready")
+        super().ended(side, status)
+
+    def _may_leave(self, found: Beside) -> bool:
+        if found.is_owner or found.standing.state is State.PREPARED:
+            return True
+        # Its process was killed after it had read DISC, and so its kernel closed the connection as
+        # if it had been done with it. All data had been flushed.
+        is_plain = self.plain or Beside.now(self.source.disk).is_plain
+        return is_plain and not self.has_lived_through
+
+    def changes(self, side: Side) -> None:
+        if side is self.source:
+            if self._is_given:
+                self.accuse("the source changes what it has given away")
+        elif b'"prepared"' in (side.disk.find(JOURNAL) or b""):
+            self.accuse("the destination changes what it has said is complete")
+
+    def look(self) -> None:
+        super().look()
+        if self.has_changed and self.has_begun:
+            self.has_changed = False
+            self._judge(Beside.now, SimulatedDisk.find, flushed=False)
+            self._judge(Beside.after_failure, SimulatedDisk.find_after_failure, flushed=True)
+
+    def _judge(self, beside: Any, find: Any, *, flushed: bool) -> None:
+        """Judge it as if everything ended now."""
+        self.ends += 1
+        ends = beside(self.source.disk), beside(self.destination.disk)
+        canonical = judge(*ends, self.plain)
+        image = find(self.sides[canonical].disk, IMAGE)
+        if image is None:
+            raise Violation(f"the {canonical}'s copy is canonical, and there is none")
+        if faults := self.writer.faults(image, flushed=flushed):
+            raise Violation(f"the {canonical}'s copy is canonical, and {faults[0]}")
+
+    # What is on the disks
+
+    @property
+    def is_owner(self) -> bool:
+        """Whether the image is the destination's own, as what is on its disk says."""
+        return Beside.now(self.destination.disk).is_owner
+
+    def canonical(self) -> str:
+        """Return whose copy is canonical, as ``whose`` says."""
+        ends = Beside.now(self.source.disk), Beside.now(self.destination.disk)
+        return judge(*ends, self.plain)
+
+    @property
+    def _is_given(self) -> bool:
+        """Whether the source can't take the image back."""
+        record = self.source.disk.find(JOURNAL)
+        return record is not None and any(each in record for each in _GIVEN)
+
+    # The end
+
+    def is_settled(self) -> bool:
+        """Whether nothing more is to be expected."""
+        source, destination = self.source, self.destination
+        if self.starting:
+            return False
+        if not source.lives:
+            if not destination.lives:
+                return True
+            if self.is_owner:
+                # Most of what comes now is the same each time.
+                return destination.role == "serve" or self.served_by[-1] == "destination"
+            return source.down_for_good
+        if destination.down_for_good and self._is_given:
+            return True
+        if self.world.upon:
+            return False
+        if not destination.lives or self.brief:
+            return self.writer.acknowledged > self.acknowledged_before + 1 and self.source_serves
+        return False
+
+    def play(self) -> None:
+        """Let it all happen, and judge it.
+
+        :raises Violation: what must not have happened.
+        """
+        try:
+            self.world.run_until(self.is_settled, PATIENCE)
+        except Stuck as error:
+            raise Violation(f"it never ends: {error}") from error
+        self.examine()
+
+    def examine(self) -> None:
+        """Look at what is left once all processes are dead, and what comes of starting them.
+
+        :raises Violation: it is not as it must be.
+        """
+        self.hear()
+        self.world.upon.clear()
+        for side in self.sides.values():
+            side.kill(host=False)
+        self._judge(Beside.now, SimulatedDisk.find, flushed=False)
+        canonical = self.canonical()
+        served = [name for name, side in self.sides.items() if self._can_serve(side)]
+        if served not in ([], [canonical]):
+            raise Violation(f"the {canonical}'s copy is canonical, and served is that of {served}")
+
+    def _can_serve(self, side: Side) -> bool:
+        if side.disk.find(IMAGE) is None:
+            return False
+        side.errors = 0
+        side.start("serve")
+        return side.server is not None and isinstance(side.server.service, ServeService)

@@ -1,0 +1,220 @@
+"""The real code, broken on purpose: what the simulation has to find, or it proves nothing.
+
+A mutation names places and what stands there, and fails loudly where that stands there no more.
+"""
+
+from __future__ import annotations
+
+import inspect
+import random
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain, count, islice
+from types import CodeType, FunctionType
+from typing import Any
+
+from flexmigrate.image import disk
+from flexmigrate.migration.attempt import Attempt
+from flexmigrate.migration.copying import Copier
+from flexmigrate.migration.handover import DestinationHandover, SourceHandover
+from flexmigrate.migration.ownership import Ownership, Standing
+from flexmigrate.server.commands import Commands
+from flexmigrate.server.transmission import Transmission
+from simulation.schedules import Schedule, drawn, pairs, singles
+
+MOST = 3000
+"""Schedules, in which a mutation has to be found."""
+
+
+class PlaceGone(AssertionError):
+    """What a mutation was to change isn't there any more: give it its new place."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """One place: a function, and what stands in it once and is to stand there instead."""
+
+    function: Callable[..., Any]
+    old: str
+    new: str
+
+    def code(self) -> CodeType:
+        """Return the function's code with the change."""
+        source = textwrap.dedent(inspect.getsource(self.function))
+        if source.count(self.old) != 1:
+            raise PlaceGone(f"{self.function.__qualname__}: {self.old!r} is not there once")
+        text = "from __future__ import annotations\n" + source.replace(self.old, self.new)
+        found: dict[str, Any] = {}
+        exec(compile(text, f"<{self.old}>", "exec"), self.target.__globals__, found)
+        code: CodeType = found[self.target.__name__].__code__
+        return code
+
+    @property
+    def target(self) -> FunctionType:
+        """The function as a function."""
+        assert isinstance(self.function, FunctionType)
+        return self.function
+
+
+@dataclass(frozen=True)
+class Mutation:
+    """Something that somebody could do wrong one day.
+
+    :ivar plain: it is of the plain handover.
+    :ivar after: what faults have to be there, in their order, where it takes two that are rare
+        together; each as a schedule begins to name it.
+    """
+
+    name: str
+    changes: tuple[Change, ...]
+    plain: bool = False
+    after: tuple[str, str] | None = None
+
+    def hunted_in(self) -> Iterator[Schedule]:
+        """Yield the schedules in which it has to be found: so many, and no more."""
+        draw = random.Random(1)
+        if self.after is not None:
+            found = [each for each in pairs() if self._fits(each)]
+            draw.shuffle(found)
+            yield from found[:MOST]
+            return
+        one, two = list(singles()), draw.sample(list(pairs()), MOST)
+        draw.shuffle(one)
+        three = map(drawn, count())
+        for each in islice(chain.from_iterable(zip(one, two, three, strict=False)), MOST):
+            if self.plain == ("plain" in each.options):
+                yield each
+
+    def _fits(self, schedule: Schedule) -> bool:
+        assert self.after is not None
+        return all(
+            str(fault).startswith(begin)
+            for fault, begin in zip(schedule.faults, self.after, strict=True)
+        )
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Have the code be wrong, for a while."""
+        codes = [change.code() for change in self.changes]
+        before = [change.target.__code__ for change in self.changes]
+        for change, code in zip(self.changes, codes, strict=True):
+            change.target.__code__ = code
+        try:
+            yield
+        finally:
+            for change, code in zip(self.changes, before, strict=True):
+                change.target.__code__ = code
+
+
+def _one(name: str, function: Callable[..., Any], old: str, new: str = "pass") -> Mutation:
+    return Mutation(name, (Change(function, old, new),))
+
+
+MUTATIONS = (
+    # The disk
+    _one("a record has its name before its bytes are durable", disk.replace, "disk.fsync(fd)"),
+    _one("a record's name is not made durable", disk.sync_folder, "disk.fsync(folder)"),
+    Mutation(
+        "what a dead process wrote is acted upon before it is durable",
+        (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._path)", "pass"),),
+        after=("process:source", "host:source"),
+    ),
+    _one(
+        "a failed write of 'committed' is taken for none",
+        Ownership._restore,
+        "if journal.load(self._disk, path) != before:",
+        "if False:",
+    ),
+    _one(
+        "a flush is answered without being done",
+        Commands._sync,
+        "self._background.flush()",
+        "self._background.run(int)",
+    ),
+    _one("FUA is not heeded", Commands._change, "if flags & _FUA:", "if False:"),
+    # The copy
+    _one("a change is not marked", Transmission.serve, "observer.mark(offset, length)"),
+    _one(
+        "a change is marked a while after it is answered",
+        Commands._change,
+        "self._changed(offset, length)",
+        "self._background._reactor.callLater(0.01, self._changed, offset, length)",
+    ),
+    _one(
+        "marks are cleared after their blocks were read",
+        Copier.send_dirty,
+        "    await self._all_answered()",
+        "    await self._all_answered()\n    while self.dirty.take(1 << 30) is not None: pass",
+    ),
+    _one("clients are not parked", Attempt._send_rest, "await self._export.park()"),
+    # The source
+    _one(
+        "the destination is not asked to prepare",
+        Attempt._make_way,
+        "await self._handing_over.prepare()",
+    ),
+    _one(
+        "COMMIT is said before 'committed' is recorded",
+        SourceHandover.commit,
+        "await self._record_commit()",
+        "self._gift.background.run(self._gift.ownership.commit, self._attempt)",
+    ),
+    _one(
+        "COMMIT is not said",
+        SourceHandover.confirm,
+        "await confirm(self._reactor, self._client)",
+    ),
+    _one(
+        "a committed image is served",
+        Standing.to_serve,
+        "if record.state is State.COMMITTED and not record.plain:",
+        "if record.state is State.COMMITTED:\n        return Serving.SERVE, ''\n    if False:",
+    ),
+    _one(
+        "an image that was given away is served",
+        Standing.to_serve,
+        "}.get(record.state)",
+        "}.get(record.state) if record.state is not State.DONE else None",
+    ),
+    # The destination
+    _one(
+        "PREPARE is answered before 'prepared' is recorded",
+        DestinationHandover._prepare,
+        "await self._background.run(self.ownership.prepare)",
+        "self._background.run(self.ownership.prepare)",
+    ),
+    _one(
+        "'prepared' is recorded and not answered for",
+        DestinationHandover._prepare,
+        "await self._background.run(self.ownership.prepare)",
+    ),
+    _one(
+        "COMMIT is answered before 'owner' is recorded",
+        DestinationHandover._own,
+        "fault = await self._background.run(self.ownership.own)",
+        "fault = None; self._background.run(self.ownership.own)",
+    ),
+    _one(
+        "what is prepared is overwritten without a record",
+        DestinationHandover.receive,
+        "self._background.run(self.ownership.receive, opening, address)",
+        "self._background.run(int)",
+    ),
+    Mutation(
+        "nobody flushes before the destination is prepared",
+        (
+            Change(DestinationHandover._prepare, "await self._background.flush()", "pass"),
+            Change(Copier.flush, "await self._client.flush()", "pass"),
+        ),
+    ),
+    Mutation(
+        "nobody flushes before a plain destination takes over",
+        (
+            Change(DestinationHandover._take, "await self._background.flush()", "pass"),
+            Change(Copier.flush, "await self._client.flush()", "pass"),
+        ),
+        plain=True,
+    ),
+)

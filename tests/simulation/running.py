@@ -1,0 +1,176 @@
+"""Many schedules in one process, as fast as that goes; and several processes beside each other."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from itertools import count, islice
+from pathlib import Path
+from typing import Any
+
+from constantly import NamedConstant
+from twisted.logger import Logger, globalLogBeginner
+from twisted.python.failure import Failure
+
+from flexmigrate.client import link
+from flexmigrate.errors import FlexmigrateError
+from flexmigrate.server import transmission
+from flexmigrate.testing.disk import Died
+from flexmigrate.wire import reply_parser
+from simulation.judge import Trial
+from simulation.mutations import MUTATIONS
+from simulation.schedules import Schedule, drawn, pairs, singles
+from simulation.stage import Violation
+
+COLLECT_EVERY = 250
+"""Schedules between two collections of garbage: each leaves a world of circles behind."""
+
+SMALL = 16 * 1024
+"""Bytes of the buffers that each connection or server has: no request here is as long, and to clear
+larger ones would take a third of the time."""
+
+_PATHS = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
+_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
+
+ends_judged = 0
+"""In all schedules of this process; see ``judge``."""
+
+bugs: list[str] = []
+"""What was logged as a failure that nobody expects, in the schedule that is played."""
+
+
+def prepare() -> None:
+    """Make this process one that plays schedules, and does nothing else."""
+    Logger.emit = _emit  # type: ignore[method-assign]
+    globalLogBeginner.beginLoggingTo([], redirectStandardIO=False, discardBuffer=True)
+    # Coroutines of processes that died are closed by the collector, and complain.
+    sys.unraisablehook = lambda what: None
+    gc.disable()
+    transmission.Scratch.__init__.__defaults__ = (SMALL,)
+    transmission.SMALL_READ = SMALL
+    reply_parser.BUFFER = SMALL
+    link.HELLO_BUFFER = SMALL
+
+
+def _emit(logger: Logger, level: NamedConstant, format: str | None = None, **event: Any) -> None:  # noqa: A002
+    """Tell nobody what nobody hears: to make events of it would take a while."""
+    failure = event.get("log_failure")
+    if isinstance(failure, Failure) and not failure.check(FlexmigrateError, OSError, Died):
+        bugs.append(f"{failure.type.__name__}: {failure.getErrorMessage()}")
+
+
+def try_out(schedule: Schedule) -> str | None:
+    """Play *schedule*; return what is wrong, or None."""
+    global ends_judged  # noqa: PLW0603  # what a process has done
+    bugs.clear()
+    trial: Trial | None = None
+    try:
+        trial = Trial(schedule)
+        trial.play()
+    except Violation as violation:
+        return str(violation)
+    except Exception as error:  # noqa: BLE001  # it is as wrong, and the schedule is told with it
+        return f"{type(error).__name__}: {error}"
+    finally:
+        if trial is not None:
+            ends_judged += trial.ends
+    return f"a bug was logged: {bugs[0]}" if bugs else None
+
+
+def faults_in(schedules: Iterable[Schedule]) -> Iterator[tuple[Schedule, str | None]]:
+    """Play them all; yield each with what is wrong, or None."""
+    for number, schedule in enumerate(schedules):
+        if number % COLLECT_EVERY == 0:
+            gc.collect()
+        yield schedule, try_out(schedule)
+
+
+def named(what: str) -> Iterator[Schedule]:
+    """Return all the schedules that are called *what*; of ``random`` there is no end."""
+    families = {"singles": singles, "pairs": pairs, "random": lambda: map(drawn, count())}
+    return families[what]()
+
+
+def play(what: str, first: int, last: int, step: int) -> int:
+    """Play each *step*-th of these; print what is wrong, at once, and then how many there were.
+
+    :return: how many were wrong.
+    """
+    began, played, wrong = time.perf_counter(), 0, 0
+    for schedule, fault in faults_in(islice(named(what), first, last, step)):
+        played += 1
+        if fault is not None:
+            wrong += 1
+            print(f"{fault}\n    make simulate SCHEDULE='{schedule}'", flush=True)
+    seconds = time.perf_counter() - began
+    print(
+        f"{what}: {played} schedules, {ends_judged} ends, {wrong} wrong, "
+        f"{played / seconds:.0f} schedules a second",
+        flush=True,
+    )
+    return wrong
+
+
+def hunt(first: int, step: int) -> int:
+    """Break the code in each *step*-th way, and see that the simulation finds it.
+
+    :return: how many were not found.
+    """
+    missed = 0
+    for mutation in MUTATIONS[first::step]:
+        with mutation.applied():
+            found = next(
+                (
+                    (number, schedule, fault)
+                    for number, (schedule, fault) in enumerate(faults_in(mutation.hunted_in()), 1)
+                    if fault is not None
+                ),
+                None,
+            )
+        if found is None:
+            missed += 1
+            print(f"not found: {mutation.name}", flush=True)
+        else:
+            number, schedule, fault = found
+            print(f"found: {mutation.name}: by schedule {number}, {schedule}: {fault}", flush=True)
+    return missed
+
+
+def beside(*arguments: object) -> tuple[int, list[str]]:
+    """Run ``python -m simulation`` with *arguments* in as many processes as there are cores, of
+    which each does its part; the last two arguments are where to begin, and in which steps to go.
+
+    :return: the highest exit status, and all that was printed.
+    """
+    *what, first, step = arguments
+    cores = len(os.sched_getaffinity(0))
+    assert isinstance(first, int)
+    assert isinstance(step, int)
+    running = [
+        subprocess.Popen(
+            [sys.executable, "-m", "simulation"]
+            + [str(each) for each in (*what, first + core * step, step * cores)],
+            env=_ENVIRONMENT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for core in range(cores)
+    ]
+    printed = [line for process in running for line in process.communicate()[0].splitlines()]
+    return max(abs(process.returncode) for process in running), printed
+
+
+def told_of(schedule: str) -> list[str]:
+    """Return what a process of its own tells of *schedule*, as of one that is played again."""
+    return subprocess.run(
+        [sys.executable, "-m", "simulation", schedule],
+        env=_ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        text=True,
+        timeout=60,
+        check=False,
+    ).stdout.splitlines()

@@ -1,0 +1,161 @@
+"""Schedules: what befalls one simulated migration, as values that can be printed and read again."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from flexmigrate.testing.disk import FATES
+
+SIDES = ("source", "destination")
+
+CUTS = ("nothing", "to-source", "to-destination")
+"""What is still let through of what was under way when a connection is cut."""
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One thing that goes wrong.
+
+    :ivar kind: ``process`` (it is killed), ``host`` (its machine fails), ``cut`` (the connection of
+        the migration is), ``stall`` (nothing passes there for a while), ``part`` (and no other
+        connection can be made), ``error`` (the next sync or change of a name on a disk fails).
+    :ivar where: which side, or for ``cut`` what is let through.
+    :ivar since: the event that it is counted from.
+    :ivar after: so many things happen between the event and it.
+    :ivar fate: of what was not synced, where a host fails; see ``FATES``.
+    :ivar back: seconds after which what was killed, stalled or parted is back; None: never.
+    """
+
+    kind: str
+    where: str
+    since: str
+    after: int
+    fate: str = ""
+    back: float | None = None
+
+    def __str__(self) -> str:
+        fate = f"/{self.fate}" if self.fate else ""
+        back = "never" if self.back is None else f"{self.back:g}"
+        return f"{self.kind}:{self.where}{fate}@{self.since}+{self.after}~{back}"
+
+    @classmethod
+    def parse(cls, text: str) -> Fault:
+        """Read what ``str`` wrote."""
+        what, _, rest = text.partition("@")
+        when, _, back = rest.partition("~")
+        kind, _, where = what.partition(":")
+        where, _, fate = where.partition("/")
+        since, _, after = when.partition("+")
+        seconds = None if back == "never" else float(back)
+        return cls(kind, where, since, int(after), fate, seconds)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One simulated migration.
+
+    :ivar seed: what is drawn in it is drawn from this.
+    :ivar shuffled: whether the order of all things is drawn, too; else what has waited longest
+        happens next.
+    :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``; see ``stage``.
+    """
+
+    seed: int
+    shuffled: bool
+    options: frozenset[str]
+    faults: tuple[Fault, ...]
+
+    def __str__(self) -> str:
+        order = "shuffled" if self.shuffled else "ordered"
+        words = [f"{self.seed}", order, *sorted(self.options), *map(str, self.faults)]
+        return " ".join(words)
+
+    @classmethod
+    def parse(cls, text: str) -> Schedule:
+        """Read what ``str`` wrote."""
+        seed, order, *words = text.split()
+        faults = tuple(Fault.parse(word) for word in words if "@" in word)
+        options = frozenset(word for word in words if "@" not in word)
+        return cls(int(seed), order == "shuffled", options, faults)
+
+
+OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
+
+STEPS = 64
+"""In so many steps a handover is over that nothing befalls: from the parking of the clients to the
+end of the source's process. A test sees that it is so."""
+
+STEPS_AGAIN = 24
+"""After so many further steps, whatever a first fault has caused is under way again or waits."""
+
+
+def every_fault(since: str, after: int) -> Iterator[Fault]:
+    """Yield all that can go wrong at one moment."""
+    for side in SIDES:
+        for back in (0.5, None):
+            yield Fault("process", side, since, after, back=back)
+            for fate in FATES:
+                yield Fault("host", side, since, after, fate, back)
+        yield Fault("error", side, since, after)
+        yield Fault("stall", side, since, after, back=15.0)
+        yield Fault("part", side, since, after, back=15.0)
+    for spared in CUTS:
+        yield Fault("cut", spared, since, after)
+
+
+def main_faults(since: str, after: int) -> Iterator[Fault]:
+    """Yield what those of ``every_fault`` come to that can be combined in a bearable number."""
+    for side in SIDES:
+        yield Fault("process", side, since, after, back=0.5)
+        yield Fault("process", side, since, after)
+        yield Fault("host", side, since, after, "anything", back=0.5)
+    for spared in CUTS:
+        yield Fault("cut", spared, since, after)
+
+
+def singles() -> Iterator[Schedule]:
+    """Yield every fault at every step of the handover, in each kind of handover."""
+    for options in ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind"):
+        for after in range(STEPS):
+            for fault in every_fault("parked", after):
+                yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
+
+
+def pairs() -> Iterator[Schedule]:
+    """Yield every main fault at every step of a session's handover, and after each of them every
+    main fault at every step of what comes then.
+    """
+    for after in range(STEPS):
+        for later in range(STEPS_AGAIN):
+            for first in main_faults("parked", after):
+                for second in main_faults("again", later):
+                    options = frozenset(("brief",))
+                    yield Schedule(after * 1000 + later, False, options, (first, second))
+
+
+def drawn(seed: int) -> Schedule:
+    """Return the random schedule with the number *seed*."""
+    draw = random.Random(seed)
+    options = frozenset(option for option in OPTIONS if draw.random() < 0.3)
+    # Most of what can go wrong goes wrong close to the end, and seldom alone.
+    faults = tuple(draw_fault(draw) for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4))))
+    return Schedule(seed, draw.random() < 0.8, options, faults)
+
+
+_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error")
+
+
+def draw_fault(draw: random.Random) -> Fault:
+    """Return a random fault."""
+    kind = draw.choice(_KINDS)
+    where = draw.choice(CUTS if kind == "cut" else SIDES)
+    since, most = draw.choice((("asked", 200), ("parked", 80), ("parked", 40), ("again", 60)))
+    fate = draw.choice(FATES) if kind == "host" else ""
+    back: float | None = None
+    if kind in ("stall", "part"):
+        back = draw.choice((0.5, 3.0, 15.0, 70.0))
+    elif kind in ("process", "host") and draw.random() < 0.8:
+        back = draw.choice((0.0, 0.5, 3.0, 15.0))
+    return Fault(kind, where, since, draw.randrange(most), fate, back)
