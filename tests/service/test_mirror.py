@@ -19,6 +19,16 @@ from support.servers import SIZE, SLOWLY, Servers, stop
 EXACT = 0.05  # by how much a rate may miss its limit
 
 
+def at_rest_of(seen: dict[str, str]) -> dict[str, str]:
+    """Return what *seen* says of no migration and no moment.
+
+    How often requests came while they were looked for depends on how busy the machine is.
+    """
+    assert int(seen["poll_hits"]) >= 0
+    assert int(seen["poll_misses"]) >= 0
+    return {key: value for key, value in seen.items() if not key.startswith(("last_", "poll_"))}
+
+
 class TestTheAnswer:
     def test_nobody_listens_there(self, servers: Servers) -> None:
         servers.serve()
@@ -203,7 +213,7 @@ class TestTheStatus:
             "num_exports": "1",
             "is_mirroring": "false",
         }
-        assert wait_until(servers.source_sock, num_clients="1") == at_rest
+        assert at_rest_of(wait_until(servers.source_sock, num_clients="1")) == at_rest
         servers.listen()
         servers.start_mirroring_slowly()
         seen = status(servers.source_sock)
@@ -222,8 +232,7 @@ class TestTheStatus:
         after = status(servers.source_sock)
         assert after["last_migration"].startswith("broken")
         assert after["last_migration_verdict"] == "broken"
-        rest = {name: value for name, value in after.items() if not name.startswith("last_")}
-        assert rest == at_rest
+        assert at_rest_of(after) == at_rest
 
     def test_of_an_attempt_that_failed(self, servers: Servers) -> None:
         servers.serve()
