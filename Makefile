@@ -27,7 +27,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz simulate bench bench-migration package lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz simulate bench bench-migration package docs lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -39,6 +39,7 @@ help:
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
 	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
+	@echo 'make docs      the documentation as a site, in docs/_build/html; a warning is an error'
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
 	@echo 'make tables    renew the tables of docs/ that follow from the code'
@@ -62,6 +63,10 @@ $(VENV)/.developing: pyproject.toml | $(VENV)/.installed
 
 $(VENV)/.packaging: pyproject.toml | $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[package]'
+	@touch $@
+
+$(VENV)/.documenting: pyproject.toml | $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[docs]'
 	@touch $@
 
 demo: $(VENV)/.installed
@@ -115,6 +120,10 @@ coverage: $(VENV)/.developing
 	$(BIN)/coverage combine
 	$(BIN)/coverage report
 
+docs: $(VENV)/.documenting
+	$(BIN)/python -m sphinx --builder html --fail-on-warning --keep-going --quiet docs docs/_build/html
+	@echo 'See docs/_build/html/index.html.'
+
 package: $(VENV)/.packaging
 	$(BIN)/python docs/manual.py share/man/man1/flexmigrate.1
 	rm -rf dist
@@ -122,6 +131,6 @@ package: $(VENV)/.packaging
 	@echo 'See dist/.'
 
 clean:
-	rm -rf $(VENV) build dist share *.egg-info _trial_temp* .coverage* htmlcov \
+	rm -rf $(VENV) build dist share docs/_build *.egg-info _trial_temp* .coverage* htmlcov \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

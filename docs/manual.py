@@ -13,8 +13,11 @@ import sys
 import textwrap
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
+from docutils import nodes
 from docutils.core import publish_string
+from docutils.parsers.rst import roles
 
 from flexmigrate import __version__
 from flexmigrate.commands import COMMANDS
@@ -129,8 +132,17 @@ def _sections() -> Iterator[str]:
         yield found[0]
 
 
+def _reference(
+    _role: str, rawtext: str, text: str, *_place: Any, **_options: Any
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """Make of a reference to another page, which a page of the manual can't link to, its name."""
+    return [nodes.literal(rawtext, text)], []
+
+
 def page() -> bytes:
     """Return the page, for man(1)."""
+    for role in ("doc", "ref"):  # Sphinx's, for the site
+        roles.register_local_role(role, _reference)
     settings = {
         "report_level": 2,
         "halt_level": 2,  # a warning is an error

@@ -81,7 +81,7 @@ def commands() -> Iterator[str]:
     """Yield a section for each command of the command line."""
     for name, command in COMMANDS.items():
         summary = f"{command.summary[0].upper()}{command.summary[1:]}."
-        yield from (name, "~" * len(name), "", summary, "", "::", "")
+        yield from (name, "-" * len(name), "", summary, "", "::", "")
         yield from textwrap.wrap(
             f"flexmigrate {name} {command.synopsis}",
             WIDTH,

@@ -48,11 +48,11 @@ class Tables(SynchronousTestCase):
         self.assertRegex(text("states.rst"), r"settling +``ours`` +complete")
 
     def test_every_field_of_the_status_has_a_row(self) -> None:
-        self.assertRegex(text("operators.rst"), r"``migration_bytes_left`` +bytes +what is known")
+        self.assertRegex(text("status.rst"), r"``migration_bytes_left`` +bytes +what is known")
 
     def test_every_command_has_its_section(self) -> None:
         for name in COMMANDS:
-            self.assertIn(f"\n{name}\n{'~' * len(name)}\n", text("operators.rst"))
+            self.assertIn(f"\n{name}\n{'-' * len(name)}\n", text("commands.rst"))
 
     def test_every_command_of_the_operators_socket_has_its_paragraph(self) -> None:
         for name in OPERATORS_COMMANDS:
