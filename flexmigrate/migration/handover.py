@@ -320,8 +320,10 @@ async def finish(
     """
     try:
         await gift.background.run(gift.ownership.done)
-        if client is not None and gift.action is Action.UNLINK:
-            await gift.background.run(gift.image.unlink)
+        if gift.action is Action.UNLINK:
+            if client is not None:
+                await gift.background.run(gift.image.unlink)
+            await gift.background.run(gift.ownership.unlinked)
     except (OSError, ImageError) as error:
         logger.warn("{path} was given away, but: {error}", path=gift.image.path, error=error)
     if client is None:

@@ -50,6 +50,7 @@ class Record:
     :ivar size: of the image, in bytes.
     :ivar plain: the other side keeps no journal of this session: the plain handover.
     :ivar unlink: a source's: its file is to go once the destination owns the image.
+    :ivar unlinked: a source's: it is gone, and a file of its name is another.
     :ivar acknowledged: an owner's: the source knows of it, and won't ask again.
     :ivar peer: the other side's name, for people; may be empty.
     :ivar address: where the other side was, for people.
@@ -68,6 +69,7 @@ class Record:
     size: int = 0
     plain: bool = False
     unlink: bool = False
+    unlinked: bool = False
     acknowledged: bool = False
     peer: str = ""
     address: str = ""
@@ -228,6 +230,7 @@ _READERS = {
     "size": _number,
     "plain": _bool,
     "unlink": _bool,
+    "unlinked": _bool,
     "acknowledged": _bool,
     "peer": _text,
     "address": _text,

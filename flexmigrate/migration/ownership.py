@@ -49,8 +49,8 @@ STEPS: dict[State, frozenset[State]] = {
     State.SENDING: frozenset({State.SENDING, State.COMMITTED}),
     # Back only while nobody can have been told: see `SourceOwnership.take_back`.
     State.COMMITTED: frozenset({State.SENDING, State.DONE}),
-    # The image may come back.
-    State.DONE: frozenset({State.RECEIVING, State.OWNER}),
+    # Its file was unlinked, too; or the image comes back; or another has its name: see `tidy`.
+    State.DONE: frozenset({State.DONE, State.RECEIVING, State.OWNER}),
     # To OWNER from the plain handover, which has no PREPARED.
     State.RECEIVING: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
     State.PREPARED: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
@@ -94,6 +94,13 @@ class Standing:
         """
         return self.marker and self.state is not State.OWNER
 
+    @property
+    def is_of_another_file(self) -> bool:
+        """Whether the journal is that of a file which was unlinked once it was given away: what has
+        its name now is another.
+        """
+        return self.record is not None and self.state is State.DONE and self.record.unlinked
+
     def to_serve(self) -> tuple[Serving, str]:
         """Return whether the image may be served, and why not."""
         if self.is_incomplete and self.state in (State.NONE, State.SENDING):
@@ -101,7 +108,7 @@ class Standing:
                 f"{self.path} is incomplete: {self.path}{MARKER_SUFFIX} says that a migration into "
                 "it never finished"
             )
-        if self.record is None:
+        if self.record is None or self.is_of_another_file:
             return Serving.SERVE, ""
         record, place = self.record, self.record.other_side
         advice = f"see 'flexmigrate whose {self.path}'"
@@ -268,6 +275,10 @@ class Ownership:
         """The destination owns the image."""
         self._write(replace(self._known(), state=State.DONE))
 
+    def unlinked(self) -> None:
+        """The file is gone: whoever finds one of its name finds another."""
+        self._write(replace(self._known(), unlinked=True))
+
     # A destination
 
     def expect(self) -> None:
@@ -388,10 +399,18 @@ class Ownership:
             self._write(replace(record, acknowledged=True))
 
     def tidy(self) -> None:
-        """Remove what was left to do when the process died: a marker beside an owner.
+        """Remove what has no meaning any more: a marker beside an owner, where the process died
+        before it did that; the journal of a file that was unlinked, when another has its name.
 
         :raises ImageError: it can't be removed.
         """
+        if self.standing.is_of_another_file:
+            path = journal.path_of(self._path)
+            try:
+                disks.remove(self._disk, path)
+            except OSError as error:
+                raise ImageError(f"can't remove {path}: {error.strerror}") from error
+            self.standing = replace(self.standing, record=None)
         if self.standing.marker and self.state is State.OWNER:
             try:
                 self._remove_marker()

@@ -137,8 +137,10 @@ def _committed(path: str, record: Record) -> tuple[Verdict, str]:
 def _done(path: str, record: Record) -> tuple[Verdict, str]:
     if record.settled and record.session == NO_ID:
         return Verdict.OTHER, f"{path} is not canonical: it was released."
+    fate = ", and unlinked: a file of that name is another" if record.unlinked else ""
     return Verdict.OTHER, (
-        f"The copy at {record.other_side} is canonical: {path} was migrated there ({record.time})."
+        f"The copy at {record.other_side} is canonical: {path} was migrated there "
+        f"({record.time}){fate}."
     )
 
 

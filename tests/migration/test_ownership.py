@@ -314,6 +314,24 @@ class DestinationTests(JournalCase):
         ownership.tidy()
         self.assertFalse(self.marker.exists())
 
+    def test_what_has_the_name_of_an_unlinked_file_is_another(self) -> None:
+        self.assertEqual(self.put(State.DONE, unlink=True).standing.to_serve()[0], Serving.REFUSE)
+        self.ownership().unlinked()
+        ownership = self.ownership()
+        self.assertEqual(ownership.standing.to_serve(), (Serving.SERVE, ""))
+        self.assertIsNone(ownership.standing.to_receive())
+        self.assertIn("is another", str(judge(ownership.standing)))
+        ownership.tidy()
+        self.assertFalse(self.journal.exists())
+        self.assertEqual((ownership.state, self.ownership().state), (State.NONE, State.NONE))
+
+    def test_the_journal_of_an_unlinked_file_that_stays_is_an_error(self) -> None:
+        ownership = self.put(State.DONE, unlink=True, unlinked=True)
+        self.disk.failing = lambda name, args: name == "unlink"
+        with self.assertRaisesRegex(ImageError, "handover: Input/output"):
+            ownership.tidy()
+        self.assertEqual(ownership.state, State.DONE)
+
     def test_a_marker_that_stays_does_not_deny_the_owner(self) -> None:
         ownership = self.put(State.PREPARED)
         self.marker.touch()
