@@ -11,7 +11,20 @@ _MARKDOWN = re.compile(r"^```console\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _RST = re.compile(r"^\.\. code-block:: console\n\n((?:    .*\n|\n)+)", re.MULTILINE)
 _ID = re.compile(r"\[migration [0-9a-f]+\]")
 _NUMBER = re.compile(r"\d+(\.\d+)?")
-_MADE_IN_BACKGROUND = re.compile(r"2> (?P<log>\S+) &$")
+_STARTED_SERVER = re.compile(r"^flexmigrate .* 2> (?P<log>\S+) &$")
+
+# Programs whose name at the beginning of a line that is shown as it stands makes it a command.
+_PROGRAMS = (
+    *("apt", "apt-get", "flexmigrate", "grep", "jq", "make", "nbd-client", "nbdinfo", "nc"),
+    *("openssl", "pip", "printf", "python", "python3", "qemu-img", "qemu-system-x86_64"),
+    *("systemctl", "truncate", "twistd", "useradd"),
+)
+_COMMAND = re.compile(
+    rf"^ *(?:/\S+/)?(?:{'|'.join(map(re.escape, _PROGRAMS))}) [^:=]", re.MULTILINE
+)
+_NOT_RUN = re.compile(r"^(?:\.\.|<!--) not run: (?P<reason>[^>]+?)(?: -->)?$", re.DOTALL)
+_SHOWN = re.compile(r"::$|\A\.\. code-block:: (?!console)\w+$")
+_GENERATED = re.compile(r"^\.\. begin (\S+)\n.*?^\.\. end \1$", re.MULTILINE | re.DOTALL)
 
 PORTS = ("10809", "10810")
 
@@ -22,6 +35,33 @@ class Step:
 
     command: str
     printed: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Untried:
+    """Commands that are shown, but don't belong to a session; and why, "" if that isn't said."""
+
+    commands: list[str]
+    reason: str
+
+
+def untried(document: Path) -> list[Untried]:
+    """Return the commands of a document that no session has, with the reason for it.
+
+    The reason stands in a comment, ``not run: REASON``, right before the paragraph or the directive
+    that the commands belong to. What is generated from the code is left out.
+    """
+    chunks = re.split(r"\n\s*\n(?=\S)", _GENERATED.sub("", document.read_text()))
+    found = []
+    for index, chunk in enumerate(chunks):
+        head, _, body = chunk.partition("\n\n    ")
+        commands = [line for line in f"    {body}".split("\n") if _COMMAND.match(line)]
+        if commands and (document.suffix == ".md" or _SHOWN.search(head)):
+            marked = _NOT_RUN.match(chunks[index - 1].strip()) if index else None
+            found.append(
+                Untried([line.strip() for line in commands], marked["reason"] if marked else "")
+            )
+    return found
 
 
 def sessions(document: Path) -> list[Step]:
@@ -49,8 +89,10 @@ def script(steps: list[Step], ports: dict[str, int]) -> str:
         for name, port in ports.items():
             command = command.replace(name, str(port))
         lines += ["echo '$'", command]
-        if match := _MADE_IN_BACKGROUND.search(command):
-            lines.append(f"until grep --quiet 'listening on' {match['log']}; do :; done")
+        if match := _STARTED_SERVER.search(command):
+            lines.append(
+                f"until grep --quiet --no-messages 'listening on' {match['log']}; do :; done"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from support.shell_sessions import Step, blurred, outputs, script, sessions
+from support.shell_sessions import Step, Untried, blurred, outputs, script, sessions, untried
 
 MARKDOWN = """
 # Title
@@ -48,6 +48,43 @@ Title
     three
 """
 
+UNTRIED = """
+Text.
+
+.. begin options
+
+::
+
+    flexmigrate generated
+
+.. end options
+
+.. not run: it takes
+   two hosts
+
+These are shown::
+
+    flexmigrate serve --port 1
+    # a remark
+    /opt/bin/flexmigrate status
+
+    flexmigrate wait
+
+And this, without a reason:
+
+.. code-block:: text
+
+    make everything
+
+.. code-block:: toml
+
+    make = "no command"
+
+.. code-block:: console
+
+    $ flexmigrate help
+"""
+
 STEPS = [
     Step("echo one", ["one"]),
     Step("true"),
@@ -64,6 +101,15 @@ class ShellSessions(SynchronousTestCase):
             document = Path(made.name, "document").with_suffix(suffix)
             document.write_text(text)
             self.assertEqual(sessions(document), STEPS)
+
+    def test_commands_outside_of_sessions_are_found_with_the_reason(self) -> None:
+        made = tempfile.TemporaryDirectory()
+        self.addCleanup(made.cleanup)
+        document = Path(made.name, "document.rst")
+        document.write_text(UNTRIED)
+        shown = ["flexmigrate serve --port 1", "/opt/bin/flexmigrate status", "flexmigrate wait"]
+        expected = [Untried(shown, "it takes\n   two hosts"), Untried(["make everything"], "")]
+        self.assertEqual(untried(document), expected)
 
     def test_a_script_tells_what_each_step_printed(self) -> None:
         ran = subprocess.run(["bash"], input=script(STEPS, {}), capture_output=True, text=True)
