@@ -52,6 +52,7 @@ from flexmigrate.options import (
     COVERAGE,
     DEFAULT_DENY,
     DEFAULT_EXPORT,
+    DROP_CACHE,
     ENDPOINT,
     EXPORT,
     EXPORTS,
@@ -197,6 +198,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
         connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
+        drop_cache=given.flag(DROP_CACHE),
         report=report_of(given),
     )
     lines = tuple(request.lines())
@@ -342,10 +344,10 @@ COMMANDS = {
         "have a serve start to migrate its image to a listen",
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
-        f" [--connections N] [--export NAME] [--remote-export NAME] [--wait]"
+        f" [--connections N] [--drop-cache] [--export NAME] [--remote-export NAME] [--wait]"
         f" [--handover auto|session|plain] [--report FILE] {_TLS_CLIENT}",
         (
-            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS),
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS, DROP_CACHE),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
             *(HANDOVER, WAIT, REPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),

@@ -377,6 +377,12 @@ CONNECTIONS = Option(
     "connections to use, 1 to 16, where the destination takes several (default: 4)",
     _parse_connections,
 )
+DROP_CACHE = Flag(
+    "drop-cache",
+    "",
+    "drop from the source's page cache what was sent, so that a large image doesn't push out what"
+    " others use (default: keep it)",
+)
 NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
 ENDPOINT = Option(
     "endpoint",

@@ -51,6 +51,7 @@ _MIRROR_SETTINGS = (
     "remote-export",
     "handover",
     "connections",
+    "drop-cache",
     "tls",
     "tls-certificates",
     "tls-hostname",
@@ -103,6 +104,7 @@ class MirrorRequest:
     :ivar converge: how it comes to its end while clients write.
     :ivar connections: how many to use, where the destination takes more than one; 1 to
         `MAX_CONNECTIONS`.
+    :ivar drop_cache: whether what was sent is dropped from the source's page cache.
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
     """
@@ -116,6 +118,7 @@ class MirrorRequest:
     tls: TLSConfig = NO_TLS
     converge: ConvergeConfig = USUAL_CONVERGENCE
     connections: int = USUAL_CONNECTIONS
+    drop_cache: bool = False
     report: str | None = None
     handover: HandoverRule = HandoverRule.AUTO
 
@@ -131,6 +134,7 @@ class MirrorRequest:
             "export": self.export,
             "remote-export": self.remote_export or None,
             "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
+            "drop-cache": "yes" if self.drop_cache else None,
             "handover": None if self.handover is HandoverRule.AUTO else self.handover.value,
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
@@ -337,6 +341,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
             connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
+            drop_cache=_parse_yes("drop-cache", settings.get("drop-cache", "no")),
             report=_parse_report(settings.get("report")),
         )
     except BadAddress as error:
@@ -364,6 +369,12 @@ def parse_connections(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
         raise CommandError(f"connections={text}: it is a number from 1 to {MAX_CONNECTIONS}")
     return int(text)
+
+
+def _parse_yes(name: str, text: str) -> bool:
+    if text not in ("yes", "no"):
+        raise CommandError(f"{name}={text}: it is yes or no")
+    return text == "yes"
 
 
 def _parse_tls(settings: Mapping[str, str]) -> TLSConfig:

@@ -66,6 +66,10 @@ class Background:
         """As :meth:`Image.will_need`."""
         return self.run(self._image.will_need, ranges)
 
+    def drop_cached(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
+        """As :meth:`Image.drop_cached`."""
+        return self.run(self._image.drop_cached, ranges)
+
     def write_back(self) -> Deferred[None]:
         """As :meth:`Image.write_back`."""
         return self.run(self._image.write_back)

@@ -182,6 +182,14 @@ class Image:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
+    def drop_cached(self, ranges: Iterable[tuple[int, int]]) -> None:
+        """Give back the memory that holds some (offset, length), but for what isn't on the disk
+        yet: advice.
+        """
+        for offset, length in ranges:
+            with contextlib.suppress(OSError):
+                os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.
 

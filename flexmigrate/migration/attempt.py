@@ -50,11 +50,13 @@ class Allowances:
     :ivar hello_seconds: until the destination has said hello.
     :ivar request_seconds: without any progress while requests are in flight.
     :ivar connections: how many to use, where the destination takes more than one.
+    :ivar drop_cache: whether the source's page cache loses what was sent.
     """
 
     hello_seconds: float = 5.0
     request_seconds: float = 60.0
     connections: int = 1
+    drop_cache: bool = False
 
 
 class Ground(Protocol):
@@ -191,6 +193,7 @@ class Attempt:
             dirty,
             self._limit,
             self._progress,
+            self._allowances.drop_cache,
         )
         export.observer = dirty
         export.dirty_runs = dirty.runs

@@ -42,6 +42,9 @@ MOST_IN_FLIGHT = 2048
 MOST_READING = 4
 READ_AHEAD = 8 * 1024 * 1024
 
+# Where the page cache isn't to be filled with what was sent, so many bytes are dropped at once.
+DROP_BYTES = 16 * 1024 * 1024
+
 # What a request costs beside its bytes, in seconds: so many clean bytes between two dirty blocks as
 # the link takes in that time are sent with them, rather than sending two requests.
 REQUEST_SECONDS = 250e-6
@@ -144,6 +147,7 @@ class Holes:
 class Copier:
     """Sends one image over one connection.
 
+    :param drop_cache: whether what was sent is dropped from the page cache.
     :ivar dirty: what is still to be sent, or sent again.
     """
 
@@ -156,9 +160,13 @@ class Copier:
         dirty: DirtyMap,
         limit: RateLimit,
         progress: Progress,
+        drop_cache: bool = False,
     ) -> None:
         self._reactor = reactor
         self._image = image
+        self._drop_cache = drop_cache
+        self._to_drop: list[tuple[int, int]] = []
+        self._to_drop_bytes = 0
         self._background = background
         self._client = client
         self.dirty = dirty
@@ -213,12 +221,16 @@ class Copier:
                 if extent.data:
                     if not self._is_room(extent.length):
                         await self._room(extent.length)
-                    self._launch(self._send_data(extent.offset, extent.length), extent.length)
+                    answer = self._send_data(extent.offset, extent.length)
+                    if self._drop_cache:
+                        answer.addCallback(self._sent, extent.offset, extent.length)
+                    self._launch(answer, extent.length)
                 else:
                     await self._send_hole(extent)
             if enough():
                 break
         await self._all_answered()
+        self._drop()
         return total
 
     def _bridge(self) -> int:
@@ -298,6 +310,19 @@ class Copier:
             answer = self._client.write_from(self._image, offset, length)
         self._wake()
         return answer
+
+    def _sent(self, _: None, offset: int, length: int) -> None:
+        """The destination has it: what is in the page cache was put there for this, mostly."""
+        self._to_drop.append((offset, length))
+        self._to_drop_bytes += length
+        if self._to_drop_bytes >= DROP_BYTES:
+            self._drop()
+
+    def _drop(self) -> None:
+        if self._to_drop:
+            ranges, self._to_drop = self._to_drop, []
+            self._to_drop_bytes = 0
+            self._background.drop_cached(ranges)
 
     def _look_ahead(self, position: int) -> None:
         """Have the disk read what is sent next, while this is waited for.

@@ -266,7 +266,9 @@ class MigratingExport:
                 self.host.full_name,
                 str(request.address),
             ),
-            allowances=replace(allowances(), connections=request.connections),
+            allowances=replace(
+                allowances(), connections=request.connections, drop_cache=request.drop_cache
+            ),
             limit=limit,
             convergence=Convergence(request.converge, limit, now),
             began=now,

@@ -375,6 +375,9 @@ class SimulatedImage(Image):
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._mount.begin_image_call("will need", self.path)
 
+    def drop_cached(self, ranges: Iterable[tuple[int, int]]) -> None:
+        self._mount.begin_image_call("drop cached", self.path)
+
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
         while offset < end:

@@ -389,6 +389,10 @@ class MirrorTests(CommandLineTestCase):
         for text in ("0", "17", "some"):
             self.assert_wrong(f"mirror {THERE} -s /s --connections {text}", "--connections", text)
 
+    def test_whether_what_was_sent_is_dropped(self) -> None:
+        self.assertFalse(self.request(THERE).drop_cache)
+        self.assertTrue(self.request(f"{THERE} --drop-cache").drop_cache)
+
     def test_the_default_export_can_be_named(self) -> None:
         config = said(f"mirror {THERE} -s /s --export=")
         assert isinstance(config, CallConfig)

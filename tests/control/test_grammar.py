@@ -211,6 +211,16 @@ class MirrorTests(SynchronousTestCase):
                 parse_mirror([*there, f"connections={text}"])
             self.assertIn(f"connections={text}", str(raised.exception))
 
+    def test_what_was_sent_is_dropped_or_not(self) -> None:
+        there = ["10.0.0.2", "10809"]
+        request = parse_mirror([*there, "drop-cache=yes"])
+        self.assertTrue(request.drop_cache)
+        self.assertEqual(parse_mirror(request.lines()[1:]), request)
+        for same in (there, [*there, "drop-cache=no"]):
+            self.assertFalse(parse_mirror(same).drop_cache)
+        with self.assertRaisesRegex(CommandError, "drop-cache=perhaps"):
+            parse_mirror([*there, "drop-cache=perhaps"])
+
     def test_a_value_is_all_behind_the_first_equals_sign(self) -> None:
         lines = ["/run/a=b", "0", "export=c=d", "tls=require", "tls-certificates=/e=f/g=h"]
         self.assertEqual(

@@ -324,6 +324,26 @@ class ReadingAhead(WithAFolder):
         image.will_need([(0, BLOCK)])
 
 
+class Dropping(WithAFolder):
+    def test_gives_back_what_was_named_and_no_more(self) -> None:
+        # The kernel keeps pages in folios of up to 2 MiB, and drops whole ones.
+        size = 16 << 20
+        image = self.image(random_image(self.path, size, seed=1))
+        if image.in_memory:
+            raise SkipTest("no disk is behind it")
+        image.flush()
+        image.make_resident(0, size)
+        self.assertTrue(image.is_resident(0, BLOCK) and image.is_resident(size - BLOCK, BLOCK))
+        image.drop_cached([(0, size // 2)])
+        self.assertFalse(image.is_resident(0, BLOCK))
+        self.assertTrue(image.is_resident(size - BLOCK, BLOCK))
+
+    def test_is_advice_that_never_fails(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        image.close()
+        image.drop_cached([(0, BLOCK)])
+
+
 class WritingBack(WithAFolder):
     def descriptors(self) -> int:
         return len(os.listdir("/proc/self/fd"))

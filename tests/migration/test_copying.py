@@ -18,6 +18,7 @@ from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
 from flexmigrate.migration.copying import (
+    DROP_BYTES,
     IN_FLIGHT,
     MOST_IN_FLIGHT,
     MOST_READING,
@@ -123,7 +124,12 @@ class CopierCase(SynchronousTestCase):
         self.numbers = itertools.count(1)
 
     def make(
-        self, size: int, data: list[tuple[int, int]], flags: TransmissionFlag = ALL, limit: int = 0
+        self,
+        size: int,
+        data: list[tuple[int, int]],
+        flags: TransmissionFlag = ALL,
+        limit: int = 0,
+        drop_cache: bool = False,
     ) -> Copier:
         """Make an image of *size* bytes with random *data*, and what copies it."""
         path = self.folder / f"disk{next(self.numbers)}.img"
@@ -149,6 +155,7 @@ class CopierCase(SynchronousTestCase):
             self.dirty,
             self.limit,
             self.progress,
+            drop_cache,
         )
 
     def change(self, offset: int, data: bytes) -> None:
@@ -181,6 +188,24 @@ class HoleTests(CopierCase):
         self.successResultOf(sending)
         self.assertEqual(list(self.dirty.runs(0, 4 * MIB)), [(MIB, MIB)])
         self.assertEqual((self.progress.zeroed, self.progress.sent), (3 * MIB, 0))
+
+    def test_what_is_answered_and_nothing_else_is_dropped_if_it_is_wished(self) -> None:
+        dropped: list[tuple[int, int]] = []
+        self.patch(Image, "drop_cached", lambda _, ranges: dropped.extend(ranges))
+        size = 40 * MIB
+        for drop_cache in (False, True):
+            copier = self.make(size, [(0, size)], drop_cache=drop_cache)
+            self.dirty.mark(0, size)
+            sending = self.begin(copier.send_dirty())
+            self.assertEqual(len(self.client.waiting), 40)
+            self.client.answer(7)
+            self.assertEqual(dropped, [])
+            for _ in range(16):
+                self.client.answer()
+            self.assertEqual(len(dropped), DROP_BYTES // MIB if drop_cache else 0)
+            self.client.answer_all()
+            self.assertEqual(self.successResultOf(sending), size)
+        self.assertEqual(sorted(dropped), [(at, MIB) for at in range(0, size, MIB)])
 
     def test_little_data_between_holes_is_zeroed_with_them_and_sent_after(self) -> None:
         size, pieces = 16 * MIB, [(2 * MIB, BLOCK), (5 * MIB, BLOCK), (9 * MIB, 4 * MIB)]
