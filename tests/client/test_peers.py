@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
 from collections.abc import Iterator
@@ -155,9 +156,10 @@ class OpenFile:
         self._file = path.open("rb", buffering=0)
         self.fd = self._file.fileno()
 
-    def read_into(self, view: memoryview, offset: int) -> None:
-        self._file.seek(offset)
-        assert self._file.readinto(view) == len(view)
+    def read(self, offset: int, length: int) -> bytes:
+        content = os.pread(self.fd, length, offset)
+        assert len(content) == length
+        return content
 
     def close(self) -> None:
         self._file.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +38,10 @@ class Reactor:
 
 
 class Signals(SynchronousTestCase):
+    """Signals are sent to this thread, the only one of a server that begins. A test runner may have
+    others, and one that is sent to the process would be theirs while this one blocks it.
+    """
+
     def setUp(self) -> None:
         for number in SIGNALS:
             self.addCleanup(signal.signal, number, signal.getsignal(number))
@@ -53,7 +56,7 @@ class Signals(SynchronousTestCase):
 
     def test_one_that_comes_before_the_reactor_runs_is_heeded_when_it_does(self) -> None:
         self.lifetime.heed_signals(self.terminate)
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         self.assertEqual(self.told, [])
         self.reactor.run()
         self.assertEqual(self.told, ["SIGTERM"])
@@ -63,7 +66,7 @@ class Signals(SynchronousTestCase):
         self.lifetime.heed_signals(self.terminate)
         for number in SIGNALS:
             signal.signal(number, signal.SIG_DFL)
-        os.kill(os.getpid(), signal.SIGTERM)  # by default, it would end this process
+        signal.raise_signal(signal.SIGTERM)  # by default, it would end this process
         self.reactor.run()
         self.assertEqual(self.told, ["SIGTERM"])
 
@@ -73,13 +76,13 @@ class Signals(SynchronousTestCase):
             signal.signal(number, signal.SIG_IGN)
         self.reactor.run()
         for number in SIGNALS:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         self.assertEqual(self.told, ["SIGTERM", "SIGINT", "SIGQUIT"])
 
     def test_an_ending_that_fails_is_no_success(self) -> None:
         self.lifetime.heed_signals(lambda reason: fail(ValueError("no")))
         self.reactor.run()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         self.assertEqual(self.lifetime.status, 1)
 
     def test_the_first_decision_stands(self) -> None:
@@ -91,7 +94,7 @@ class Signals(SynchronousTestCase):
     def test_what_fails_after_a_signal_is_told(self) -> None:
         self.lifetime.heed_signals(self.terminate)
         self.reactor.run()
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         self.lifetime.failed("the image can't be flushed")
         self.assertEqual(self.lifetime.status, 1)
 

@@ -33,11 +33,15 @@ def _must(*argv: str) -> str:
 @contextlib.contextmanager
 def block_device(image: Path) -> Iterator[Path]:
     """Make a block device of *image*, while the body runs."""
-    device = _must("losetup", "--find", "--show", str(image))
+    device = Path(_must("losetup", "--find", "--show", str(image)))
+    # The next device will have the same name, and none of this one's past.
+    journal = Path(f"{device}.handover")
     try:
-        yield Path(device)
+        journal.unlink(missing_ok=True)
+        yield device
     finally:
-        _must("losetup", "--detach", device)
+        journal.unlink(missing_ok=True)
+        _must("losetup", "--detach", str(device))
 
 
 class SmallFilesystem:
