@@ -119,9 +119,9 @@ class TestTheExitStatus:
         servers.complete(source, destination)
 
     def test_of_many_that_are_over_before_anybody_can_look(self, servers: Servers) -> None:
-        random_image(servers.image, 4096)
-        for _ in range(8):
-            random_image(servers.copy, 4096)
+        for number in range(8):  # an image that was given away is not served again
+            servers.image = random_image(servers.folder / f"image-{number}", 4096)
+            servers.copy = random_image(servers.folder / f"copy-{number}", 4096)
             source, destination = servers.serve(), servers.listen()
             done = flexmigrate(*mirror_words(servers))
             assert (done.returncode, done.stderr) == (0, b""), done
