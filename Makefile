@@ -5,6 +5,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PYTEST_ARGS ?=
+# How many tests run at a time: one more than there are cores, since many of them wait for something.
+# `make test WORKERS=0` runs all in one process, which -s and --pdb need.
+WORKERS ?= $(shell expr $$(nproc) + 1)
 DEMO_ARGS ?=
 
 # How often and how long `make bench` measures each row; `make bench ROUNDS=1 SECONDS=1` is short.
@@ -76,11 +79,12 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.developing
 	@.ci/need $(PEERS)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
+# Hypothesis gives each example a deadline, unless it finds itself in CI: the machine may be busy.
 trial: $(VENV)/.developing
 	@.ci/need $(PEERS)
-	PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+	CI=1 PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
 
 fuzz: $(VENV)/.developing
 	FUZZ_ANYWHERE=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz

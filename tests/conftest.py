@@ -1,12 +1,17 @@
-"""What every test gets: no logged error goes unseen, and no child process outlives its test."""
+"""What every test gets: no logged error goes unseen, and no child process outlives its test.
+
+With pytest-xdist (``-n``) each of its processes has a reactor of its own. Tests are marked `alone`
+that measure, and would measure the others, too: nothing else of the run happens meanwhile.
+"""
 
 from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
+import hypothesis
 import pytest
 import pytest_twisted  # type: ignore[import-untyped]  # it has none
 from twisted.internet.defer import Deferred
@@ -15,6 +20,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 from support.certificates import PKI
 from support.failures import LoggedFailures, overheard
 from support.processes import Children
+from support.turns import turn
 
 
 def _wait(test_case: TestCase, result: Deferred[Any], running: Any = None) -> None:
@@ -32,6 +38,26 @@ TestCase._wait = _wait  # type: ignore[method-assign]  # trial has no other plac
 # Where CI is set, pytest shows differences in full, and to find how two images differ takes it
 # minutes.
 os.environ.pop("CI", None)
+
+# The servers that tests start are compiled once, not each time: a third of the time that one takes
+# to start. An installed one isn't compiled each time either.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile(
+    "busy machine", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("busy machine")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
+    """Wait for the test's turn, where there are others."""
+    if not hasattr(item.config, "workerinput"):
+        return (yield)
+    factory: pytest.TempPathFactory = item.config._tmp_path_factory  # type: ignore[attr-defined]
+    with turn(factory.getbasetemp().parent, alone=item.get_closest_marker("alone") is not None):
+        return (yield)
 
 
 def pytest_collection_finish() -> None:

@@ -109,6 +109,7 @@ class TestWrite:
 
 
 class TestStatus:
+    @pytest.mark.alone
     def test_is_one_line_and_quick(self, servers: Servers) -> None:
         server = servers.serve()
         times = []

@@ -150,6 +150,7 @@ class TestBreak:
         stop(source)
 
 
+@pytest.mark.alone
 class TestTheLimit:
     """Measured at the network, not by what the source says of itself."""
 
