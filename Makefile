@@ -112,6 +112,7 @@ format: $(VENV)/.developing
 	$(BIN)/ruff format .
 
 tables: $(VENV)/.installed
+	@.ci/need dot:graphviz
 	$(BIN)/python docs/regenerate.py
 
 matrix: $(VENV)/.developing

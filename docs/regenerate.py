@@ -5,13 +5,19 @@
 
 Such a part stands between two comments, ``.. begin NAME`` and ``.. end NAME``; all around it is
 written by hand. A test runs the check, so that a table can't say what the code doesn't do.
+
+The state machines are also drawn, by Graphviz's ``dot``. A drawing carries the digest of what it
+was drawn from, so that neither the check nor the site needs ``dot``; only a machine that has
+changed does.
 """
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import inspect
 import re
+import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -162,6 +168,53 @@ def states(builder: TypeMachineBuilder[Any, Any]) -> Callable[[], Iterator[str]]
     return lines
 
 
+def diagram(builder: TypeMachineBuilder[Any, Any]) -> str:
+    """Return a state machine in Graphviz's language: what leads from one state to another.
+
+    What stays in its state isn't drawn; the tables have it. A state that nothing leaves has two
+    lines around it.
+    """
+    order = list(_inputs(builder.inputProtocol))
+    names = _in_order(builder)
+    edges: dict[tuple[str, str], list[str]] = {}
+    for state, given, following, _ in builder._automaton.allTransitions():
+        if state is not following:
+            edges.setdefault((state.name, following.name), []).append(_shown(given))
+    left = {before for before, _ in edges}
+    lines = [
+        "digraph {",
+        'node [shape=box, style=rounded, fontname="sans-serif", fontsize=12]',
+        'edge [fontname="sans-serif", fontsize=10, color="#555555", fontcolor="#333333"]',
+        "begin [shape=point]",
+        *(f'"{name}"{"" if name in left else " [peripheries=2]"}' for name in names),
+        f'begin -> "{_initial(builder)}"',
+    ]
+    for before, after in sorted(
+        edges, key=lambda edge: (names.index(edge[0]), names.index(edge[1]))
+    ):
+        inputs = sorted(edges[before, after], key=lambda each: order.index(f"``{each}``"))
+        lines.append(f'"{before}" -> "{after}" [label=" {_LINE.join(inputs)} "]')
+    return "\n".join([*lines, "}"]) + "\n"
+
+
+_LINE = r" \n "  # a new line of a label
+
+
+def drawn_from(text: str) -> str:
+    """Return the line that tells of a drawing what it was drawn from."""
+    return f"<!-- drawn from {hashlib.sha256(text.encode()).hexdigest()} -->\n"
+
+
+def drawing(text: str) -> str:
+    """Return the SVG that Graphviz makes of *text*, with the line that tells so.
+
+    :raises FileNotFoundError: if there is no ``dot``
+    """
+    dot = ["dot", "-Tsvg"]
+    made = subprocess.run(dot, input=text, capture_output=True, text=True, check=True, timeout=60)
+    return made.stdout.rstrip("\n") + "\n" + drawn_from(text)
+
+
 def _shown(given: str) -> str:
     return given.lstrip("_")
 
@@ -194,15 +247,19 @@ def _doings(outputs: Sequence[Any]) -> str:
     return ", then ".join(f"``{name}``" for name in names if not name.startswith("returns")) or "-"
 
 
+MACHINES: dict[str, TypeMachineBuilder[Any, Any]] = {
+    "source": source.builder,
+    "destination": destination.builder,
+    "rebind": rebind.builder,
+}
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "settings": settings,
     "status": told(Status),
     "samples": told(Sample),
     "limits": limits,
-    "source": states(source.builder),
-    "destination": states(destination.builder),
-    "rebind": states(rebind.builder),
+    **{name: states(builder) for name, builder in MACHINES.items()},
 }
 
 
@@ -228,6 +285,13 @@ def main(check: bool) -> int:
             stale.append(path.name)
             if not check:
                 path.write_text(new)
+    for name, builder in MACHINES.items():
+        path = DOCS / "figures" / f"states-{name}.svg"
+        text = diagram(builder)
+        if not path.exists() or not path.read_text().endswith(drawn_from(text)):
+            stale.append(path.name)
+            if not check:
+                path.write_text(drawing(text))
     if stale:
         sys.stderr.write(f"{'not up to date' if check else 'rewritten'}: {', '.join(stale)}\n")
     return 1 if check and stale else 0
