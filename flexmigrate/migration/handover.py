@@ -86,6 +86,8 @@ class Gift:
     :ivar name: of this side, for people.
     :ivar address: of the destination, for people.
     :ivar session: drawn at random.
+    :ivar had_session: whether the session was agreed on in an attempt, perhaps an earlier one. From
+        then on there is no other way: the destination may be prepared for it.
     """
 
     image: Image
@@ -97,6 +99,7 @@ class Gift:
     name: str = ""
     address: str = ""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    had_session: bool = False
 
     @property
     def may_be_session(self) -> bool:
@@ -106,7 +109,8 @@ class Gift:
     async def wants_session(self, logger: Logger) -> bool:
         """Return whether a session is to be asked for: not where no journal could be kept.
 
-        :raises MigrationError: a session is insisted on, and no journal can be kept.
+        :raises MigrationError: a session is insisted on, or was agreed on before, and no journal
+            can be kept.
         """
         if not self.may_be_session:
             return False
@@ -114,7 +118,7 @@ class Gift:
             await self.background.run(self.ownership.probe)
         except OSError as error:
             text = f"no journal can be kept beside {self.image.path}: {error}"
-            if self.rule is HandoverRule.SESSION:
+            if self.rule is HandoverRule.SESSION or self.had_session:
                 raise MigrationError(text) from error
             logger.warn("{text}; the handover is the plain one", text=text)
             return False
@@ -176,6 +180,9 @@ class SourceHandover:
         gift = self._gift
         if gift.rule is HandoverRule.SESSION and not self.is_session:
             raise MigrationError("the destination knows no sessions, and --handover says session")
+        if gift.had_session and not self.is_session:
+            raise MigrationError("the destination knows no sessions any more")
+        gift.had_session = self.is_session
         if not self._keeps_journal:
             return
         peer = ""

@@ -7,13 +7,15 @@ import stat
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.control.grammar import Action
-from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError
+from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
 from flexmigrate.image import disk
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
@@ -30,6 +32,7 @@ from flexmigrate.migration.handover import (
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.ownership import Ownership, UncertainError, look
 from flexmigrate.testing import InlineClock, InlineThreads
+from flexmigrate.wire.session import Answer, State
 
 SIZE = 8192
 
@@ -256,6 +259,48 @@ class SourceHandoverTests(ImageCase):
         self.watch(os, "unlink", lambda path: setattr(self.client, "failure", ConnectionGone("x")))
         self.failureResultOf(self.give(unlink=True), HandoverUncertain)
         self.assertFalse(self.path.exists())
+
+
+class SessionOrPlainTests(ImageCase):
+    def setUp(self) -> None:
+        super().setUp()
+        self.fault: OSError | None = None
+        self.ownership: Any = self
+        self.gift = Gift(self.image, self.background, self.ownership, Action.EXIT)
+
+    def probe(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
+        return ()
+
+    def send(self, record: Record) -> None:
+        """Keep a journal."""
+
+    def wants(self) -> Any:
+        return Deferred.fromCoroutine(self.gift.wants_session(Logger()))
+
+    def begin(self, session: bytes | None) -> Deferred[None]:
+        client: Any = SimpleNamespace(session=session)
+        return Deferred.fromCoroutine(SourceHandover(None, self.gift, 1, client).begin())
+
+    def test_without_room_for_a_journal_it_is_plain(self) -> None:
+        self.assertTrue(self.successResultOf(self.wants()))
+        self.fault = OSError(errno.ENOSPC, "No space left on device")
+        self.assertFalse(self.successResultOf(self.wants()))
+
+    def test_once_there_was_a_session_it_is_never_plain(self) -> None:
+        answer = Answer(State.NONE, bytes(16), 0, SIZE).encode()
+        self.successResultOf(self.begin(answer))
+        self.fault = OSError(errno.ENOSPC, "No space left on device")
+        refused = self.failureResultOf(self.wants(), MigrationError)
+        self.assertIn("No space left", refused.getErrorMessage())
+        self.fault = None
+        self.assertTrue(self.successResultOf(self.wants()))
+        refused = self.failureResultOf(self.begin(None), MigrationError)
+        self.assertIn("any more", refused.getErrorMessage())
+        self.successResultOf(self.begin(answer))
 
 
 class MarkerCase(ImageCase):
