@@ -72,7 +72,7 @@ def test_each_command_prints_what_is_shown(name: str, children: Children, tmp_pa
         Programs().path(needed)
     steps = sessions(PROJECT / name)
     shell = play(children, tmp_path, program(steps, free_ports()))
-    shell.wait(timeout=60)
+    shell.wait(timeout=120)  # the longest takes 20 s on a quiet machine
     found = outputs("".join(f"{line}\n" for line in shell.lines))
     assert len(found) == len(steps), shell.story()
     for step, printed in zip(steps, found, strict=True):
