@@ -117,7 +117,8 @@ class Standing:
         text = {
             State.COMMITTED: f"may be at {place} since {record.time}: its handover was begun, and "
             f"not confirmed; {advice}, look there, then 'flexmigrate take' or 'release'",
-            State.DONE: f"was migrated to {place} ({record.time}); {advice}",
+            State.DONE: f"was migrated to {place} ({record.time}); {advice}, and 'flexmigrate take "
+            f"{self.path}' if this copy is to be used all the same",
             State.RECEIVING: f"is incomplete: a migration from {place} into it never finished",
             State.PREPARED: f"is a complete copy of what {place} had, and may be the only one in "
             f"use or not: it waits to be told by its source; start its 'listen' again, or {advice}",
