@@ -1,6 +1,69 @@
 """Serve a disk image as a network block device, and move it to another host while it is used.
 
-This file imports nothing: ``flexmigrate status`` has to answer before Twisted could be imported.
+What stands in ``__all__`` is the library: it stays as it is, or changes with a word in the
+CHANGELOG. Everything else may change at any time.
+
+Nothing is imported before it is asked for: ``flexmigrate status`` has to answer before Twisted
+could be imported, and no reactor is installed by this.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from flexmigrate.client import NBDClientProtocol, connect, connect_uri
+    from flexmigrate.control.grammar import Action, MirrorRequest
+    from flexmigrate.errors import FlexmigrateError
+    from flexmigrate.history import Sample, Summary
+    from flexmigrate.image.extents import Extent
+    from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
+    from flexmigrate.net.address import Address
+    from flexmigrate.service.embedding import Ended, ExportService, ListenService, Migration
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Address",
+    "Ended",
+    "ExportService",
+    "Extent",
+    "FlexmigrateError",
+    "IBlockDevice",
+    "IReadyBlockDevice",
+    "ListenService",
+    "Migration",
+    "MirrorRequest",
+    "NBDClientProtocol",
+    "Sample",
+    "Summary",
+    "connect",
+    "connect_uri",
+]
+
+_HOMES = {
+    "flexmigrate.client": ("NBDClientProtocol", "connect", "connect_uri"),
+    "flexmigrate.control.grammar": ("Action", "MirrorRequest"),
+    "flexmigrate.errors": ("FlexmigrateError",),
+    "flexmigrate.history": ("Sample", "Summary"),
+    "flexmigrate.image.extents": ("Extent",),
+    "flexmigrate.image.interfaces": ("IBlockDevice", "IReadyBlockDevice"),
+    "flexmigrate.net.address": ("Address",),
+    "flexmigrate.service.embedding": ("Ended", "ExportService", "ListenService", "Migration"),
+}
+
+
+def __getattr__(name: str) -> object:
+    from importlib import import_module
+
+    for module, names in _HOMES.items():
+        if name in names:
+            found: object = getattr(import_module(module), name)
+            globals()[name] = found
+            return found
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -27,10 +27,13 @@ class ExportConfig:
 
     :ivar name: what clients ask for; empty for the default export.
     :ivar file: path of the image, a file or a block device.
+    :ivar device: what is served instead, for programs that embed this: it provides IBlockDevice,
+        and *file* is what it is called in logs.
     """
 
     name: str
     file: str
+    device: object = None
 
 
 @dataclass(frozen=True)

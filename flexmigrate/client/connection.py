@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from flexmigrate.client.link import Link
 from flexmigrate.client.splitting import all_of, pieces
 from flexmigrate.errors import LocalProtocolError
-from flexmigrate.net.stream import FileSource
+from flexmigrate.image.exact import FileSource
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import (

@@ -7,7 +7,8 @@ two that overlap may be done in either order, as they may on a disk.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ParamSpec, TypeVar
+from itertools import islice
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
@@ -15,11 +16,19 @@ from twisted.internet.threads import deferToThreadPool
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
-from flexmigrate.image.exact import Readable
-from flexmigrate.image.file import Image
+from flexmigrate.image import reads
+from flexmigrate.image.exact import FileSource, Readable
+from flexmigrate.image.extents import Extent
+
+if TYPE_CHECKING:
+    from flexmigrate.image.device import AnyImage
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+# Short reads that one thread waits for: handing over to it and back costs as much as several reads,
+# but those that were read first wait for the last.
+READS_AT_ONCE = 8
 
 
 class Background:
@@ -29,11 +38,18 @@ class Background:
     thread goes on, and is counted until it ends.
 
     :ivar pending: calls whose Deferred's callbacks haven't all run.
+    :ivar holds_reads: what ``bring_in`` and ``fetch`` read is in this process's memory until it was
+        sent, and not in the page cache.
+    :ivar reads_at_once: how many ranges ``read_several`` should be given.
     """
 
-    def __init__(self, image: Image, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
+    holds_reads = False
+    reads_at_once = READS_AT_ONCE
+
+    def __init__(self, image: AnyImage, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
         self.pending = 0
-        self._image = image
+        # Who has another kind of image overrides whatever uses this.
+        self._image: Any = image
         self._reactor = reactor
         self._pool = pool
         self._idle: list[Deferred[None]] = []
@@ -58,9 +74,31 @@ class Background:
         """As :meth:`Image.trim`."""
         return self.run(self._image.trim, offset, length)
 
-    def make_resident(self, offset: int, length: int) -> Deferred[None]:
-        """As :meth:`Image.make_resident`."""
-        return self.run(self._image.make_resident, offset, length)
+    def read_several(
+        self, ranges: list[tuple[int, int]], *, whole: bool
+    ) -> Deferred[list[bytes | OSError | None]]:
+        """Return for each short range its bytes, None for a hole unless it must stay *whole*, or
+        why it can't be read.
+        """
+        return self.run(reads.several, self._image, ranges, whole)
+
+    def bring_in(
+        self, offset: int, length: int, *, whole: bool
+    ) -> Deferred[tuple[FileSource, list[Extent]]]:
+        """Return what a range can be sent from without waiting, and its extents: all of it as data
+        if it must stay *whole*.
+        """
+        brought = self.run(reads.bring_in, self._image, offset, length, whole)
+        return brought.addCallback(lambda pieces: (self._image, pieces))
+
+    def fetch(self, offset: int, length: int) -> Deferred[FileSource]:
+        """Return what a range can be sent from without waiting."""
+        fetched = self.run(self._image.make_resident, offset, length)
+        return fetched.addCallback(lambda _: self._image)
+
+    def extents(self, offset: int, length: int, limit: int) -> Deferred[list[Extent]]:
+        """Return the first extents of a range, at most *limit* of them."""
+        return self.run(lambda: list(islice(self._image.extents(offset, length), limit)))
 
     def will_need(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
         """As :meth:`Image.will_need`."""
@@ -109,8 +147,10 @@ class Background:
     def _sync(self) -> None:
         self._is_syncing = True
         answers, self._unsynced = self._unsynced, []
-        work = deferToThreadPool(self._reactor, self._pool, self._image.flush)
-        work.addBoth(self._synced, answers)
+        self._begin_flush().addBoth(self._synced, answers)
+
+    def _begin_flush(self) -> Deferred[Any]:
+        return deferToThreadPool(self._reactor, self._pool, self._image.flush)
 
     def _synced(self, result: Failure | None, answers: list[Deferred[None]]) -> None:
         self._is_syncing = False

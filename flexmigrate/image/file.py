@@ -17,11 +17,14 @@ from collections.abc import Iterable, Iterator
 from os import RWF_NOWAIT, preadv, pwrite
 from typing import Protocol
 
+from zope.interface import implementer
+
 from flexmigrate.errors import ImageError
 from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, has_holes, merge, walk
+from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
@@ -44,6 +47,7 @@ class Opener(Protocol):
 _WITHIN_PAGE = linux.PAGE - 1
 
 
+@implementer(IBlockDevice)
 class Image:
     """An open and locked image; made by :meth:`open`, ended by :meth:`close`.
 
@@ -295,6 +299,11 @@ class Image:
         )
 
     # The end
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether it was closed."""
+        return self.fd < 0
 
     @property
     def real_path(self) -> str:

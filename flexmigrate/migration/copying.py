@@ -10,7 +10,6 @@ Nothing is known here of attempts, of clients, or of when enough was sent.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from itertools import islice
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail
@@ -19,9 +18,10 @@ from twisted.python.failure import Failure
 
 from flexmigrate.client.bundle import Carrier
 from flexmigrate.image.background import Background
+from flexmigrate.image.device import AnyImage
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
-from flexmigrate.image.file import Image
 from flexmigrate.migration.plan import Rate, RateLimit
 from flexmigrate.wire.constants import TransmissionFlag
 
@@ -154,7 +154,7 @@ class Copier:
     def __init__(
         self,
         reactor: Any,
-        image: Image,
+        image: AnyImage,
         background: Background,
         client: Carrier,
         dirty: DirtyMap,
@@ -186,20 +186,17 @@ class Copier:
 
     async def send_holes(self) -> None:
         """Make holes where the image has them, and mark everything else dirty."""
-        extents = self._image.extents(0, self._image.size)
+        at, size = 0, self._image.size
         can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
         holes = Holes(MOSTLY_HOLE if can_zero else None)
-        while True:
-            found: list[Extent] = await self._background.run(
-                lambda: list(islice(extents, EXTENTS_AT_ONCE))
-            )
+        while at < size:
+            found = await self._background.extents(at, size - at, EXTENTS_AT_ONCE)
+            at = found[-1].end
             for extent in found:
                 if extent.data:
                     self.dirty.mark(extent.offset, extent.length)
                 elif (hole := holes.add(extent)) is not None:
                     await self._send_hole(hole)
-            if len(found) < EXTENTS_AT_ONCE:
-                break
         if holes.last is not None:
             await self._send_hole(holes.last)
         await self._all_answered()
@@ -296,10 +293,10 @@ class Copier:
         if is_resident:
             return self._client.write_from(self._image, offset, length)
         self._reading += 1
-        read = self._background.make_resident(offset, length)
-        return read.addBoth(self._send_read, offset, length)
+        fetched = self._background.fetch(offset, length)
+        return fetched.addBoth(self._send_read, offset, length)
 
-    def _send_read(self, result: Failure | None, offset: int, length: int) -> Deferred[None]:
+    def _send_read(self, result: Failure | FileSource, offset: int, length: int) -> Deferred[None]:
         """Send what was read from the disk, if it was."""
         self._reading -= 1
         if isinstance(result, Failure):
@@ -307,7 +304,7 @@ class Copier:
             self._failure = self._failure or result
             answer: Deferred[None] = fail(result)
         else:
-            answer = self._client.write_from(self._image, offset, length)
+            answer = self._client.write_from(result, offset, length)
         self._wake()
         return answer
 

@@ -37,6 +37,7 @@ from flexmigrate.errors import (
 )
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.device import AnyImage
 from flexmigrate.image.file import Image
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, UncertainError
@@ -90,7 +91,7 @@ class Gift:
         then on there is no other way: the destination may be prepared for it.
     """
 
-    image: Image
+    image: AnyImage
     background: Background
     ownership: Ownership
     action: Action

@@ -25,6 +25,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 import threading
 from dataclasses import dataclass, replace
@@ -468,3 +469,28 @@ class Ownership:
 
 class UncertainError(Exception):
     """What the journal will say after a crash isn't known."""
+
+
+class Unrecorded(Ownership):
+    """Of what is no file: it has no place for a journal, so its handovers are plain ones.
+
+    :param name: what it is called, in logs.
+    """
+
+    def __init__(self, name: str) -> None:
+        # Not its own beginning, which looks at what lies beside a file.
+        self.standing = Standing(name, None, False)
+
+    def probe(self) -> None:
+        """See that no journal can be written.
+
+        :raises OSError: always.
+        """
+        raise OSError(errno.ENOTSUP, "it is no file")
+
+    def send(self, record: Record) -> None:
+        """Keep no record.
+
+        :raises OSError: always.
+        """
+        self.probe()

@@ -14,7 +14,8 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from flexmigrate.net.stream import FileSource, IOutlet
+from flexmigrate.image.exact import FileSource
+from flexmigrate.net.stream import IOutlet
 
 # A file is read and written in pieces of this size, so that a long read holds no more than one of
 # them beside what the transport itself holds. Sixteen TLS records.
@@ -106,7 +107,7 @@ class PlainOutlet:
                 self.stopProducing()
                 self._transport.abortConnection()
                 return
-            self._transport.write(data)
+            self._transport.write(bytes(data))
 
 
 def outlet_for(transport: Any, producer: Any) -> Any:

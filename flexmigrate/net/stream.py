@@ -16,7 +16,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp, unix
 from twisted.internet.error import ConnectionDone
@@ -24,6 +24,7 @@ from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
 
+from flexmigrate.image.exact import FileSource
 from flexmigrate.net.unix_socket import OwnedPort
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
@@ -34,17 +35,6 @@ SENDFILE_TURN = 4 * 1024 * 1024
 _END = 0
 _NOTHING = -1
 _LOST = -2
-
-
-class FileSource(Protocol):
-    """What :meth:`IOutlet.send_file` sends from: an open file that is read at offsets."""
-
-    @property
-    def fd(self) -> int:
-        """The descriptor."""
-
-    def read(self, offset: int, length: int) -> bytes:
-        """Return *length* bytes from *offset*, blocking; raise OSError where they aren't there."""
 
 
 class IBufferedProtocol(Interface):
@@ -199,6 +189,9 @@ class _StreamMixin(_Connection):
     def send_file(self, source: FileSource, offset: int, length: int) -> None:
         if not self.connected or self._lost:
             return
+        if source.fd is None:
+            self.send(source.read(offset, length))
+            return
         part = _FilePart(source, offset, length)
         if not self._waiting and self._send_part(part):
             return
@@ -273,11 +266,10 @@ class _StreamMixin(_Connection):
         turn.
         """
         turn = SENDFILE_TURN
+        fd: Any = part.source.fd
         while part.length and turn > 0:
             try:
-                sent = os.sendfile(
-                    self.socket.fileno(), part.source.fd, part.offset, min(part.length, turn)
-                )
+                sent = os.sendfile(self.socket.fileno(), fd, part.offset, min(part.length, turn))
             except BlockingIOError:
                 return False
             except OSError as error:

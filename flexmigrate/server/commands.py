@@ -18,8 +18,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.errors import RequestFailed, to_nbd
+from flexmigrate.image import reads
+from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
-from flexmigrate.server import contexts, reads
+from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.wire.constants import (
@@ -40,9 +42,11 @@ SMALL_READ = 64 * 1024
 # under way; the rest waits in its socket.
 MAX_UNDER_WAY = 64
 
-# Short reads that one thread waits for: handing over to it and back costs as much as several reads,
-# but those that were read first wait for the last.
-READS_AT_ONCE = 8
+# What long reads of one connection may hold of this process's memory, in bytes, before no further
+# request is taken: as much as the longest request. Such reads are those of devices; what is in a
+# file is sent from the page cache. Twice as much is held at most, by a request that was taken with
+# nearly all of this in use.
+MOST_HELD = 32 * 1024 * 1024
 
 _FUA = int(CommandFlag.FUA)
 
@@ -99,6 +103,7 @@ class Commands:
         self._gone = False
         self._changing = 0
         self._cold: list[tuple[int, int, int]] = []
+        self._held = 0
         self.under_way = 0
 
     def begin(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
@@ -166,25 +171,37 @@ class Commands:
             except OSError as error:
                 self.failed(cookie, offset, length, error)
             else:
-                self._send_read(cookie, offset, pieces)
+                self._send_read(cookie, offset, (self._image, pieces))
             return
-        self._later(
-            cookie,
-            offset,
-            length,
-            self._background.run(reads.bring_in, self._image, offset, length, whole),
-            self._send_read,
-        )
+        brought = self._background.bring_in(offset, length, whole=whole)
+        if self._background.holds_reads:
+            self._hold_memory(length)
+        self._later(cookie, offset, length, brought, self._send_read)
+        if self._background.holds_reads:
+            # Once it was answered: what the client doesn't take then holds the connection itself.
+            brought.addBoth(self._free_memory, length)
 
-    def _send_read(self, cookie: int, offset: int, pieces: list[Extent]) -> None:
+    def _hold_memory(self, length: int) -> None:
+        self._held += length
+        if self._held >= MOST_HELD:
+            self._requests.hold(Holds.MEMORY)
+
+    def _free_memory(self, result: Any, length: int) -> Any:
+        self._held -= length
+        if self._held < MOST_HELD:
+            self._requests.release(Holds.MEMORY)
+        return result
+
+    def _send_read(self, cookie: int, offset: int, found: tuple[FileSource, list[Extent]]) -> None:
         style, outlet = self._style, self._outlet
+        source, pieces = found
         if self._gone:
             return
         for piece in pieces:
             if piece.data:
                 opening = style.read_opening(cookie, offset, piece.offset, piece.length)
                 outlet.send(opening, more=True)
-                outlet.send_file(self._image, piece.offset, piece.length)
+                outlet.send_file(source, piece.offset, piece.length)
             else:
                 outlet.send(style.hole(cookie, offset, piece.offset, piece.length), more=True)
         closing = style.read_closing(cookie, offset)
@@ -204,9 +221,11 @@ class Commands:
         The kernel has begun to fetch them all when it was asked for each without waiting, so they
         come from the disk side by side whichever thread waits for them.
         """
-        cold, self._cold = self._cold, []
-        for at in range(0, len(cold), READS_AT_ONCE):
-            self._read_several(cold[at : at + READS_AT_ONCE])
+        if self._cold:
+            cold, self._cold = self._cold, []
+            most = self._background.reads_at_once
+            for at in range(0, len(cold), most):
+                self._read_several(cold[at : at + most])
 
     def _read_several(self, wanted: list[tuple[int, int, int]]) -> None:
         def answer(outcomes: list[bytes | OSError | None]) -> None:
@@ -226,7 +245,7 @@ class Commands:
 
         ranges = [(offset, length) for _, offset, length in wanted]
         whole = not self._style.fragments
-        result = self._background.run(reads.several, self._image, ranges, whole)
+        result = self._background.read_several(ranges, whole=whole)
         result.addCallbacks(answer, fail)
         self._ended(result, len(wanted))
 
@@ -326,9 +345,7 @@ class Commands:
         return self._background.flush().addErrback(spoil)
 
     def _cache(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        advised = self._background.run(
-            os.posix_fadvise, self._image.fd, offset, length, os.POSIX_FADV_WILLNEED
-        )
+        advised = self._background.will_need([(offset, length)])
         self._later(cookie, offset, length, advised, self._reply_ok)
 
     def filtered_status(self, cookie: int, flags: int, offset: int, payload: bytes) -> None:
@@ -354,10 +371,10 @@ class Commands:
     ) -> None:
         limit = 1 if flags & CommandFlag.REQ_ONE else contexts.MAX_DESCRIPTORS
 
-        def answer(cookie: int, offset: int, allocated: contexts.Descriptors) -> None:
+        def answer(cookie: int, offset: int, extents: list[Extent]) -> None:
             replies = []
             for context in ids:
-                described = allocated
+                described = contexts.allocation(extents)
                 if self._contexts[context] == DIRTY_CONTEXT:
                     described = self._describe_dirty(offset, length, limit)
                 last = context == ids[-1]
@@ -365,7 +382,7 @@ class Commands:
             self._send(b"".join(replies))
 
         if BASE_ALLOCATION in {self._contexts[context] for context in ids}:
-            walked = self._background.run(contexts.allocation, self._image, offset, length, limit)
+            walked = self._background.extents(offset, length, limit)
             self._later(cookie, offset, length, walked, answer)
         else:
             answer(cookie, offset, [])

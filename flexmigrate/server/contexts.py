@@ -1,16 +1,15 @@
 """What BLOCK_STATUS answers: the extents of a range as a meta context describes them.
 
-Walking the file's extents may wait for the disk, so this is called on a thread, except for the
-dirty map, which belongs to the reactor's.
+No I/O: the extents were looked up before, where that might have waited for the disk.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Iterator
+from collections.abc import Container, Iterable, Iterator
 from itertools import islice
 from struct import Struct
 
-from flexmigrate.image.file import Image
+from flexmigrate.image.extents import Extent
 from flexmigrate.wire.constants import AllocationFlag
 
 # Descriptors in one answer. The specification's limit is 2**20; this many are 64 KiB (128 KiB
@@ -41,13 +40,8 @@ def parse_filter(payload: bytes, known: Container[int]) -> tuple[int, list[int]]
     return _EFFECT_LENGTH.unpack_from(payload)[0], ids
 
 
-def allocation(image: Image, offset: int, length: int, limit: int) -> Descriptors:
-    """Return (length in bytes, ``base:allocation`` flags) from *offset* on, at most *limit* of
-    them.
-
-    :raises OSError: where the extents can't be read.
-    """
-    extents = islice(image.extents(offset, length), limit)
+def allocation(extents: Iterable[Extent]) -> Descriptors:
+    """Return (length in bytes, ``base:allocation`` flags) of each extent."""
     return [(extent.length, 0 if extent.data else _HOLE) for extent in extents]
 
 

@@ -14,7 +14,7 @@ from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from flexmigrate.image.background import Background
-from flexmigrate.image.file import Image
+from flexmigrate.image.device import AnyImage
 from flexmigrate.server.throttle import Payer, Throttle
 from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
 from flexmigrate.wire.handshake import ExportInfo
@@ -77,7 +77,7 @@ class Export:
     def __init__(
         self,
         name: str,
-        image: Image,
+        image: AnyImage,
         background: Background,
         *,
         read_only: bool = False,

@@ -12,5 +12,6 @@ class Holds:
     THROTTLED = 8  # a migration slows writers down
     PIECE = 16  # a piece of a long write is with the thread pool
     ENDING = 32  # the client said DISC, or broke the protocol
+    MEMORY = 256  # what it reads is held in memory, and that is enough
     SESSION = 128  # what it agreed on is being recorded
     ORPHANS = 64  # changes that a lost connection asked for are still under way

@@ -7,14 +7,15 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock
+from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Background
+from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
 from flexmigrate.image.file import Image, Opener
-from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.ownership import Ownership, Unrecorded
 from flexmigrate.server.export import Export
 
 log = Logger()
@@ -31,39 +32,35 @@ def new_pool() -> ThreadPool:
     return ThreadPool(minthreads=0, maxthreads=THREADS, name="image")
 
 
-class ImageHost:
+class Host:
     """An image, what lies beside it, and the export of it.
 
     :ivar ownership: whose it is.
-    :raises ImageError: the image can't be opened or locked, or its journal can't be trusted.
     """
+
+    image: AnyImage
 
     def __init__(
         self,
-        reactor: Any,
-        pool: ThreadPool,
-        path: str,
+        image: AnyImage,
+        background: Background,
+        ownership: Ownership,
         *,
-        name: str = "",
-        read_only: bool = False,
-        open_image: Opener = Image.open,
+        name: str,
+        read_only: bool,
     ) -> None:
-        self.image = open_image(path, read_only=read_only)
-        if self.image.trimmed_bytes:
+        if image.trimmed_bytes:
             log.warn(
                 "{path}: its last {bytes} bytes are not served: {size} isn't a multiple of 512",
-                path=path,
-                bytes=self.image.trimmed_bytes,
-                size=self.image.file_size,
+                path=image.path,
+                bytes=image.trimmed_bytes,
+                size=image.file_size,
             )
-        try:
-            self.ownership = Ownership(self.image.real_path, self.image.size, self.image.disk)
-        except ImageError:
-            self.image.close()
-            raise
-        self.background = Background(self.image, reactor, pool)
+        self.image = image
+        self.background = background
+        self.ownership = ownership
         self._closing = DeferredLock()
-        self.export = Export(name, self.image, self.background, read_only=read_only)
+        self.export = Export(name, image, background, read_only=read_only)
 
     @property
     def size(self) -> int:
@@ -85,7 +82,7 @@ class ImageHost:
         return self._closing.run(lambda: Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
-        if self.image.fd < 0:
+        if self.image.is_closed:
             return
         await self.export.idle()
         try:
@@ -93,4 +90,55 @@ class ImageHost:
                 await self.background.flush()
         finally:
             await self.background.drained()
-            self.image.close()
+            await maybeDeferred(self.image.close)
+
+
+class ImageHost(Host):
+    """A file or a block device, by its path.
+
+    :raises ImageError: the image can't be opened or locked, or its journal can't be trusted.
+    """
+
+    image: Image
+
+    def __init__(
+        self,
+        reactor: Any,
+        pool: ThreadPool,
+        path: str,
+        *,
+        name: str = "",
+        read_only: bool = False,
+        open_image: Opener = Image.open,
+    ) -> None:
+        image = open_image(path, read_only=read_only)
+        try:
+            ownership = Ownership(image.real_path, image.size, image.disk)
+        except ImageError:
+            image.close()
+            raise
+        background = Background(image, reactor, pool)
+        super().__init__(image, background, ownership, name=name, read_only=read_only)
+
+
+class DeviceHost(Host):
+    """A device that a program has made: storage that isn't a file.
+
+    :param device: provides IBlockDevice.
+    :param path: what it is called, in logs.
+    :raises ImageError: it can't be served.
+    """
+
+    def __init__(
+        self,
+        reactor: Any,
+        pool: ThreadPool,
+        device: Any,
+        path: str,
+        *,
+        name: str = "",
+        read_only: bool = False,
+    ) -> None:
+        image = DeviceImage(device, path)
+        background = DeviceBackground(image, reactor, pool)
+        super().__init__(image, background, Unrecorded(path), name=name, read_only=read_only)

@@ -140,8 +140,12 @@ class ListenService(Service):
             self._destination.resume()
 
     def _describe(self) -> str:
-        listenings = self._listenings if self._serving is None else self._serving.listenings
-        return describe([self.status(None)], (each.place for each in listenings))
+        return describe([self.status(None)], (each.place for each in self.listenings))
+
+    @property
+    def listenings(self) -> list[Listening]:
+        """The addresses: for the source, or for clients once it serves."""
+        return self._listenings if self._serving is None else self._serving.listenings
 
     # The migration is complete
 

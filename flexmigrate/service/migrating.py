@@ -43,9 +43,9 @@ from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
 from flexmigrate.report.subject import Subject
-from flexmigrate.service.host import ImageHost
+from flexmigrate.service.host import Host
 from flexmigrate.service.keeping import Keeper, check_report
-from flexmigrate.service.watching import Watch
+from flexmigrate.service.watching import Look, Watch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.session import Opening
@@ -89,22 +89,22 @@ class Front(Protocol):
     """The server in front of the export."""
 
     @property
-    def hosts(self) -> Iterable[ImageHost]:
+    def hosts(self) -> Iterable[Host]:
         """The images that it serves, this one among them."""
 
-    def withdraw(self, host: ImageHost) -> Deferred[None]:
+    def withdraw(self, host: Host) -> Deferred[None]:
         """Let no new client reach the export; where it was the only one, free the addresses."""
 
-    def restore(self, host: ImageHost) -> Deferred[None]:
+    def restore(self, host: Host) -> Deferred[None]:
         """Take that back."""
 
     def is_own_connection(self, transport: Any, address: Address) -> bool:
         """Return whether what *transport* connected to, at *address*, is this very server."""
 
-    def dismiss(self, host: ImageHost) -> None:
+    def dismiss(self, host: Host) -> None:
         """Close the export's clients: they find the image elsewhere, or soon will."""
 
-    def given(self, host: ImageHost, status: int, reason: str) -> None:
+    def given(self, host: Host, status: int, reason: str) -> None:
         """The export is not ours any more, or may not be: its clients have to go.
 
         :param status: what this means for the process's exit status.
@@ -195,7 +195,7 @@ class MigratingExport:
     """
 
     def __init__(
-        self, reactor: Any, host: ImageHost, front: Front, lock: OwnedLock | None = None
+        self, reactor: Any, host: Host, front: Front, lock: OwnedLock | None = None
     ) -> None:
         self._reactor = reactor
         self._source: Source | None = None
@@ -215,18 +215,22 @@ class MigratingExport:
 
     # The operator's commands
 
-    def mirror(self, request: MirrorRequest) -> Deferred[str]:
-        """Start a migration; see ``control.server.Operator``."""
-        return Deferred.fromCoroutine(self._mirror(request))
+    def mirror(self, request: MirrorRequest, look: Look | None = None) -> Deferred[str]:
+        """Start a migration; see ``control.server.Operator``.
 
-    async def _mirror(self, request: MirrorRequest) -> str:
+        :param look: called with each sample that is taken of it.
+        """
+        return Deferred.fromCoroutine(self._mirror(request, look))
+
+    async def _mirror(self, request: MirrorRequest, look: Look | None) -> str:
         if request.report is not None:
-            images = {each.image.identity for each in self.front.hosts}
+            kept = (each.image.identity for each in self.front.hosts)
+            images = {identity for identity in kept if identity is not None}
             await self.host.background.run(check_report, request.report, images)
         command = object()  # the owner of the lock
         await self.lock.acquire(command)
         try:
-            core = self._begin(request)
+            core = self._begin(request, look)
         finally:
             self.lock.release(command)
         try:
@@ -235,7 +239,7 @@ class MigratingExport:
             raise CommandError(self._answer(error)) from error
         return "Mirror started"
 
-    def _begin(self, request: MirrorRequest) -> Core:
+    def _begin(self, request: MirrorRequest, look: Look | None) -> Core:
         """Check that a migration may start, and start it; the caller holds the migration lock."""
         if self._terminating:
             raise CommandError("shutting down")
@@ -280,7 +284,7 @@ class MigratingExport:
             action=request.action.value,
         )
         self.migration = core
-        self.watch = Watch(self._reactor, core, str(request.address), self._keeper(request))
+        self.watch = Watch(self._reactor, core, str(request.address), self._keeper(request), look)
         self.watch.start()
         self._source = SourceMachine(core)
         core.started.addErrback(self._not_started)

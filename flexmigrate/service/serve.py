@@ -27,7 +27,7 @@ from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFact
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.closing import answer_operators, close_control, take_all
-from flexmigrate.service.host import ImageHost, new_pool
+from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
@@ -113,7 +113,16 @@ class ServeService(Service):
         self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
         self._control: ControlPort | None = None
 
-    def _open(self, export: ExportConfig) -> ImageHost:
+    def _open(self, export: ExportConfig) -> Host:
+        if export.device is not None:
+            return DeviceHost(
+                self._reactor,
+                self._pool,
+                export.device,
+                export.file,
+                name=export.name,
+                read_only=self._config.read_only,
+            )
         host = ImageHost(
             self._reactor,
             self._pool,
@@ -138,7 +147,7 @@ class ServeService(Service):
             raise
         return host
 
-    def _held(self, name: str) -> ImageHost | None:
+    def _held(self, name: str) -> Host | None:
         """Return what the export *name* has, as negotiation names it."""
         return self._by_name.get(name or self._config.default_export)
 

@@ -22,7 +22,7 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory
-from flexmigrate.service.host import ImageHost
+from flexmigrate.service.host import Host
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
 
@@ -40,7 +40,7 @@ class Serving:
     def __init__(
         self,
         reactor: Any,
-        hosts: Sequence[ImageHost],
+        hosts: Sequence[Host],
         factory: NBDServerFactory,
         places: Sequence[Place],
         ended: Callable[[int, str], None],
@@ -91,18 +91,18 @@ class Serving:
     # The front of each export: service.migrating.Front
 
     @property
-    def hosts(self) -> list[ImageHost]:
+    def hosts(self) -> list[Host]:
         """The images that are served."""
         return [each.host for each in self.exports.values()]
 
-    def withdraw(self, host: ImageHost) -> Deferred[None]:
+    def withdraw(self, host: Host) -> Deferred[None]:
         """Let no new client reach the export; where it was the only one, free the addresses."""
         self._directory.withdraw(host.export.name)
         if self._directory.is_empty:
             return _all(each.close() for each in self.listenings)
         return _all(())
 
-    def restore(self, host: ImageHost) -> Deferred[None]:
+    def restore(self, host: Host) -> Deferred[None]:
         """Take that back; addresses that can't be opened are tried again once a second."""
         self._directory.restore(host.export)
         closed = [each for each in self.listenings if not each.is_open]
@@ -117,12 +117,12 @@ class Serving:
         near_end = transport.getHost()
         return any(client.transport.getPeer() == near_end for client in self.factory.clients)
 
-    def dismiss(self, host: ImageHost) -> None:
+    def dismiss(self, host: Host) -> None:
         """Close the export's clients: they find the image elsewhere, or soon will."""
         leaving = self.factory.close_clients("the image is elsewhere", host.export)
         leaving.addErrback(self._not_let_go, host)
 
-    def given(self, host: ImageHost, status: int, reason: str) -> None:
+    def given(self, host: Host, status: int, reason: str) -> None:
         """End, if nothing is left to serve; else only the export's own clients have to go, and
         then its image is free for whoever comes next.
         """
@@ -135,7 +135,7 @@ class Serving:
             letting_go.addCallback(lambda _: host.close())
             letting_go.addErrback(self._not_let_go, host)
 
-    def _not_let_go(self, failure: Failure, host: ImageHost) -> None:
+    def _not_let_go(self, failure: Failure, host: Host) -> None:
         log.error("{path}: {error}", path=host.image.path, error=failure.getErrorMessage())
         self._status = 1
 

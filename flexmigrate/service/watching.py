@@ -14,7 +14,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from flexmigrate.history import History, Summary, Verdict
+from flexmigrate.history import History, Sample, Summary, Verdict
 from flexmigrate.migration.source import Core
 from flexmigrate.service import reporting
 
@@ -27,6 +27,7 @@ _PARKED = "parked"
 _NOT_PARKED = frozenset({"waiting", "ended", "given"})
 
 Report = Callable[[History, Summary], object]
+Look = Callable[[Sample], object]
 
 
 class Watch:
@@ -34,15 +35,22 @@ class Watch:
 
     :param address: where the migration goes.
     :param report: keeps what there is to tell in the end; called in a thread of its own.
+    :param look: called with each sample.
     :ivar summary: what the migration came to; None while it runs.
     """
 
     def __init__(
-        self, reactor: Any, core: Core, address: str, report: Report | None = None
+        self,
+        reactor: Any,
+        core: Core,
+        address: str,
+        report: Report | None = None,
+        look: Look | None = None,
     ) -> None:
         self._reactor = reactor
         self._core = core
         self._report = report
+        self._look_on = look
         self._timer: IDelayedCall | None = None
         self._parked_since: float | None = None
         self._parked_before = 0.0
@@ -103,8 +111,14 @@ class Watch:
     def _later(self) -> None:
         self._timer = self._reactor.callLater(self.history.interval, self._look)
 
-    def _sample(self, now: float) -> Any:
-        return reporting.sample(self._core, now)
+    def _sample(self, now: float) -> Sample:
+        sample = reporting.sample(self._core, now)
+        if self._look_on is not None:
+            try:
+                self._look_on(sample)
+            except Exception:  # noqa: BLE001  # it is somebody else's code, and only looks on
+                self._core.logger.failure("whoever looks on met a bug")
+        return sample
 
     def _keep(self, summary: Summary) -> Deferred[Any]:
         if self._report is None or summary.verdict == "failed":

@@ -11,8 +11,11 @@ A whole migration takes milliseconds here, and can be cut at any byte::
     world.run_until(lambda: destination.is_over)
 
 Nothing happens but by the world's methods; see :mod:`flexmigrate.testing.world`.
+
+``BlockDeviceTests`` checks storage of one's own: see :mod:`flexmigrate.testing.conformance`.
 """
 
+from flexmigrate.testing.conformance import BlockDeviceTests
 from flexmigrate.testing.connection import Connection, End, Wire
 from flexmigrate.testing.machine import Connector, Machine, Port
 from flexmigrate.testing.servers import Server, connect_to
@@ -21,6 +24,7 @@ from flexmigrate.testing.world import Lane, Stuck, World
 from flexmigrate.testing.writer import Writer
 
 __all__ = [
+    "BlockDeviceTests",
     "Connection",
     "Connector",
     "End",

@@ -83,13 +83,13 @@ class Calls(WithAFakePool):
             background.write(b"data", 512),
             background.zero(0, 4096, may_punch=True, fast_only=True),
             background.trim(4096, 4096),
-            background.make_resident(0, 8192),
+            background.fetch(0, 8192),
         ]
         self.assertEqual((self.image.calls, background.pending), ([], 5))
         self.work_all()
-        names = ("read", "write", "zero", "trim", "make_resident")
+        results: list[Any] = [f"{name} done" for name in ("read", "write", "zero", "trim")]
         self.assertEqual(
-            [self.successResultOf(answer) for answer in answers], [f"{name} done" for name in names]
+            [self.successResultOf(answer) for answer in answers], [*results, self.image]
         )
         self.assertEqual(
             self.image.calls,

@@ -482,16 +482,16 @@ class ColdTests(CopierCase):
         copier = self.make(size, data)
         for offset, length in data:
             self.dirty.mark(offset, length)
-        self.reading: list[Deferred[None]] = []
+        self.reading: list[Deferred[Image]] = []
         self.told: list[tuple[int, int]] = []
 
-        def make_resident(_: Background, offset: int, length: int) -> Deferred[None]:
+        def fetch(_: Background, offset: int, length: int) -> Deferred[Image]:
             self.reading.append(Deferred())
             return self.reading[-1]
 
         self.patch(Image, "is_resident", lambda *_: False)
         self.patch(Image, "will_need", lambda _, ranges: self.told.extend(ranges))
-        self.patch(Background, "make_resident", make_resident)
+        self.patch(Background, "fetch", fetch)
         return copier
 
     def test_a_few_are_read_at_once_and_sent_when_they_are(self) -> None:
@@ -500,7 +500,7 @@ class ColdTests(CopierCase):
         for done in range(16):
             self.assertEqual(len(self.reading), min(MOST_READING + done, 16))
             self.assertEqual(len(self.client.asked), done)
-            self.reading[done].callback(None)
+            self.reading[done].callback(self.image)
         self.client.answer_all()
         self.assertEqual(self.successResultOf(sending), 16 * MIB)
         self.assert_equal_images()
@@ -510,7 +510,7 @@ class ColdTests(CopierCase):
         sending = self.begin(copier.send_dirty())
         self.reading[1].errback(OSError(5, "Input/output error"))
         self.failureResultOf(sending, OSError)
-        self.reading[0].callback(None)
+        self.reading[0].callback(self.image)
         self.client.answer_all()
         self.assertEqual(len(self.reading), MOST_READING)
 
@@ -527,7 +527,7 @@ class ColdTests(CopierCase):
             self.assertLessEqual(told, sent * 8 * BLOCK + 3 * READ_AHEAD // 2)
             self.assertGreaterEqual(told, min(sent * 8 * BLOCK, size // 2 - 8 * BLOCK))
             for read in waiting:
-                read.callback(None)
+                read.callback(self.image)
             self.client.answer_all()
         self.successResultOf(sending)
         # The first is read when its turn comes, and no other.
@@ -538,7 +538,7 @@ class ColdTests(CopierCase):
         copier = self.make_cold(16 * MIB, [(0, 16 * MIB)])
         sending = self.begin(copier.send_dirty())
         while self.reading:
-            self.reading.pop().callback(None)
+            self.reading.pop().callback(self.image)
             self.client.answer_all()
         self.successResultOf(sending)
         self.assertEqual(self.told, [])

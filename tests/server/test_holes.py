@@ -5,7 +5,7 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.server.reads import MAX_READ_EXTENTS
+from flexmigrate.image.reads import MAX_READ_EXTENTS
 from flexmigrate.wire.constants import Command, CommandFlag
 from support.feeds import PlainFeed, StreamFeed
 from support.serving import EXTENDED, SIMPLE, STRUCTURED, Served

@@ -4,8 +4,9 @@ import errno
 import random
 import struct
 
+from flexmigrate.image.background import READS_AT_ONCE
 from flexmigrate.image.linux import PAGE
-from flexmigrate.server.commands import MAX_UNDER_WAY, READS_AT_ONCE
+from flexmigrate.server.commands import MAX_UNDER_WAY
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
 from support.serving import SIMPLE, SuiteBase, each_way

@@ -1,4 +1,4 @@
-"""What a read's reply is made of: the range's extents, in a bounded number, or its bytes.
+"""What a range of a file comes to when it is read: its extents, in a bounded number, or its bytes.
 
 Functions of an image alone. ``pieces`` may be asked on the reactor's thread where the range is
 resident; the other two wait for the disk.
@@ -7,16 +7,20 @@ resident; the other two wait for the disk.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from flexmigrate.image.extents import Extent
-from flexmigrate.image.file import Image
+
+if TYPE_CHECKING:
+    from flexmigrate.image.device import AnyImage
+    from flexmigrate.image.file import Image
 
 # A structured read tells at most so many extents as such and the rest as data, so that a reply's
 # head room is bounded however the file is fragmented.
 MAX_READ_EXTENTS = 64
 
 
-def pieces(image: Image, offset: int, length: int, whole: bool) -> list[Extent]:
+def pieces(image: AnyImage, offset: int, length: int, whole: bool) -> list[Extent]:
     """Return the data and the holes of a range; all of it as data if it must stay *whole*.
 
     :raises OSError: where the extents can't be read.

@@ -1,0 +1,206 @@
+"""A server as part of another program, with real sockets: devices, migrations, their end."""
+
+from __future__ import annotations
+
+import errno
+import random
+from pathlib import Path
+from typing import Any
+
+from twisted.internet import reactor
+from twisted.internet.defer import Deferred
+from twisted.internet.task import deferLater
+from twisted.trial.unittest import TestCase
+
+import flexmigrate
+from flexmigrate import Action, Address, ExportService, ListenService, MirrorRequest, connect_uri
+from flexmigrate.errors import CommandError, ImageError, RequestFailed
+from flexmigrate.history import Sample
+from support.examples import example
+
+MIB = 1024 * 1024
+ANYWHERE = Address.tcp("127.0.0.1", 0)
+
+MemoryDevice: Any = example("devices/memory").MemoryDevice
+
+
+class SlowDevice(MemoryDevice):  # type: ignore[misc]  # it is loaded as a module of no known type
+    """Nothing is there at once."""
+
+    def try_read_into(self, view: memoryview, offset: int) -> bool:
+        return False
+
+    def may_block_write(self, offset: int, length: int) -> bool:
+        return True
+
+
+class BrokenDevice(SlowDevice):
+    """Has no space left, and bugs."""
+
+    def write(self, data: Any, offset: int) -> None:
+        raise OSError(errno.ENOSPC, "full")
+
+    def read(self, offset: int, length: int) -> bytes:
+        return b"too short"
+
+
+class Embedded(TestCase):
+    def content(self, size: int = 4 * MIB) -> bytes:
+        return random.Random(3).randbytes(size)
+
+    async def stop(self, service: Any) -> None:
+        if service.running:
+            await service.stopService()
+        # trial turns the reactor by hand when a test is over, and must not do so from within what
+        # a thread has told it.
+        await deferLater(reactor, 0)
+
+    def file(self, content: bytes) -> Path:
+        path = Path(self.mktemp())
+        path.write_bytes(content)
+        return path
+
+    async def served(self, exports: Any, **settings: Any) -> ExportService:
+        service = ExportService(reactor, exports, [ANYWHERE], **settings)
+        service.startService()
+        self.addCleanup(self.stop, service)
+        await service.opened
+        return service
+
+    async def client(self, service: Any) -> Any:
+        (place,) = service.places
+        client = await connect_uri(reactor, f"nbd://127.0.0.1:{place.port}")
+        self.addCleanup(lambda: client.disconnect().addErrback(lambda _: None))
+        return client
+
+
+class Devices(Embedded):
+    async def test_a_device_is_served_at_once_and_not(self) -> None:
+        for kind in (MemoryDevice, SlowDevice):
+            content = bytearray(self.content())
+            service = await self.served({"disk": kind(bytes(content))})
+            client = await self.client(service)
+            self.assertEqual(await client.read(0, len(content)), content)
+            for offset, length in ((0, 512), (4096, 4096), (512, 3 * MIB)):
+                data = random.Random(length).randbytes(length)
+                await client.write(offset, data, fua=True)
+                content[offset : offset + length] = data
+            await client.zero(MIB, MIB)
+            content[MIB : 2 * MIB] = bytes(MIB)
+            await client.flush()
+            self.assertEqual(await client.read(0, len(content)), content)
+            self.assertEqual(await client.read(5 * 512, 512), content[5 * 512 : 6 * 512])
+
+    async def test_its_errors_cost_a_request_and_no_connection(self) -> None:
+        service = await self.served({"": BrokenDevice(bytes(MIB))})
+        client = await self.client(service)
+        failure = await self.assertFailure(client.write(0, b"x" * 512), RequestFailed)
+        self.assertEqual(failure.errno, errno.ENOSPC)
+        for length in (512, MIB):
+            failure = await self.assertFailure(client.read(0, length), RequestFailed)
+            self.assertEqual(failure.errno, errno.EIO)
+        await client.flush()
+
+    async def test_long_reads_hold_no_more_than_they_may(self) -> None:
+        service = await self.served({"": SlowDevice(bytes(32 * MIB))})
+        client = await self.client(service)
+        reads = [client.read(0, 32 * MIB) for _ in range(4)]
+        for read in reads:
+            self.assertEqual(len(await read), 32 * MIB)
+
+    def test_what_is_no_device_is_refused(self) -> None:
+        with self.assertRaisesRegex(ImageError, "does not provide IBlockDevice"):
+            ExportService(reactor, {"": object()}, [ANYWHERE])
+
+
+class Migrations(Embedded):
+    async def listening(self, size: int, **settings: Any) -> tuple[ListenService, Path]:
+        path = self.file(bytes(size))
+        service = ListenService(reactor, str(path), [ANYWHERE], **settings)
+        service.startService()
+        self.addCleanup(self.stop, service)
+        await service.opened
+        return service, path
+
+    async def test_an_image_moves_and_both_ends_say_so(self) -> None:
+        content = self.content()
+        source = await self.served({"": str(self.file(content))})
+        destination, copy = await self.listening(len(content))
+        (address,) = destination.places
+        assert isinstance(address, Address)
+        samples: list[Sample] = []
+        migration = await source.migrate(MirrorRequest(address), samples.append)
+        summary = await migration.result
+        self.assertEqual(summary.verdict, "complete")
+        self.assertEqual((await source.ended).status, 0)
+        self.assertEqual((await destination.ended).status, 0)
+        self.assertEqual(copy.read_bytes(), content)
+        self.assertIn("copying", {sample.phase for sample in samples})
+        self.assertEqual(samples[-1].bytes_sent, len(content))
+        with self.assertRaises(CommandError):
+            migration.stop()
+
+    @staticmethod
+    def raise_an_error(sample: Sample) -> None:
+        raise ZeroDivisionError(sample.phase)
+
+    async def test_a_device_moves_with_what_clients_wrote(self) -> None:
+        for kind in (MemoryDevice, SlowDevice):
+            content = bytearray(self.content())
+            source = await self.served({"": kind(bytes(content))})
+            client = await self.client(source)
+            destination, copy = await self.listening(len(content))
+            (address,) = destination.places
+            assert isinstance(address, Address)
+            begun = source.migrate(MirrorRequest(address, max_bps=8 * MIB), self.raise_an_error)
+            migration = await begun
+            await client.write(4096, b"new" * 512)
+            content[4096 : 4096 + 1536] = b"new" * 512
+            migration.limit(0)
+            self.assertEqual((await migration.result).verdict, "complete")
+            self.assertEqual((await destination.ended).status, 0)
+            self.assertTrue(copy.read_bytes() == content)
+            # Whoever looks on raised each time, which was logged and harmed nothing.
+            self.assertTrue(self.flushLoggedErrors(ZeroDivisionError))
+
+    async def test_a_device_can_not_be_unlinked(self) -> None:
+        source = await self.served({"": MemoryDevice(bytes(MIB))})
+        request = MirrorRequest(Address.tcp("127.0.0.1", 1), Action.UNLINK)
+        await self.assertFailure(source.migrate(request), CommandError)
+
+    async def test_stopping_the_service_ends_a_migration_first(self) -> None:
+        content = self.content()
+        path = self.file(content)
+        source = await self.served({"": str(path)})
+        destination, _ = await self.listening(len(content))
+        (address,) = destination.places
+        assert isinstance(address, Address)
+        migration = await source.migrate(MirrorRequest(address, max_bps=MIB))
+        await source.stopService()
+        self.assertEqual((await migration.result).verdict, "broken")
+        self.assertEqual((await source.ended).status, 1)
+        self.assertEqual(path.read_bytes(), content)
+
+
+class Beginnings(Embedded):
+    async def test_an_address_that_is_taken(self) -> None:
+        first = await self.served({"": MemoryDevice(bytes(MIB))})
+        second = ExportService(reactor, {"": MemoryDevice(bytes(MIB))}, first.places)
+        second.startService()
+        opened: Deferred[Any] = second.opened
+        error = await self.assertFailure(opened, flexmigrate.FlexmigrateError)
+        self.assertIn("can't listen", str(error))
+        self.assertEqual((await second.ended).status, 1)
+        await second.stopService()
+
+    async def test_endpoints_as_twisted_describes_them(self) -> None:
+        path = self.mktemp()
+        service = ExportService(reactor, {"": MemoryDevice(bytes(MIB))}, [f"unix:{path}"])
+        service.startService()
+        await service.opened
+        client = await connect_uri(reactor, f"nbd+unix:///?socket={path}")
+        self.assertEqual(await client.read(0, 512), bytes(512))
+        await client.disconnect()
+        await service.stopService()
+        ended: Deferred[Any] = service.ended
+        self.assertEqual((await ended).status, 0)
