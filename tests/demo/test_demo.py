@@ -6,7 +6,8 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -30,13 +31,22 @@ Demo = Callable[..., Child]
 
 
 @pytest.fixture
-def demo(children: Children, tmp_path: Path) -> Demo:
+def folder() -> Iterator[Path]:
+    """Have a folder whose path is short: a UNIX socket's has at most 107 bytes, and pytest-xdist's
+    folders have long ones.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def demo(folder: Path, children: Children) -> Demo:
     def start(*options: str, pythonpath: str = "") -> Child:
         path = os.pathsep.join(each for each in (pythonpath, str(TESTS.parent), str(TESTS)) if each)
         return children.start(
             *(sys.executable, "-m", "demo", "--data", "8", "--seconds", "0.3"),
             *options,
-            env={"PYTHONPATH": path, "TMPDIR": str(tmp_path)},
+            env={"PYTHONPATH": path, "TMPDIR": str(folder)},
         )
 
     return start
@@ -55,7 +65,7 @@ def running_in(folder: Path) -> list[str]:
     return found
 
 
-def test_it_moves_an_image_and_finds_every_write(demo: Demo, tmp_path: Path) -> None:
+def test_it_moves_an_image_and_finds_every_write(demo: Demo, folder: Path) -> None:
     run = demo("--max-mib", "0")
     run.expect_exit(0, timeout=60)
     run.wait_for("verdict +every acknowledged write is there")
@@ -63,7 +73,7 @@ def test_it_moves_an_image_and_finds_every_write(demo: Demo, tmp_path: Path) -> 
     assert int(run.wait_for(r"over (\d+) connections")[1]) >= 2
     assert float(run.wait_for(r"bytes sent +([\d.]+) MiB")[1]) > 7
     assert int(run.wait_for(r"passes +(\d+),")[1]) >= 1
-    assert not list(tmp_path.iterdir())
+    assert not list(folder.iterdir())
 
 
 def test_a_lost_write_fails_it_and_the_files_are_kept(demo: Demo, tmp_path: Path) -> None:
@@ -81,14 +91,14 @@ def test_a_lost_write_fails_it_and_the_files_are_kept(demo: Demo, tmp_path: Path
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_mid_migration_leaves_nothing_behind(
-    demo: Demo, tmp_path: Path, number: signal.Signals
+    demo: Demo, folder: Path, number: signal.Signals
 ) -> None:
     run = demo("--max-mib", "1")  # slow enough to be interrupted
     run.wait_for("copying|converging")
     run.send(number)
     run.expect_exit(130)
-    assert not list(tmp_path.iterdir())
-    assert running_in(tmp_path) == []
+    assert not list(folder.iterdir())
+    assert running_in(folder) == []
 
 
 def test_an_image_that_cannot_be_made_fails_it(demo: Demo) -> None:
