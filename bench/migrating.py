@@ -26,6 +26,7 @@ from bench.migrations import (
     SCATTERED,
     TEBIBYTE,
     TLS,
+    VERIFIED,
     Figures,
     Grounds,
     Migrating,
@@ -37,6 +38,7 @@ from bench.report import (
     MIB_PER_SECOND,
     MILLISECONDS,
     OF_THE_SOURCE,
+    OF_UNVERIFIED,
     PER_CENT,
     SECONDS,
     Log,
@@ -51,6 +53,7 @@ OURS, THEIRS = "flexmigrate", "nbdcopy to nbdkit"
 
 ROWS = (
     Row("dense", "dense", MIB_PER_SECOND, "bandwidth", (DENSE,), ratio_at_least(1.3)),
+    Row("verified", "dense, verified", OF_UNVERIFIED, "times", (VERIFIED,), at_most(2.0)),
     Row("tls", "dense, TLS", MIB_PER_SECOND, "bandwidth", (TLS,), ratio_at_least(0.7)),
     Row(
         *("sparse", "sparse, 512 pieces", MIB_PER_SECOND, "bandwidth", (SCATTERED,)),

@@ -8,6 +8,7 @@ figure                 unit
 ``median``, ``worst``  seconds that a client waited, of all handovers
 ``share``              of a client's rate without a migration
 ``seconds``            to the end
+``times``              as long as without verification
 ``first``              seconds until something was sent
 ``source``             bytes resident at most, likewise ``destination``
 =====================  ============================================================
@@ -114,9 +115,13 @@ def _far(delay: float) -> Lay:
 
 
 def _move(
-    image: Callable[[Grounds], Path], lay: Lay = _on_loopback, *, tls: bool = False
+    image: Callable[[Grounds], Path],
+    lay: Lay = _on_loopback,
+    *,
+    tls: bool = False,
+    verify: str = "off",
 ) -> Callable[[Grounds], Figures]:
-    """Migrate an image that nobody writes to."""
+    """Migrate an image that nobody writes to; nbdcopy, to compare with, doesn't verify."""
 
     def measure(grounds: Grounds) -> Figures:
         warm_data(image(grounds))
@@ -124,10 +129,19 @@ def _move(
             lay(grounds) as link,
             migration(grounds.stage, image(grounds), link, tls=tls) as moving,
         ):
-            taken = -moving.ask() + moving.wait()
+            taken = -moving.ask(verify=verify) + moving.wait()
             return _copied(image(grounds), moving.copy, taken)
 
     return measure
+
+
+def _verified(grounds: Grounds) -> Figures:
+    """Migrate an image with and without verification, in turns."""
+    rates = {
+        verify: _move(lambda on: on.stage.image, verify=verify)(grounds)["bandwidth"]
+        for verify in ("off", "full")
+    }
+    return {"times": rates["off"] / rates["full"]}
 
 
 def _copy(
@@ -261,6 +275,7 @@ def _first_byte(moving: Migration) -> float:
 
 
 DENSE = Migrating("dense", _move(lambda on: on.stage.image), _copy(lambda on: on.stage.image))
+VERIFIED = Migrating("verified", _verified)
 TLS = Migrating(
     "tls",
     _move(lambda on: on.stage.image, tls=True),
@@ -280,4 +295,4 @@ CLIENT = Migrating("client-share", _client_share)
 OUTRUN = Migrating("outrun", _outrun)
 TEBIBYTE = Migrating("tebibyte", _huge)
 
-MIGRATIONS = (DENSE, TLS, SCATTERED, *FAR.values(), HANDOVERS, CLIENT, OUTRUN, TEBIBYTE)
+MIGRATIONS = (DENSE, VERIFIED, TLS, SCATTERED, *FAR.values(), HANDOVERS, CLIENT, OUTRUN, TEBIBYTE)

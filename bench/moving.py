@@ -78,12 +78,12 @@ class Migration:
     tls: Path | None = None
     peaks: dict[str, int] = field(default_factory=dict)
 
-    def ask(self, max_bps: int = 0) -> float:
+    def ask(self, max_bps: int = 0, verify: str = "full") -> float:
         """Have it begin; return the time at which it was asked for."""
         host, port = self.place
-        settings = []
+        settings = [f"verify={verify}"]
         if self.tls:
-            settings = ["tls=require", f"tls-certificates={self.tls}", "tls-hostname=localhost"]
+            settings += ["tls=require", f"tls-certificates={self.tls}", "tls-hostname=localhost"]
         limit = ["0.0.0.0", str(max_bps)] if max_bps else []
         begun = time.monotonic()
         code, text = operator.ask(self.sock, "mirror", host, str(port), "exit", *limit, *settings)

@@ -48,6 +48,7 @@ SECONDS = Unit("s", 1, 2)
 PER_CENT = Unit("%", 0.01, 1)
 OF_THE_MEAN = Unit("of the mean", 1, 2)
 OF_THE_SOURCE = Unit("of the source's", 1, 3)
+OF_UNVERIFIED = Unit("of the time without", 1, 2)
 MEBIBYTES = Unit("MiB", MIB, 0)
 _RATIO = Unit("", 1, 2)
 

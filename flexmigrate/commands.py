@@ -35,6 +35,7 @@ from flexmigrate.control.grammar import (
     ConvergeChange,
     HandoverRule,
     MirrorRequest,
+    VerifyRule,
     settings_lines,
 )
 from flexmigrate.errors import UsageError
@@ -99,6 +100,7 @@ from flexmigrate.options import (
     UNLINK,
     URI_WORD,
     VERBOSE,
+    VERIFY,
     WAIT,
     WATCH,
     YES,
@@ -195,6 +197,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         export=given.optional(EXPORT),
         remote_export=given.optional(REMOTE_EXPORT) or "",
         handover=given.optional(HANDOVER) or HandoverRule.AUTO,
+        verify=given.optional(VERIFY) or VerifyRule.FULL,
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
         connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
@@ -345,11 +348,12 @@ COMMANDS = {
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
         f" [--connections N] [--drop-cache] [--export NAME] [--remote-export NAME] [--wait]"
-        f" [--handover auto|session|plain] [--report FILE] {_TLS_CLIENT}",
+        f" [--handover auto|session|plain] [--verify full|dirty|off] [--report FILE]"
+        f" {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS, DROP_CACHE),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
-            *(HANDOVER, WAIT, REPORT),
+            *(HANDOVER, VERIFY, WAIT, REPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,

@@ -80,6 +80,20 @@ class Summary:
     passes: int = field(metadata=about("walks over what had to be sent, in the last attempt"))
     attempts: int = field(metadata=about("connections to the destination"))
     parked: float = field(metadata=about("how long clients were parked, in all", "seconds"))
+    verified: str | None = field(
+        default=None,
+        metadata=about(
+            "what was compared with the destination: full, dirty, off, or unable (it can't)"
+        ),
+    )
+    bytes_compared: int | None = field(
+        default=None,
+        metadata=about("what was compared with the destination's and equal, in all", "bytes"),
+    )
+    digest: str | None = field(
+        default=None,
+        metadata=about("the image's digest, where all of it was compared: see Verification"),
+    )
 
     @property
     def succeeded(self) -> bool:

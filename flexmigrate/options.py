@@ -15,6 +15,7 @@ from flexmigrate.control.grammar import (
     MAX_BPS,
     MAX_CONNECTIONS,
     HandoverRule,
+    VerifyRule,
     parse_converge_rule,
     parse_max_downtime,
     parse_max_park,
@@ -188,6 +189,13 @@ def _parse_coverage(text: str) -> CoverageRule:
     if text not in rules:
         raise ValueError(f"{text!r} is neither 'full' nor 'any'")
     return rules[text]
+
+
+def _parse_verify(text: str) -> VerifyRule:
+    try:
+        return VerifyRule(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is none of 'full', 'dirty' and 'off'") from None
 
 
 def _parse_handover(text: str) -> HandoverRule:
@@ -548,6 +556,14 @@ HANDOVER = Option(
     " server has to know, plainly as every NBD server understands it, or whichever it can"
     " (default: auto)",
     _parse_handover,
+)
+VERIFY = Option(
+    "verify",
+    "",
+    "full|dirty|off",
+    "what to compare with the destination, by digests, before it is handed over by a session: all,"
+    " what clients have changed since it was first sent, or nothing (default: full)",
+    _parse_verify,
 )
 FROM = Option(
     "from",

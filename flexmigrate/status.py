@@ -77,6 +77,10 @@ class Status:
     migration_bytes_sent: int | None = field(
         default=None, metadata=about("what all attempts have sent so far", "bytes")
     )
+    migration_bytes_compared: int | None = field(
+        default=None,
+        metadata=about("what was compared with the destination's and equal so far", "bytes"),
+    )
     migration_address: str | None = field(default=None, metadata=about("where the image goes"))
     migration_pass_size: int | None = field(
         default=None,
@@ -125,6 +129,14 @@ class Status:
     covered_bytes: int | None = field(
         default=None,
         metadata=about("what the sender has written, zeroed or trimmed in this attempt", "bytes"),
+    )
+    compared_bytes: int | None = field(
+        default=None,
+        metadata=about("what was compared with the sender's and equal in this attempt", "bytes"),
+    )
+    digest: str | None = field(
+        default=None,
+        metadata=about("the image's digest, once all of it was compared: see Verification"),
     )
     rebind_attempts: int | None = field(
         default=None, metadata=about("how often the serving address could not be opened")

@@ -263,17 +263,25 @@ class NBDClientProtocol(Link):
         flags |= CommandFlag.PAYLOAD_LEN
         return self._ask(awaited, flags, len(payload), lambda outlet: outlet.send(payload))
 
-    def private(self, command: PrivateCommand, offset: int = 0, length: int = 0) -> Deferred[bytes]:
+    def private(
+        self, command: PrivateCommand, offset: int = 0, length: int = 0, payload: bytes = b""
+    ) -> Deferred[bytes]:
         """Send a command of our own, which a session has to be agreed on for (``wire.session``).
 
         :param offset: in bytes, as *length*; what they mean depends on the command.
+        :param payload: for the commands that carry one (``wire.session.has_payload``), at most
+            MAX_PRIVATE_PAYLOAD bytes. There is no *length* beside it.
         :return: fires with the payload of the reply, at most MAX_PRIVATE_PAYLOAD bytes.
         """
         if self.session is None:
             return _refused(f"{command.name} without a session")
         if not (0 <= offset < 1 << 64 and 0 <= length < 1 << 32):
             return _refused(f"{command.name} of {length} bytes at {offset}")
-        return self._ask(Awaited(command, offset, length), 0).addCallback(_payload)
+        awaited = Awaited(command, offset, length)
+        if not payload:
+            return self._ask(awaited, 0).addCallback(_payload)
+        sent = self._ask(awaited, 0, len(payload), lambda outlet: outlet.send(payload))
+        return sent.addCallback(_payload)
 
     @property
     def session(self) -> bytes | None:

@@ -50,6 +50,7 @@ _MIRROR_SETTINGS = (
     "export",
     "remote-export",
     "handover",
+    "verify",
     "connections",
     "drop-cache",
     "tls",
@@ -91,6 +92,14 @@ class HandoverRule(enum.Enum):
     PLAIN = "plain"  #: as every NBD server understands it
 
 
+class VerifyRule(enum.Enum):
+    """What is proved to have arrived, where there is a session (`HandoverRule`)."""
+
+    FULL = "full"  #: both copies are compared, by their digests, before they are handed over
+    DIRTY = "dirty"  #: only what clients have changed since it was first sent
+    OFF = "off"  #: nothing; an attempt that follows on a lost one sends everything again
+
+
 @dataclass(frozen=True)
 class MirrorRequest:
     """What ``mirror`` asks for.
@@ -107,6 +116,7 @@ class MirrorRequest:
     :ivar drop_cache: whether what was sent is dropped from the source's page cache.
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
+    :ivar verify: see `VerifyRule`.
     """
 
     address: Address
@@ -121,6 +131,7 @@ class MirrorRequest:
     drop_cache: bool = False
     report: str | None = None
     handover: HandoverRule = HandoverRule.AUTO
+    verify: VerifyRule = VerifyRule.FULL
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -136,6 +147,7 @@ class MirrorRequest:
             "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
             "drop-cache": "yes" if self.drop_cache else None,
             "handover": None if self.handover is HandoverRule.AUTO else self.handover.value,
+            "verify": None if self.verify is VerifyRule.FULL else self.verify.value,
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
             "tls-hostname": self.tls.hostname,
@@ -338,6 +350,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             export=settings.get("export"),
             remote_export=settings.get("remote-export", ""),
             handover=_parse_handover(settings.get("handover", HandoverRule.AUTO.value)),
+            verify=_parse_verify(settings.get("verify", VerifyRule.FULL.value)),
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
             connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
@@ -427,6 +440,13 @@ def _parse_handover(text: str) -> HandoverRule:
         return HandoverRule(text)
     except ValueError:
         raise CommandError(f"handover={text}: it is auto, session or plain") from None
+
+
+def _parse_verify(text: str) -> VerifyRule:
+    try:
+        return VerifyRule(text)
+    except ValueError:
+        raise CommandError(f"verify={text}: it is full, dirty or off") from None
 
 
 class CommandReader:

@@ -203,6 +203,10 @@ class Image:
         """
         return merge(walk(self.fd, offset, offset + length))
 
+    def is_all_hole(self, offset: int, length: int) -> bool:
+        """Tell whether a range is nothing but a hole. Raises as ``extents``."""
+        return next(self.extents(offset, length)) == Extent(offset, length, data=False)
+
     def extent_at(self, offset: int) -> Extent:
         """Return what *offset* lies in, from there to its end, however far that is.
 

@@ -18,8 +18,11 @@ from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.client.bundle import Bundle
+from flexmigrate.client.splitting import all_of
+from flexmigrate.control.grammar import VerifyRule
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.file import Image
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
 from flexmigrate.migration.handover import (
@@ -31,9 +34,10 @@ from flexmigrate.migration.handover import (
 )
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
-from flexmigrate.wire.session import Opening
+from flexmigrate.wire.session import Answer, Digest, Opening, State, parse_answer
 
 WATCH_SECONDS = 1.0
 """How often it is looked whether the destination makes progress, and how much clients dirty."""
@@ -123,8 +127,11 @@ class Attempt:
         self._watchdog.clock = reactor
         self._holds_lock = False
         self._not_listening = False
+        self._verifier: Verifier | None = None
+        self._earlier: tuple[bytes, ...] = ()  # sessions that may have left something of use
         self._last = Pass(0, 0, 0.0, 0)
-        self._found = 0  # bytes that were dirty for a beginning, and not by what clients did
+        # Bytes that were dirty for a beginning, and not by what clients did.
+        self._found: int | None = None
         self._parked_at: float | None = None
         self._parked_until: float | None = None
         self.passes = 0
@@ -137,7 +144,10 @@ class Attempt:
     @property
     def dirtied(self) -> int | None:
         """Return how many bytes clients have dirtied since the first pass began; None before."""
-        return self._copying.dirty.dirtied - self._found if self._found else None
+        if self._found is None:
+            return None
+        repaired = self._verifier.repaired if self._verifier else 0
+        return self._copying.dirty.dirtied - self._found - repaired
 
     def parked_seconds(self, now: float) -> float:
         """Return for how long clients have been parked, or were in the end."""
@@ -154,6 +164,7 @@ class Attempt:
         opening = None
         if await self._gift.wants_session(self._log):
             opening = self._gift.opening(self._number)
+            self._earlier = (opening.session, *opening.superseded)
         client = await self._ground.dial(self._allowances.hello_seconds, opening)
         self._client = client
         if client.size != self._export.size:
@@ -180,11 +191,53 @@ class Attempt:
             return None
         return "session" if self._handover.is_session else "plain"
 
+    @property
+    def verification(self) -> str:
+        """How much is compared: a `VerifyRule`, or "unable" where the destination can't."""
+        rule = self._gift.verify
+        if rule is VerifyRule.OFF or self._verifier is not None:
+            return rule.value
+        return "unable"
+
+    @property
+    def digest(self) -> str | None:
+        """The image's digest, as `ImageDigest.text` has it, of what was compared so far."""
+        return self._verifier.digest.text if self._verifier else None
+
+    def _new_verifier(self, dirty: DirtyMap, answer: Answer | None) -> Verifier | None:
+        rule = self._gift.verify
+        if rule is VerifyRule.OFF:
+            return None
+        if answer is None or not answer.digests & Digest.BLAKE3:
+            self._log.warn("the destination can't compare: what arrives there is not verified")
+            return None
+        image = self._export.image
+        if not isinstance(image, Image):
+            self._log.warn("storage that is no file can't be compared: it is not verified")
+            return None
+        assert self._client is not None
+        return Verifier(
+            image,
+            self._export.background,
+            self._client,
+            dirty,
+            self._progress,
+            everything=rule is VerifyRule.FULL,
+            about=self._about,
+        )
+
     async def copy(self) -> None:
-        """The first pass: everything, once."""
+        """The first pass: everything, once; but for what an earlier attempt has left there, and
+        is the same.
+        """
         export = self._export
         dirty = DirtyMap(export.size)
         assert self._bundle is not None
+        assert self._client is not None
+        answer = None
+        if self._handing_over.is_session and self._client.session is not None:
+            answer = parse_answer(self._client.session)
+        verifier = self._verifier = self._new_verifier(dirty, answer)
         self._copier = Copier(
             self._reactor,
             export.image,
@@ -197,9 +250,24 @@ class Attempt:
         )
         export.observer = dirty
         export.dirty_runs = dirty.runs
-        await self._copier.send_holes()
-        self._found = dirty.dirtied
+        if verifier is not None and answer is not None and self._has_something(answer):
+            self._log.info("the destination has been sent some of it: that is compared")
+            await verifier.find()
+            self._found = dirty.dirtied - verifier.repaired
+            self._log.info("{size} of {all} bytes differ", size=dirty.bytes, all=export.size)
+        else:
+            await self._copier.send_holes()
+            self._found = dirty.dirtied
+        if verifier is not None and self._gift.verify is VerifyRule.FULL:
+            self._copier.sending = verifier.sent
         self._last = await self._pass()
+        if verifier is not None:
+            self._copier.sending = verifier.sent
+
+    def _has_something(self, answer: Answer) -> bool:
+        """Whether some of the image can be expected to be at the destination."""
+        begun = answer.state in (State.RECEIVING, State.PREPARED)
+        return begun and answer.session in self._earlier
 
     async def converge(self) -> None:
         """Further passes, until clients may be parked for what is left."""
@@ -261,11 +329,27 @@ class Attempt:
     async def _send_rest(self) -> None:
         await self._export.park()
         await self._copying.send_dirty()
-        await self._copying.flush()
-        if self._copying.dirty.count:
+        while not await self._flush_and_compare():
+            await self._copying.send_dirty()
+        verifier = self._verifier
+        if self._copying.dirty.count or (verifier is not None and verifier.unverified.count):
             raise MigrationError("the image was changed while clients were parked")
         assert self._bundle is not None
         self._bundle.dismiss_others()
+
+    async def _flush_and_compare(self) -> bool:
+        """Have what was sent made durable, and compared meanwhile; return whether it is equal."""
+        if self._verifier is None:
+            await self._copying.flush()
+            return True
+        comparing = Deferred.fromCoroutine(self._verifier.compare())
+        flushing: Deferred[bool] = Deferred.fromCoroutine(self._flushed())
+        outcomes: list[bool] = await all_of([comparing, flushing])
+        return all(outcomes)
+
+    async def _flushed(self) -> bool:
+        await self._copying.flush()
+        return True
 
     async def settle(self) -> None:
         """Free the address, under the migration lock, and have the destination prepare."""
@@ -273,7 +357,7 @@ class Attempt:
 
     async def commit(self) -> bool:
         """Take the step that can't be taken back; see :class:`SourceHandover`."""
-        return await self._handing_over.commit()
+        return await self._handing_over.commit(self.digest or "")
 
     async def confirm(self) -> None:
         """Tell the destination that the image is its own, until it answers, on this connection or,
@@ -386,6 +470,8 @@ class Attempt:
         began, before = clock.seconds(), dirty.bytes
         taken, zeroed = dirty.taken, self._progress.zeroed
         await copying.send_dirty(lambda: self._convergence.enough(dirty.bytes, clock.seconds()))
+        if self._verifier is not None:
+            await self._verifier.compare()
         sent = clock.seconds()
         # So that the flush in the parked phase has little to do. It may take long, and what is
         # left has to be asked for when it's over.

@@ -64,7 +64,7 @@ class Pass:
     :ivar before: bytes that were dirty when it began.
     :ivar sent: bytes that were dirty then or became so on its way, and that it sent; holes, of
         which it only told, don't count.
-    :ivar seconds: how long that took.
+    :ivar seconds: how long that took, comparing it with the destination's included.
     :ivar left: bytes that are dirty after it, and after the flush behind it.
     :ivar flush_seconds: how long that flush took.
     """

@@ -87,6 +87,7 @@ class Progress:
 
     :ivar sent: bytes of data whose writing was answered.
     :ivar zeroed: bytes of holes whose zeroing was answered.
+    :ivar compared: bytes that were compared with the destination's, and equal.
     :ivar pass_size: bytes that the pass under way had to send when it began; what clients change
         meanwhile is the next one's.
     :ivar changed: called at each new phase and each new pass, some of which are over sooner than
@@ -96,6 +97,7 @@ class Progress:
     def __init__(self, now: float) -> None:
         self.sent = 0
         self.zeroed = 0
+        self.compared = 0
         self.rate = Rate(now)
         self.pass_size = 0
         self.changed: Callable[[], object] = _nobody_looks
@@ -115,6 +117,10 @@ class Progress:
 
 def _nobody_looks() -> None:
     """Do nothing, at a change that nobody wants to know of."""
+
+
+def _nobody_asks(offset: int, length: int) -> None:
+    """Do nothing, about what is sent and not compared later."""
 
 
 class Holes:
@@ -149,6 +155,7 @@ class Copier:
 
     :param drop_cache: whether what was sent is dropped from the page cache.
     :ivar dirty: what is still to be sent, or sent again.
+    :ivar sending: called with each (offset, length) of dirty blocks that is taken to be sent.
     """
 
     def __init__(
@@ -172,6 +179,7 @@ class Copier:
         self.dirty = dirty
         self._limit = limit
         self._progress = progress
+        self.sending: Callable[[int, int], object] = _nobody_asks
         self._data = _NO_DATA
         self._in_flight = 0
         self._bytes_in_flight = 0
@@ -214,6 +222,7 @@ class Copier:
             offset, length = run
             at = offset + length
             total += length
+            self.sending(offset, length)
             for extent in self._extents(offset, offset + length):
                 if extent.data:
                     if not self._is_room(extent.length):

@@ -18,6 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.digests import ImageDigest
 from flexmigrate.migration.handover import DestinationHandover, Verdict
 from flexmigrate.migration.receiving import Reception, WriteBack
 from flexmigrate.server.export import Export
@@ -88,6 +89,8 @@ class DestinationCore:
     """What all states share.
 
     :ivar logger: for what is about the sender, or the last one there was.
+    :ivar coverage: what the attempt has brought.
+    :ivar digest: made of what was compared with the source's and equal.
     :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
         ready: the close of the connection is what tells the sender.
     """
@@ -99,6 +102,7 @@ class DestinationCore:
         self.complete: Deferred[None] = Deferred()
         self.phase = "waiting"
         self.coverage = Coverage(export.size)
+        self.digest = ImageDigest(export.size)
         self.write_back = WriteBack(export, export.background)
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
@@ -132,6 +136,7 @@ class DestinationCore:
         self.phase = "waiting"
         self.sender = None
         self.coverage = Coverage(self.export.size)
+        self.digest = ImageDigest(self.export.size)
         self.write_back.begin()
         self.export.observer = Reception(self.coverage, self.write_back)
 
@@ -195,14 +200,20 @@ def _ask_to_prepare(
         if result.refusal:
             core.logger.error("not prepared: {refusal}", refusal=result.refusal)
         else:
-            core.logger.info("prepared: {path} has all, durably", path=core.export.image.path)
+            core.logger.info(
+                "prepared: {path} has all, durably; {compared} bytes were compared and equal, "
+                "{digest}",
+                path=core.export.image.path,
+                compared=core.digest.compared,
+                digest=core.digest.text or "not all of it",
+            )
         if core.sender is None:
             destination._drained()
         else:
             destination._sealed()
         outcome.callback(result)
 
-    return core.handover.prepare(core.coverage).addBoth(answer)
+    return core.handover.prepare(core.coverage, core.digest.text or "").addBoth(answer)
 
 
 def _own(

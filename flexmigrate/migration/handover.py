@@ -27,7 +27,7 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
-from flexmigrate.control.grammar import Action, HandoverRule
+from flexmigrate.control.grammar import Action, HandoverRule, VerifyRule
 from flexmigrate.errors import (
     ConnectionGone,
     FlexmigrateError,
@@ -42,6 +42,7 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, UncertainError
 from flexmigrate.wire.session import (
+    Digest,
     Opening,
     Outcome,
     PrivateCommand,
@@ -84,6 +85,7 @@ class Gift:
     """What a source gives, and how: the same for all attempts of one migration.
 
     :ivar mirror: the lines of the mirror command, for the journal.
+    :ivar verify: what is compared, where the destination can.
     :ivar name: of this side, for people.
     :ivar address: of the destination, for people.
     :ivar session: drawn at random.
@@ -101,6 +103,7 @@ class Gift:
     address: str = ""
     session: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     had_session: bool = False
+    verify: VerifyRule = VerifyRule.FULL
 
     @property
     def may_be_session(self) -> bool:
@@ -135,6 +138,7 @@ class Gift:
             self.image.size,
             name=fit_text(self.name),
             superseded=self.ownership.superseded_by(self.session),
+            digests=Digest.BLAKE3,
         )
 
 
@@ -220,9 +224,10 @@ class SourceHandover:
         if outcome.refusal:
             raise MigrationError(f"the destination did not prepare: {outcome.refusal}")
 
-    async def commit(self) -> bool:
+    async def commit(self, digest: str = "") -> bool:
         """Take the step that can't be taken back; all is sent and flushed, and nobody is served.
 
+        :param digest: of the image, as it was compared, for the journal.
         :return: whether the image is given away by that. If not, COMMIT is what is left to do.
         :raises NotGiven: nothing happened, surely.
         :raises HandoverUncertain: it was begun, and not confirmed.
@@ -232,7 +237,7 @@ class SourceHandover:
         unlink, image = self._gift.action is Action.UNLINK, self._gift.image
         if unlink and self.is_session and not image.has_name:
             raise NotGiven(f"{image.path} leads to another file by now: it can't be unlinked")
-        await self._record_commit()
+        await self._record_commit(digest)
         if self.is_session:
             return False
         if unlink:
@@ -248,12 +253,12 @@ class SourceHandover:
                 timer.cancel()
         return True
 
-    async def _record_commit(self) -> None:
+    async def _record_commit(self, digest: str) -> None:
         if not self._keeps_journal:
             return
         gift = self._gift
         try:
-            await gift.background.run(gift.ownership.commit, self._attempt)
+            await gift.background.run(gift.ownership.commit, self._attempt, digest)
         except OSError as error:
             raise NotGiven(f"can't write the journal of {gift.image.path}: {error}") from error
         except UncertainError as error:
@@ -423,16 +428,19 @@ class DestinationHandover:
         """Record, before the first byte comes, what is received. Fails with OSError."""
         return self._background.run(self.ownership.receive, opening, address)
 
-    def prepare(self, coverage: Coverage) -> Deferred[Outcome]:
-        """See that all is here, make it durable, and be prepared for COMMIT. Fails with OSError."""
-        return Deferred.fromCoroutine(self._prepare(coverage))
+    def prepare(self, coverage: Coverage, digest: str = "") -> Deferred[Outcome]:
+        """See that all is here, make it durable, and be prepared for COMMIT. Fails with OSError.
 
-    async def _prepare(self, coverage: Coverage) -> Outcome:
+        :param digest: of the image, as it was compared, for the journal.
+        """
+        return Deferred.fromCoroutine(self._prepare(coverage, digest))
+
+    async def _prepare(self, coverage: Coverage, digest: str) -> Outcome:
         refusal = self.judge(coverage)
         if refusal is not None:
             return Outcome(self.ownership.state, fit_text(refusal))
         await self._background.flush()
-        await self._background.run(self.ownership.prepare)
+        await self._background.run(self.ownership.prepare, digest)
         return Outcome(self.ownership.state)
 
     def own(self) -> Deferred[None]:

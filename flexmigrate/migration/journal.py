@@ -59,6 +59,8 @@ class Record:
     :ivar superseded: a source's: earlier sessions that were never committed, the latest first.
     :ivar origin: the session by which the image came here, whatever became of it since; NO_ID if
         it didn't come by one.
+    :ivar digest: of the image as both sides had it, where it was compared (``image.digests``);
+        else empty.
     :ivar time: when this was written, for people (ISO 8601).
     :ivar settled: what was settled by hand, a sentence each, the latest first.
     """
@@ -76,6 +78,7 @@ class Record:
     mirror: tuple[str, ...] = ()
     superseded: tuple[bytes, ...] = ()
     origin: bytes = NO_ID
+    digest: str = ""
     time: str = ""
     settled: tuple[str, ...] = ()
 
@@ -237,6 +240,7 @@ _READERS = {
     "mirror": _texts,
     "superseded": _ids,
     "origin": _id,
+    "digest": _text,
     "time": _text,
     "settled": _texts,
 }

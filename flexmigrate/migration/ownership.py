@@ -234,15 +234,16 @@ class Ownership:
             )
         )
 
-    def commit(self, attempt: int) -> None:
+    def commit(self, attempt: int, digest: str = "") -> None:
         """From here this side never serves again.
 
+        :param digest: of the image, as it was compared.
         :raises OSError: it can't be written, and surely isn't.
         :raises UncertainError: it can't be written, and may be all the same.
         """
         before = self._known()
         try:
-            self._write(replace(before, state=State.COMMITTED, attempt=attempt))
+            self._write(replace(before, state=State.COMMITTED, attempt=attempt, digest=digest))
         except OSError as error:
             self._restore(before, error)
             raise
@@ -351,9 +352,12 @@ class Ownership:
             )
         )
 
-    def prepare(self) -> None:
-        """All is here, and durable: the source may commit."""
-        self._write(replace(self._known(), state=State.PREPARED))
+    def prepare(self, digest: str = "") -> None:
+        """All is here, and durable: the source may commit.
+
+        :param digest: of the image, as it was compared.
+        """
+        self._write(replace(self._known(), state=State.PREPARED, digest=digest))
 
     def own(self) -> str | None:
         """The source has committed: the image is ours.

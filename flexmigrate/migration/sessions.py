@@ -19,12 +19,14 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.errors import RequestFailed
+from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.image.background import Background
+from flexmigrate.image.file import Image
 from flexmigrate.migration.destination import Destination, DestinationCore
 from flexmigrate.migration.handover import acknowledge
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.verifying import fault_in, judge, tell
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
 from flexmigrate.wire.constants import ErrorCode, OptionReply
@@ -34,11 +36,14 @@ from flexmigrate.wire.session import (
     SESSION_OPTION,
     SESSION_REPLY,
     Answer,
+    Digest,
     Opening,
     Outcome,
     PrivateCommand,
     Purpose,
+    encode_verdicts,
     fit_text,
+    parse_claims,
     parse_opening,
 )
 
@@ -62,8 +67,13 @@ def _opening_in(private: Mapping[int, bytes]) -> Opening | None:
     return None if data is None else parse_opening(data)
 
 
-def answer(ownership: Ownership, size: int, name: str, refusal: str | None) -> Replies:
-    """Return the replies to a session option."""
+def answer(
+    ownership: Ownership, size: int, name: str, refusal: str | None, digests: int = 0
+) -> Replies:
+    """Return the replies to a session option.
+
+    :param digests: by which we can compare.
+    """
     record = ownership.record
     told = Answer(
         ownership.state,
@@ -72,6 +82,7 @@ def answer(ownership: Ownership, size: int, name: str, refusal: str | None) -> R
         size,
         fit_text(name),
         fit_text(refusal or ""),
+        digests,
     )
     return [(SESSION_REPLY, told.encode()), (OptionReply.ACK, b"")]
 
@@ -118,7 +129,13 @@ class Receiving(OpenSession):
 
     def _answer(self, data: bytes) -> Replies:
         opening = parse_opening(data)
-        return answer(self._ownership, self._core.export.size, self._name, self._refusal(opening))
+        return answer(
+            self._ownership,
+            self._core.export.size,
+            self._name,
+            self._refusal(opening),
+            opening.digests & Digest.BLAKE3 if isinstance(self._core.export.image, Image) else 0,
+        )
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Who may send, and who may settle."""
@@ -167,16 +184,49 @@ class Receiving(OpenSession):
     # What senders say
 
     def private(
-        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+        self,
+        connection: NBDServerProtocol,
+        command: int,
+        offset: int,
+        length: int,
+        payload: bytes,
     ) -> Deferred[bytes] | None:
-        """PREPARE and COMMIT, within a session."""
+        """PREPARE, COMMIT and VERIFY, within a session."""
         opening = opening_of(connection)
+        if opening is not None and command == PrivateCommand.VERIFY:
+            return self._verify(connection, payload)
         if opening is None or command not in (PrivateCommand.PREPARE, PrivateCommand.COMMIT):
             return None
         if offset or length:
             return _refused("neither offset nor length belong there")
         work = self._prepare if command == PrivateCommand.PREPARE else self._commit
         return Deferred.fromCoroutine(work(connection, opening)).addCallback(Outcome.encode)
+
+    def _verify(self, connection: NBDServerProtocol, payload: bytes) -> Deferred[bytes]:
+        """Compare ranges with what their source says that they hold; what is equal is covered."""
+        core = self._core
+        if not core.is_from(connection) or core.phase != "receiving":
+            return _refused("nothing is being received that could be verified")
+        try:
+            claims = parse_claims(payload)
+        except RemoteProtocolError as error:
+            return _refused(str(error))
+        fault = fault_in(claims, core.export.size)
+        if fault is not None:
+            return _refused(fault)
+        coverage, digest = core.coverage, core.digest  # of this attempt, however long it takes
+
+        def found(verdicts: list[bool]) -> bytes:
+            for claim, equal in zip(claims, verdicts, strict=True):
+                if equal:
+                    coverage.mark(claim.offset, claim.length)
+                    tell(digest, claim)
+            return encode_verdicts(verdicts)
+
+        image = core.export.image
+        if not isinstance(image, Image):
+            return _refused("storage that is no file can't be compared")
+        return core.export.background.run(judge, image, claims).addCallback(found)
 
     async def _prepare(self, connection: NBDServerProtocol, opening: Opening) -> Outcome:
         if not connection.seal():
@@ -346,7 +396,12 @@ class Serving(OpenSession):
         return None
 
     def private(
-        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+        self,
+        connection: NBDServerProtocol,
+        command: int,
+        offset: int,
+        length: int,
+        payload: bytes,
     ) -> Deferred[bytes] | None:
         """COMMIT is answered: the image is here."""
         held, opening = self._held(connection), opening_of(connection)

@@ -272,9 +272,11 @@ class NBDServerProtocol(Protocol):
         if self._transmission is not None:
             self._transmission.release(Holds.ORPHANS)
 
-    def private(self, command: int, offset: int, length: int) -> Deferred[bytes] | None:
+    def private(
+        self, command: int, offset: int, length: int, payload: bytes
+    ) -> Deferred[bytes] | None:
         """See ``transmission.Host``: what such a command means is the session's affair."""
-        return self.factory.session.private(self, command, offset, length)
+        return self.factory.session.private(self, command, offset, length, payload)
 
     def seal(self) -> bool:
         """Refuse all further changes; return False, and do nothing, where a request is under way,

@@ -70,7 +70,12 @@ class Session(Protocol):
         """It reached an export; its requests wait until what is returned has fired."""
 
     def private(
-        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+        self,
+        connection: NBDServerProtocol,
+        command: int,
+        offset: int,
+        length: int,
+        payload: bytes,
     ) -> Deferred[bytes] | None:
         """It sent a command that isn't the specification's: return what the reply will carry, or
         None if there is no such command. RequestFailed has the error that it is answered with.
@@ -106,7 +111,12 @@ class OpenSession:
         return None
 
     def private(
-        self, connection: NBDServerProtocol, command: int, offset: int, length: int
+        self,
+        connection: NBDServerProtocol,
+        command: int,
+        offset: int,
+        length: int,
+        payload: bytes,
     ) -> Deferred[bytes] | None:
         """There is none."""
         return None

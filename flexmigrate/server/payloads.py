@@ -7,6 +7,8 @@ so memory does not grow with the size of a request. The transmission asks only `
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from flexmigrate.image.linux import PAGE
 from flexmigrate.server.commands import Commands
 from flexmigrate.wire.requests import Refusal
@@ -92,6 +94,32 @@ class LongWrite(Payload):
             self.commands.failed(self.cookie, self.offset, self._length, self._error)
         else:
             self.commands.written(self.cookie, self.offset, self._durable)
+
+
+class Message(Payload):
+    """The payload of a private command: small, so it is kept until it is whole.
+
+    :param begin: called with all of it.
+    """
+
+    def __init__(
+        self,
+        commands: Commands,
+        cookie: int,
+        offset: int,
+        length: int,
+        begin: Callable[[bytes], None],
+    ) -> None:
+        super().__init__(commands, cookie, offset, length)
+        self._begin = begin
+        self._kept = bytearray()
+
+    def take(self, piece: memoryview) -> None:
+        super().take(piece)
+        self._kept += piece
+
+    def complete(self) -> None:
+        self._begin(bytes(self._kept))
 
 
 class StatusFilter(Payload):

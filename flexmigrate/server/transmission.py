@@ -22,7 +22,7 @@ from twisted.internet.defer import Deferred
 from flexmigrate.server.commands import SMALL_READ, Commands
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
-from flexmigrate.server.payloads import Drained, LongWrite, Payload, StatusFilter
+from flexmigrate.server.payloads import Drained, LongWrite, Message, Payload, StatusFilter
 from flexmigrate.wire.agreement import Agreement
 from flexmigrate.wire.constants import (
     Command,
@@ -39,6 +39,12 @@ from flexmigrate.wire.requests import (
     Terms,
     payload_length,
     refuse,
+)
+from flexmigrate.wire.session import (
+    MAX_PRIVATE_PAYLOAD,
+    SESSION_OPTION,
+    command_name,
+    has_payload,
 )
 
 _READ = int(Command.READ)
@@ -74,7 +80,9 @@ class Host(Protocol):
     def disconnect_requested(self) -> None:
         """The client said DISC, and every request before it is answered."""
 
-    def private(self, command: int, offset: int, length: int) -> Deferred[bytes] | None:
+    def private(
+        self, command: int, offset: int, length: int, payload: bytes
+    ) -> Deferred[bytes] | None:
         """Carry out a command that isn't the specification's, or return None: there is none."""
 
     def broken(self, reason: str) -> None:
@@ -105,6 +113,7 @@ class Transmission:
         self.commands = Commands(
             export, self._style, self._terms, dict(agreement.contexts), outlet, self, host
         )
+        self._in_session = SESSION_OPTION in dict(agreement.private)
         self._payload: Payload | None = None
         self._disconnecting = False
         self._broken: str | None = None
@@ -229,7 +238,10 @@ class Transmission:
             self._disconnect(flags, offset, length)
             return
         if command not in RULES and not flags:
-            answer = self._host.private(command, offset, length)
+            if self._in_session and has_payload(command):
+                self._expect_message(command, cookie, offset, length)
+                return
+            answer = self._host.private(command, offset, length, b"")
             if answer is not None:
                 self.served += 1
                 self.commands.begin_private(cookie, offset, answer)
@@ -249,6 +261,23 @@ class Transmission:
         else:
             self.served += 1
             self.commands.begin(command, flags, cookie, offset, length)
+
+    def _expect_message(self, command: int, cookie: int, offset: int, length: int) -> None:
+        """Begin a private command once its payload of *length* bytes is here."""
+        if length > MAX_PRIVATE_PAYLOAD:
+            text = f"{command_name(command)} with {length} bytes of payload"
+            self._refuse(Refusal(ErrorCode.EINVAL, text), command, cookie, offset, length)
+            return
+
+        def begin(payload: bytes) -> None:
+            answer = self._host.private(command, offset, 0, payload)
+            if answer is None:
+                text = f"{command_name(command)} has no place here"
+                self.commands.refuse(cookie, offset, Refusal(ErrorCode.EINVAL, text))
+            else:
+                self.commands.begin_private(cookie, offset, answer)
+
+        self._payload = Message(self.commands, cookie, offset, length, begin)
 
     def _refuse(
         self, refusal: Refusal, command: int, cookie: int, offset: int, payload: int

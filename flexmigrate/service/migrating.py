@@ -269,6 +269,7 @@ class MigratingExport:
                 tuple(request.lines()),
                 self.host.full_name,
                 str(request.address),
+                verify=request.verify,
             ),
             allowances=replace(
                 allowances(), connections=request.connections, drop_cache=request.drop_cache
@@ -413,6 +414,12 @@ class MigratingExport:
             rate=summary.speed / 2**20,
             parked=summary.parked,
             attempts=summary.attempts,
+        )
+        self.migration.logger.info(
+            "verified: {verified}, {compared} bytes were compared and equal, {digest}",
+            verified=summary.verified or "off",
+            compared=summary.bytes_compared or 0,
+            digest=summary.digest or "not all of it",
         )
 
     # The end of the process

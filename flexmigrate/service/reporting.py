@@ -65,6 +65,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_attempt=core.attempts,
         migration_error=core.last_error,
         migration_bytes_sent=progress.sent,
+        migration_bytes_compared=progress.compared,
         migration_address=watch.address,
         migration_pass_size=progress.pass_size if passes else None,
         migration_pass_sent=progress.pass_sent if passes else None,
@@ -113,6 +114,9 @@ def summary(
         passes=_passes(core),
         attempts=core.attempts,
         parked=parked,
+        verified=core.attempt.verification if core.attempt is not None else None,
+        bytes_compared=core.progress.compared or None,
+        digest=core.attempt.digest if core.attempt is not None else None,
     )
 
 
@@ -153,6 +157,8 @@ def listening_status(
         export=export.name or None,
         listening_phase=phase,
         covered_bytes=core.coverage.covered,
+        compared_bytes=core.digest.compared,
+        digest=core.digest.text,
     )
 
 

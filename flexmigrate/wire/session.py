@@ -14,6 +14,7 @@ Layouts: docs/handover-protocol.rst, to the byte. All numbers are big-endian.
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from struct import Struct
@@ -42,7 +43,13 @@ MAX_SUPERSEDED = 16
 """Ids of earlier sessions that an opening may name."""
 
 MAX_PRIVATE_PAYLOAD = 32 * 1024
-"""Bytes that the reply to a private command may carry."""
+"""Bytes that a private command, or the reply to one, may carry."""
+
+DIGEST_LENGTH = 32
+"""Bytes of a digest."""
+
+ZEROES_DIGEST = bytes(DIGEST_LENGTH)
+"""Stands for the digest of a range that reads as zeroes, which then may be long: see `Claim`."""
 
 _VERSION = Struct(">H")
 _LENGTH = Struct(">H")
@@ -52,6 +59,12 @@ _OPENING = Struct(f">BB{ID_LENGTH}sIQIIH")
 _ANSWER = Struct(f">B{ID_LENGTH}sIQII")
 # state, done
 _OUTCOME = Struct(">BB")
+# offset, length, digest
+_CLAIM = Struct(f">QQ{DIGEST_LENGTH}s")
+_COUNT = Struct(">H")
+
+MAX_CLAIMS = (MAX_PRIVATE_PAYLOAD - _VERSION.size - _COUNT.size) // _CLAIM.size
+"""Ranges that one VERIFY may be about."""
 
 NO_ID = bytes(ID_LENGTH)
 """Stands where there is no session."""
@@ -82,7 +95,7 @@ class PrivateCommand(IntEnum):
 
     PREPARE = 0xF100  # is all here, and durable? then you may become the owner
     COMMIT = 0xF101  # you are the owner
-    DIGEST = 0xF102  # reserved
+    VERIFY = 0xF102  # do these ranges have these digests?
 
 
 PRIVATE_CHUNK = 0x7100
@@ -91,7 +104,9 @@ are structured or extended; a simple reply has its length (32 bits) and the payl
 
 
 class Digest(IntFlag):
-    """Digests by which copies can be compared (32 bits); none yet."""
+    """Digests by which copies can be compared (32 bits)."""
+
+    BLAKE3 = 1  # of 32 bytes, without a key
 
 
 class Capability(IntFlag):
@@ -202,6 +217,59 @@ class Outcome:
         return _VERSION.pack(VERSION) + done + _text(self.refusal)
 
 
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a range of the source's image holds, for the destination to compare with its own.
+
+    :ivar offset: in bytes, as *length*, which is at least 1.
+    :ivar digest: of the range; ZEROES_DIGEST says that it reads as zeroes.
+    """
+
+    offset: int
+    length: int
+    digest: bytes
+
+    @property
+    def is_zeroes(self) -> bool:
+        """Whether the range is said to read as zeroes."""
+        return self.digest == ZEROES_DIGEST
+
+
+def encode_claims(claims: Sequence[Claim]) -> bytes:
+    """Return the payload of VERIFY; LocalProtocolError if it can't be said."""
+    if len(claims) > MAX_CLAIMS:
+        raise LocalProtocolError(f"{len(claims)} ranges to verify (at most {MAX_CLAIMS})")
+    packed = [_pack(_CLAIM, each.offset, each.length, each.digest) for each in claims]
+    return _VERSION.pack(VERSION) + _COUNT.pack(len(claims)) + b"".join(packed)
+
+
+def parse_claims(data: bytes) -> list[Claim]:
+    """Take the payload of VERIFY apart."""
+    fields = _Fields(data)
+    (count,) = fields.take(_COUNT)
+    claims = [Claim(*fields.take(_CLAIM)) for _ in range(count)]
+    fields.end()
+    return claims
+
+
+def encode_verdicts(verdicts: Sequence[bool]) -> bytes:
+    """Return the payload of the reply to VERIFY: which of its ranges are equal, in its order."""
+    return _VERSION.pack(VERSION) + _COUNT.pack(len(verdicts)) + bytes(verdicts)
+
+
+def parse_verdicts(data: bytes, expected: int) -> list[bool]:
+    """Take the payload of the reply to a VERIFY of *expected* ranges apart."""
+    fields = _Fields(data)
+    (count,) = fields.take(_COUNT)
+    if count != expected:
+        raise RemoteProtocolError(f"{count} verdicts about {expected} ranges")
+    verdicts = fields.raw(count)
+    fields.end()
+    if any(each > 1 for each in verdicts):
+        raise RemoteProtocolError("a verdict that is neither equal nor different")
+    return [bool(each) for each in verdicts]
+
+
 def parse_opening(data: bytes) -> Opening:
     """Take a session option's data apart."""
     fields = _Fields(data)
@@ -259,6 +327,11 @@ def is_private(command: int) -> bool:
 def command_name(command: int) -> str:
     """Return the name of a request's type, for people."""
     return name_of(PrivateCommand if is_private(command) else Command, command)
+
+
+def has_payload(command: int) -> bool:
+    """Return whether a request of type *command* carries a payload, within a session."""
+    return command == PrivateCommand.VERIFY
 
 
 _PRIVATE = frozenset(int(each) for each in PrivateCommand)

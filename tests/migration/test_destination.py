@@ -45,7 +45,7 @@ class RecordedHandover:
         self.decision: Deferred[Any] | None = None
         self.at_once: Verdict | Exception | None = None
 
-    def prepare(self, coverage: Coverage) -> Deferred[Any]:
+    def prepare(self, coverage: Coverage, digest: str) -> Deferred[Any]:
         return self.take(coverage)
 
     def own(self) -> Deferred[Any]:

@@ -123,7 +123,7 @@ class RecordedOwnership:
     def send(self, record: Record) -> None:
         self._note("sending, plain" if record.plain else "sending")
 
-    def commit(self, attempt: int) -> None:
+    def commit(self, attempt: int, digest: str) -> None:
         self._note("committing")
 
     def take_back(self) -> None:

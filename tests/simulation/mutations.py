@@ -20,6 +20,7 @@ from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.copying import Copier
 from flexmigrate.migration.handover import DestinationHandover, SourceHandover
 from flexmigrate.migration.ownership import Ownership, Standing
+from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.transmission import Transmission
 from simulation.schedules import Schedule, drawn, pairs, singles
@@ -112,6 +113,12 @@ def _one(name: str, function: Callable[..., Any], old: str, new: str = "pass") -
     return Mutation(name, (Change(function, old, new),))
 
 
+_CLEARED_LATE = Change(
+    Copier.send_dirty,
+    "    await self._all_answered()",
+    "    await self._all_answered()\n    while self.dirty.take(1 << 30) is not None: pass",
+)
+
 MUTATIONS = (
     # The disk
     _one("a record has its name before its bytes are durable", disk.replace, "disk.fsync(fd)"),
@@ -142,11 +149,11 @@ MUTATIONS = (
         "self._changed(offset, length)",
         "self._background._reactor.callLater(0.01, self._changed, offset, length)",
     ),
-    _one(
-        "marks are cleared after their blocks were read",
-        Copier.send_dirty,
-        "    await self._all_answered()",
-        "    await self._all_answered()\n    while self.dirty.take(1 << 30) is not None: pass",
+    # Within a session it takes two mistakes: what differs is found when it is compared.
+    Mutation("marks are cleared after their blocks were read", (_CLEARED_LATE,), plain=True),
+    Mutation(
+        "marks are cleared after their blocks were read, and what differs is called equal",
+        (_CLEARED_LATE, Change(Verifier._judge, "if equal:", "if True:")),
     ),
     _one("clients are not parked", Attempt._send_rest, "await self._export.park()"),
     # The source
@@ -158,8 +165,8 @@ MUTATIONS = (
     _one(
         "COMMIT is said before 'committed' is recorded",
         SourceHandover.commit,
-        "await self._record_commit()",
-        "self._gift.background.run(self._gift.ownership.commit, self._attempt)",
+        "await self._record_commit(digest)",
+        "self._gift.background.run(self._gift.ownership.commit, self._attempt, digest)",
     ),
     _one(
         "COMMIT is not said",
@@ -182,13 +189,13 @@ MUTATIONS = (
     _one(
         "PREPARE is answered before 'prepared' is recorded",
         DestinationHandover._prepare,
-        "await self._background.run(self.ownership.prepare)",
-        "self._background.run(self.ownership.prepare)",
+        "await self._background.run(self.ownership.prepare, digest)",
+        "self._background.run(self.ownership.prepare, digest)",
     ),
     _one(
         "'prepared' is recorded and not answered for",
         DestinationHandover._prepare,
-        "await self._background.run(self.ownership.prepare)",
+        "await self._background.run(self.ownership.prepare, digest)",
     ),
     _one(
         "COMMIT is answered before 'owner' is recorded",

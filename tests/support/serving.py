@@ -310,7 +310,9 @@ class NotingSession(OpenSession):
     def gate(self, export: str, private: object) -> str | None:
         return None
 
-    def private(self, connection: Any, command: int, offset: int, length: int) -> Any:
+    def private(
+        self, connection: Any, command: int, offset: int, length: int, payload: bytes
+    ) -> Any:
         return None
 
     def transmitting(self, connection: Any) -> None:

@@ -9,11 +9,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
+from flexmigrate.image.digests import ImageDigest
 from flexmigrate.wire.agreement import Close, CloseKind, Ready, Told
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, Wish
@@ -22,21 +24,28 @@ from flexmigrate.wire.handshake import ServerHandshake
 from flexmigrate.wire.replies import reply_style
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.session import (
+    MAX_CLAIMS,
     MAX_PRIVATE_PAYLOAD,
     MAX_SUPERSEDED,
     MAX_TEXT,
     SESSION_OPTION,
     SESSION_REPLY,
+    ZEROES_DIGEST,
     Answer,
+    Claim,
     Opening,
     Outcome,
     PrivateCommand,
     Purpose,
     State,
+    encode_claims,
+    encode_verdicts,
     fit_text,
     parse_answer,
+    parse_claims,
     parse_opening,
     parse_outcome,
+    parse_verdicts,
 )
 from support.negotiation import Exports, Pair
 
@@ -58,6 +67,11 @@ PARSERS: tuple[tuple[Any, Callable[[bytes], Any]], ...] = (
     (DONE, parse_outcome),
     (REFUSED, parse_outcome),
 )
+BYTES = bytes(range(256))
+CLAIMS = [
+    Claim(1048576, 4096, blake3(BYTES * 16).digest()),
+    Claim(2097152, 1048576, ZEROES_DIGEST),
+]
 
 
 def documented() -> list[bytes]:
@@ -69,10 +83,26 @@ def documented() -> list[bytes]:
 class VectorTests(SynchronousTestCase):
     def test_we_write_and_read_what_is_documented(self) -> None:
         vectors = documented()
-        self.assertEqual(len(vectors), len(PARSERS) + len(STYLES))
+        self.assertEqual(len(vectors), len(PARSERS) + 2 + len(STYLES))
         for (message, parse), vector in zip(PARSERS, vectors, strict=False):
             self.assertEqual(message.encode(), vector)
             self.assertEqual(parse(vector), message)
+
+    def test_claims_and_verdicts_are_as_documented(self) -> None:
+        claims, verdicts = documented()[len(PARSERS) : len(PARSERS) + 2]
+        self.assertEqual(encode_claims(CLAIMS), claims)
+        self.assertEqual(parse_claims(claims), CLAIMS)
+        self.assertEqual(encode_verdicts([True, False]), verdicts)
+        self.assertEqual(parse_verdicts(verdicts, 2), [True, False])
+
+    def test_digests_of_images_are_as_documented(self) -> None:
+        made = ImageDigest(2097664)
+        made.add(0, 1048576, blake3(BYTES * 4096).digest())
+        made.add(1048576, 1049088, None)
+        plain = made.text
+        made.add(CLAIMS[0].offset, CLAIMS[0].length, CLAIMS[0].digest)
+        for digest in (plain, made.text):
+            self.assertIn(f"``{digest}``", DOCUMENT.read_text())
 
     def test_replies_are_as_documented(self) -> None:
         for (structured, extended), vector in zip(STYLES, documented()[-3:], strict=True):
@@ -136,6 +166,19 @@ class HostileMessageTests(SynchronousTestCase):
         for data in (b"\0\1\6\1\0\1a", b"\0\1\6\0\0\0", b"\0\1\6\2\0\0"):
             with self.assertRaises(RemoteProtocolError):
                 parse_outcome(data)
+
+    def test_claims_and_verdicts_that_dont_fit_are_refused(self) -> None:
+        with self.assertRaises(LocalProtocolError):
+            encode_claims(CLAIMS[:1] * (MAX_CLAIMS + 1))
+        data = encode_claims(CLAIMS[:1] * MAX_CLAIMS)
+        self.assertLessEqual(len(data), MAX_PRIVATE_PAYLOAD)
+        self.assertEqual(len(parse_claims(data)), MAX_CLAIMS)
+        for bent in (data[:-1], data + b"\0", b"\0\1\xff\xff" + data[4:], b""):
+            with self.assertRaises(RemoteProtocolError):
+                parse_claims(bent)
+        for bent in (b"\0\1\0\1\2", b"\0\1\0\2\1", b"\0\1\0\1", b"\0\1\0\2\1\1"):
+            with self.assertRaises(RemoteProtocolError):
+                parse_verdicts(bent, 1)
 
     @given(st.binary(max_size=200))
     def test_garbage_gives_a_message_or_the_remote_error(self, data: bytes) -> None:

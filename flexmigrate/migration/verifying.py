@@ -1,0 +1,323 @@
+"""Proving that the destination has what the source has: the source makes claims about ranges of its
+image, by their digests, and the destination says which of them are true of its own.
+
+The law of this file: each block of the image is at any time dirty (it will be sent), unverified (it
+will be compared), being sent or compared, or was found equal and not sent since. A block becomes
+unverified when it is taken to be sent. Its mark is cleared *before* it is read to be compared, and
+its verdict counts only if it isn't dirty when that comes: what a client changed meanwhile has
+marked it by then, or will before the client is answered, and so it is sent and compared again.
+
+The same walk compares what an earlier attempt has left at the destination. Nothing that is known
+of that attempt is trusted; a block that is equal need not be sent, however it came there.
+
+A destination counts what *it* found to be equal as covered. It compares what it reads, which is
+what its clients would read: whether the disk keeps that is the flush's affair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from flexmigrate.client.splitting import all_of
+from flexmigrate.errors import MigrationError, RequestFailed
+from flexmigrate.image.background import Background
+from flexmigrate.image.digests import (
+    ImageDigest,
+    chunk_size,
+    digest_of,
+    digests_of,
+    reads_as_zeroes,
+)
+from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.image.extents import Extent
+from flexmigrate.image.file import Image
+from flexmigrate.migration.copying import Progress
+from flexmigrate.wire.session import (
+    MAX_CLAIMS,
+    ZEROES_DIGEST,
+    Claim,
+    PrivateCommand,
+    encode_claims,
+    parse_verdicts,
+)
+
+BATCH_BYTES = 8 * 1024 * 1024
+"""What one request makes claims about: some milliseconds' work for either side."""
+
+BATCHES = 4
+"""Requests under way: one side hashes what the other has hashed before, and neither waits."""
+
+MOST_ZEROES = 64 * 1024 * 1024
+"""How long a range may be of which it is said that it reads as zeroes: it need not be a hole at the
+destination, which has to read it then."""
+
+MOST_BYTES = 1024 * 1024 * 1024
+"""What all claims of a request may be about: no more than a slow disk reads before anybody gets
+impatient."""
+
+MOST_WALKS = 4
+"""Walks in a row, over what clients disturbed by writing, before that is left to a later pass."""
+
+MOST_REPAIRS = 3
+"""How often in a row something may differ, and be sent again, before the attempt is given up."""
+
+_NO_DATA = Extent(0, 0, data=True)
+
+
+class Asked(Protocol):
+    """The connection to a destination with which a session was agreed on."""
+
+    def private(
+        self, command: PrivateCommand, offset: int = 0, length: int = 0, payload: bytes = b""
+    ) -> Deferred[bytes]:
+        """See ``client.NBDClientProtocol``."""
+
+
+class Verifier:
+    """A source's side, in one attempt.
+
+    :param dirty: what is still to be sent; what turns out to differ is marked there.
+    :param everything: whether all of the image is unverified in the beginning, or nothing.
+    :param about: the migration, for logs.
+    :ivar unverified: what was sent, or never looked at, and not found equal since.
+    :ivar digest: made of what was found equal.
+    :ivar repaired: bytes that were marked dirty here.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        background: Background,
+        client: Asked,
+        dirty: DirtyMap,
+        progress: Progress,
+        *,
+        everything: bool,
+        about: object = None,
+    ) -> None:
+        self._image = image
+        self._background = background
+        self._client = client
+        self._dirty = dirty
+        self._progress = progress
+        self._log = Logger(source=about)
+        self._chunk = chunk_size(image.size)
+        self._data = _NO_DATA
+        self._at = 0
+        self._expects_equal = True
+        self._disturbed = 0
+        self._differing: list[Claim] = []
+        self._repairs = 0
+        self.unverified = DirtyMap(image.size, dirty.block_size)
+        if everything:
+            self.unverified.mark(0, image.size)
+        self.digest = ImageDigest(image.size)
+        self.repaired = 0
+
+    def sent(self, offset: int, length: int) -> None:
+        """A range was taken to be sent."""
+        self.unverified.mark(offset, length)
+
+    async def find(self) -> None:
+        """Compare the image with what the destination happens to have; what differs is dirty then.
+
+        :raises MigrationError: it can't be compared.
+        """
+        everything = DirtyMap(self._image.size, self._dirty.block_size)
+        everything.mark(0, self._image.size)
+        kept, self.unverified = self.unverified, everything
+        self._expects_equal = False
+        try:
+            await self._walk()
+        finally:
+            self._expects_equal = True
+            # Equal, dirty, or left since a client wrote there: nobody has to look at it twice.
+            left, self.unverified = self.unverified, kept
+        if kept.count:
+            self.unverified = left
+
+    async def compare(self) -> bool:
+        """Compare what is unverified, and isn't dirty; what differs is dirty then.
+
+        :return: whether nothing differed, but for what clients have changed meanwhile.
+        :raises MigrationError: it can't be compared, or differs however often it is sent.
+        """
+        for _ in range(MOST_WALKS):
+            self._disturbed = 0
+            await self._walk()
+            if not self._disturbed:
+                break
+        differing, self._differing = self._differing, []
+        if not differing:
+            self._repairs = 0
+            return True
+        self._repairs += 1
+        length, first = sum(each.length for each in differing), differing[0].offset
+        what = f"{length} bytes differ at the destination, the first of them behind {first}"
+        if self._repairs > MOST_REPAIRS:
+            raise MigrationError(
+                f"{what}, though all was sent {self._repairs} times: its disk or its memory does "
+                "not keep what it is given"
+            )
+        self._log.error("{what}; they are sent again", what=what)
+        return False
+
+    async def _walk(self) -> None:
+        self._at = 0
+        self._data = _NO_DATA
+        await all_of([Deferred.fromCoroutine(self._work()) for _ in range(BATCHES)])
+
+    async def _work(self) -> None:
+        try:
+            while batch := self._next_batch():
+                await self._compare(batch)
+        except BaseException:
+            self._at = self._image.size  # the others need not go on
+            raise
+
+    # What to compare
+
+    def _next_batch(self) -> list[tuple[int, int, bool]]:
+        """Return the next (offset, length, is a hole), whose marks are cleared."""
+        batch: list[tuple[int, int, bool]] = []
+        data = total = 0
+        while (
+            data < BATCH_BYTES
+            and total <= MOST_BYTES - MOST_ZEROES
+            and len(batch) < MAX_CLAIMS
+            and (found := self._next_range()) is not None
+        ):
+            batch.append(found)
+            total += found[1]
+            data += 0 if found[2] else found[1]
+        return batch
+
+    def _next_range(self) -> tuple[int, int, bool] | None:
+        run = self._take(self._at, self._chunk)
+        if run is None:
+            return None
+        offset, length = run
+        # Nothing of two chunks: see ImageDigest.
+        end = min(offset + length, offset - offset % self._chunk + self._chunk)
+        if end < offset + length:
+            self.unverified.mark(end, offset + length - end)
+        extent = self._extent(offset)
+        is_hole = not extent.data and extent.end >= end
+        if is_hole:
+            end = self._whole_hole(end, min(extent.end, offset + MOST_ZEROES))
+        self._at = end
+        return offset, end - offset, is_hole
+
+    def _whole_hole(self, end: int, limit: int) -> int:
+        """Return how far what is to be compared as zeroes reaches, from *end* to before *limit*."""
+        limit -= limit % self._chunk if limit < self._image.size else 0
+        if end < limit and (more := self._take(end, limit - end)) is not None:
+            if more[0] == end:
+                return end + more[1]
+            self.unverified.mark(*more)
+        return end
+
+    def _take(self, at: int, most: int) -> tuple[int, int] | None:
+        """Take the next run of marks that aren't dirty; what is dirty will be sent, and marked by
+        that.
+        """
+        while at < self._image.size and (run := self.unverified.take(most, at)) is not None:
+            offset, length = run
+            dirty = next(self._dirty.runs(offset, length), None)
+            if dirty is None:
+                return run
+            begin, past = dirty[0], dirty[0] + dirty[1]
+            if past < offset + length:
+                self.unverified.mark(past, offset + length - past)
+            if begin > offset:
+                return offset, begin - offset
+            at = past
+        return None
+
+    def _extent(self, position: int) -> Extent:
+        """Tell data from holes; see ``copying.Copier`` for why where data ends is remembered."""
+        if not self._data.offset <= position < self._data.end:
+            extent = self._image.extent_at(position)
+            if not extent.data:
+                return extent
+            self._data = extent
+        return self._data
+
+    # Comparing
+
+    async def _compare(self, batch: Sequence[tuple[int, int, bool]]) -> None:
+        data = [(offset, length) for offset, length, is_hole in batch if not is_hole]
+        digests = iter(await self._background.run(digests_of, self._image, data) if data else ())
+        claims = [
+            Claim(offset, length, ZEROES_DIGEST if is_hole else next(digests))
+            for offset, length, is_hole in batch
+        ]
+        try:
+            answer = await self._client.private(
+                PrivateCommand.VERIFY, payload=encode_claims(claims)
+            )
+        except RequestFailed as error:
+            raise MigrationError(f"the destination could not compare: {error}") from error
+        for claim, equal in zip(claims, parse_verdicts(answer, len(claims)), strict=True):
+            self._judge(claim, equal)
+
+    def _judge(self, claim: Claim, equal: bool) -> None:
+        if equal:
+            self.digest.add(claim.offset, claim.length, _digest_in(claim))
+            self._progress.compared += claim.length
+            return
+        disturbed = next(self._dirty.runs(claim.offset, claim.length), None) is not None
+        if disturbed and self._expects_equal:
+            # Only what was written is sent: the rest is compared once more.
+            self._disturbed += 1
+            self.unverified.mark(claim.offset, claim.length)
+            return
+        before = self._dirty.dirtied
+        self._dirty.mark(claim.offset, claim.length)
+        self.repaired += self._dirty.dirtied - before
+        if self._expects_equal:
+            self._differing.append(claim)
+
+
+# A destination's side
+
+
+def fault_in(claims: Sequence[Claim], size: int) -> str | None:
+    """Return why *claims* about an image of *size* bytes aren't looked at, or None."""
+    chunk, total = chunk_size(size), 0
+    for each in claims:
+        most = MOST_ZEROES if each.is_zeroes else chunk
+        if not 0 < each.length <= max(most, chunk) or each.offset + each.length > size:
+            return f"a claim about {each.length} bytes at {each.offset} of {size}"
+        if not each.is_zeroes and each.offset // chunk != (each.offset + each.length - 1) // chunk:
+            return f"a claim about parts of two chunks, {each.length} bytes at {each.offset}"
+        total += each.length
+    if total > MOST_BYTES:
+        return f"claims about {total} bytes (at most {MOST_BYTES})"
+    return None
+
+
+def judge(image: Image, claims: Sequence[Claim]) -> list[bool]:
+    """Return which of *claims*, which are without fault, are true; waits for the disk.
+
+    :raises OSError: something can't be read.
+    """
+    return [
+        reads_as_zeroes(image, each.offset, each.length)
+        if each.is_zeroes
+        else digest_of(image, each.offset, each.length) == each.digest
+        for each in claims
+    ]
+
+
+def tell(digest: ImageDigest, claim: Claim) -> None:
+    """Have *digest* take in a claim that was found to be true."""
+    digest.add(claim.offset, claim.length, _digest_in(claim))
+
+
+def _digest_in(claim: Claim) -> bytes | None:
+    return None if claim.is_zeroes else claim.digest
