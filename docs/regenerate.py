@@ -33,6 +33,7 @@ from flexmigrate.history import Sample
 from flexmigrate.migration import destination, rebind, source
 from flexmigrate.options import QUIET, VERBOSE, Flag, Option
 from flexmigrate.status import Status
+from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER
 
 DOCS = Path(__file__).parent
 WIDTH = 100  # characters, of a line of the documentation
@@ -132,6 +133,21 @@ def told(kind: type) -> Callable[[], Iterator[str]]:
         yield from table(("field", "unit", "meaning"), rows)
 
     return lines
+
+
+def metrics() -> Iterator[str]:
+    """Yield the table of the metrics."""
+    rows = [
+        (
+            f"``{metric.full_name}``",
+            metric.kind,
+            ", ".join(f"``{label}``" for label in (*common, *metric.labels)) or "-",
+            metric.doc,
+        )
+        for common, known in (((), OF_SERVER), (("export",), OF_EXPORTS))
+        for metric in known
+    ]
+    yield from table(("metric", "type", "labels", "meaning"), rows)
 
 
 def limits() -> Iterator[str]:
@@ -259,6 +275,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "status": told(Status),
     "samples": told(Sample),
     "limits": limits,
+    "metrics": metrics,
     **{name: states(builder) for name, builder in MACHINES.items()},
 }
 

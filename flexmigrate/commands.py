@@ -74,6 +74,7 @@ from flexmigrate.options import (
     MAX_CLIENTS,
     MAX_DOWNTIME,
     MAX_PARK,
+    METRICS,
     NO_LIST,
     OLDSTYLE,
     OPEN_SOCK,
@@ -153,6 +154,7 @@ def _serve(given: Given) -> ServeConfig:
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
         poll_seconds=_poll_seconds(given),
         tls=tls_of(given, server=True),
+        metrics=given.optional(METRICS),
         log=log_of(given),
     )
 
@@ -174,6 +176,7 @@ def _listen(given: Given) -> ListenConfig:
         rebind=rebind_of(given, places[0]),
         coverage=given.optional(COVERAGE) or "full",
         tls=tls_of(given, server=True),
+        metrics=given.optional(METRICS),
         log=log_of(given),
     )
 
@@ -311,6 +314,7 @@ class Command:
 
 # Both ends of the synopses.
 _LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
+_TOLD = "[--metrics PLACE]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
@@ -320,12 +324,13 @@ COMMANDS = {
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
-        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} {_LOG}"
+        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} {_TOLD} {_LOG}"
         " [--config FILE] [ACL_ENTRY...]",
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS),
+            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _serve,
         ACL_WORDS,
@@ -334,11 +339,12 @@ COMMANDS = {
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
         " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
-        f" {_TLS_SERVER} {_LOG} [--config FILE] [ACL_ENTRY...]",
+        f" {_TLS_SERVER} {_TOLD} {_LOG} [--config FILE] [ACL_ENTRY...]",
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS),
+            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _listen,
         ACL_WORDS,

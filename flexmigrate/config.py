@@ -98,6 +98,7 @@ class ServeConfig:
     :ivar max_clients: connections at the same time.
     :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
     :ivar tls: see `TLSConfig`.
+    :ivar metrics: where metrics are offered, over HTTP; ``None`` for nowhere.
     :ivar log: see `LogSettings`.
     """
 
@@ -114,6 +115,7 @@ class ServeConfig:
     max_clients: int = 1000
     poll_seconds: float = DEFAULT_POLL_SECONDS
     tls: TLSConfig = NO_TLS
+    metrics: Place | None = None
     log: LogSettings = _LOG
 
     @property
@@ -144,6 +146,7 @@ class ListenConfig:
     rebind: Address | None = None
     coverage: CoverageRule = "full"
     tls: TLSConfig = NO_TLS
+    metrics: Place | None = None
     log: LogSettings = _LOG
 
     @property

@@ -6,8 +6,8 @@ their meaning. Nothing here has a clock: whoever takes the samples says when tha
 
 from __future__ import annotations
 
-from collections import deque
-from dataclasses import dataclass, field
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
 from typing import Final, Literal
 
 from flexmigrate.fields import about
@@ -99,6 +99,33 @@ class Summary:
     def succeeded(self) -> bool:
         """Whether the destination has what it was to have."""
         return self.verdict in ("complete", "copied")
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What all migrations of an export came to, one that runs included.
+
+    :ivar ends: how many have ended, by their verdict.
+    :ivar bytes_sent: by all of them.
+    :ivar attempts: connections to destinations.
+    :ivar parked: for how long clients were parked, in seconds.
+    """
+
+    ends: Counter[Verdict] = field(default_factory=Counter)
+    bytes_sent: int = 0
+    attempts: int = 0
+    parked: float = 0.0
+
+    def after(self, summary: Summary) -> Tally:
+        """Return what it is with another migration that has ended."""
+        so_far = self.with_running(summary.bytes_sent, summary.attempts, summary.parked)
+        return replace(so_far, ends=self.ends + Counter([summary.verdict]))
+
+    def with_running(self, bytes_sent: int, attempts: int, parked: float) -> Tally:
+        """Return what it is with one that runs."""
+        return Tally(
+            self.ends, self.bytes_sent + bytes_sent, self.attempts + attempts, self.parked + parked
+        )
 
 
 class History:

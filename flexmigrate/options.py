@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flexmigrate.config import CoverageRule, TLSRule
+from flexmigrate.config import CoverageRule, Place, TLSRule
 from flexmigrate.control.grammar import (
     MAX_BPS,
     MAX_CONNECTIONS,
@@ -24,7 +24,14 @@ from flexmigrate.control.grammar import (
 )
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
-from flexmigrate.net.address import Address, parse_host, parse_place, parse_port, parse_socket_path
+from flexmigrate.net.address import (
+    Address,
+    BadAddress,
+    parse_host,
+    parse_place,
+    parse_port,
+    parse_socket_path,
+)
 
 T = TypeVar("T")
 
@@ -212,6 +219,20 @@ def _parse_endpoint(text: str) -> str:
     return text
 
 
+def _parse_http_place(text: str) -> Place:
+    """Return where HTTP is served: a port alone is one of this host's own."""
+    if text.isdigit():
+        return Address.tcp("127.0.0.1", parse_port(text))
+    if text.startswith("/"):
+        return Address.unix(parse_socket_path(text))
+    host, _, port = text.rpartition(":")
+    try:
+        parsed = parse_host(host.removeprefix("[").removesuffix("]"))
+    except BadAddress:
+        return _parse_endpoint(text)
+    return Address.tcp(parsed, parse_port(port))
+
+
 def _parse_count(text: str) -> int:
     return parse_bytes(text, lowest=1, highest=100000)
 
@@ -257,6 +278,16 @@ def _parse_peer(text: str) -> Address:
         raise ValueError(f"{text!r} is not HOST:PORT")
     return Address.tcp(parse_host(host.removeprefix("[").removesuffix("]")), parse_port(port, 1))
 
+
+METRICS = Option(
+    "metrics",
+    "",
+    "PLACE",
+    "offer metrics for Prometheus at http://PLACE/metrics: PORT (of 127.0.0.1), HOST:PORT, a path"
+    " beginning with / (a UNIX socket), or any Twisted server endpoint; whoever can connect there"
+    " can read them (default: don't, and measure nothing)",
+    _parse_http_place,
+)
 
 VERBOSE = Flag("verbose", "v", "log everything")
 QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")

@@ -24,7 +24,7 @@ STOREYS = (
     ("net",),
     ("config",),
     ("server", "client"),
-    ("proxy", "control", "migration"),
+    ("proxy", "control", "migration", "web"),
     ("service",),
     (
         *("options", "together", "config_file", "commands", "completion", "watch", "cli"),

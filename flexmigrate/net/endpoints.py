@@ -51,20 +51,22 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
     return result
 
 
-def check_description(reactor: Any, description: str) -> None:
-    """Raise UsageError unless *description* makes sense as that of a server endpoint."""
-    _described(reactor, description)
+def check_description(reactor: Any, description: str, option: str = "--endpoint") -> None:
+    """Raise UsageError unless *description*, given by *option*, makes sense as that of a server
+    endpoint.
+    """
+    _described(reactor, description, option)
 
 
-def _described(reactor: Any, description: str) -> Any:
+def _described(reactor: Any, description: str, option: str = "--endpoint") -> Any:
     try:
         return serverFromString(streaming(reactor), description)
     except (IndexError, KeyError) as error:
         raise UsageError(
-            f"--endpoint {description}: no such socket was passed to this process"
+            f"{option} {description}: no such socket was passed to this process"
         ) from error
     except (ValueError, TypeError, AttributeError, OSError) as error:
-        raise UsageError(f"--endpoint {description}: {error}") from error
+        raise UsageError(f"{option} {description}: {error}") from error
 
 
 def client_endpoint(

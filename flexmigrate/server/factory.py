@@ -7,7 +7,7 @@ destination takes one sender and decides at its DISC who owns the image.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -135,7 +135,7 @@ class NBDServerFactory(ServerFactory):
     :ivar exports: what is offered.
     :ivar acl: who may connect; see ``set_acl``.
     :ivar clients: the connections that stand.
-    :ivar transmission: what carries out a client's requests, chosen once for each connection.
+    :ivar transmission: makes what carries out a client's requests, once for each connection.
     :param tls: whether TLS is offered, or required; then *tls_context* is what ``startTLS`` takes.
     """
 
@@ -154,7 +154,7 @@ class NBDServerFactory(ServerFactory):
         tls_context: Any = None,
         limits: Limits | None = None,
         poller: Poller | None = None,
-        transmission: type[Transmission] = Transmission,
+        transmission: Callable[..., Transmission] = Transmission,
     ) -> None:
         self.reactor = reactor
         self.exports = exports

@@ -123,6 +123,10 @@ class _LoggedStyle(ReplyStyle):
         self._replied(cookie, code)
         return self._style.error(cookie, offset, code, text)
 
+    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
+        self._replied(cookie)
+        return self._style.private(cookie, offset, payload)
+
     def status(
         self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
     ) -> bytes:

@@ -93,7 +93,10 @@ class Transmission:
     """One connection's requests on one export.
 
     :ivar holds: the Holds that are in force; requests are taken only while it is 0.
-    :ivar served: requests taken so far, a measure of progress.
+    :ivar reads: short reads that were answered at once.
+    :ivar bytes_read: what these had.
+    :ivar writes: whole writes that were carried out at once, or failed at once.
+    :ivar bytes_written: what these had; those that failed don't count.
     """
 
     def __init__(
@@ -110,18 +113,30 @@ class Transmission:
             extended=agreement.extended,
             context_ids=tuple(number for number, _ in agreement.contexts),
         )
-        self.commands = Commands(
-            export, self._style, self._terms, dict(agreement.contexts), outlet, self, host
-        )
+        self.commands = self._new_commands(dict(agreement.contexts))
         self._in_session = SESSION_OPTION in dict(agreement.private)
         self._payload: Payload | None = None
         self._disconnecting = False
         self._broken: str | None = None
         self.holds = 0
-        self.served = 0
+        self.reads = self.bytes_read = 0
+        self.writes = self.bytes_written = 0
+        self._others = 0
+
+    # What a transmission of another kind chooses otherwise
 
     def _chosen_style(self, agreement: Agreement) -> ReplyStyle:
         return reply_style(agreement.structured, agreement.extended)
+
+    def _new_commands(self, context_names: dict[int, str]) -> Commands:
+        return Commands(
+            self._export, self._style, self._terms, context_names, self._outlet, self, self._host
+        )
+
+    @property
+    def served(self) -> int:
+        """Requests taken so far, a measure of progress."""
+        return self.reads + self.writes + self._others
 
     @property
     def in_payload(self) -> bool:
@@ -150,6 +165,7 @@ class Transmission:
         full = len(replies) - SMALL_READ - 64
         observer = self._export.observer
         filled = 0  # bytes of replies that wait to be sent
+        reads = bytes_read = writes = 0  # of this batch; see the class
         changed = 0  # bytes that clients changed in this batch
 
         while not self.holds:
@@ -183,11 +199,15 @@ class Transmission:
                 at = body
                 if not image.try_read_into(piece, offset):
                     commands.read_cold(cookie, offset, length)
-                elif style.fragments and image.is_hole(piece, offset):
+                    self._others += 1
+                    continue
+                if style.fragments and image.is_hole(piece, offset):
                     commands.reply_hole(cookie, offset, length)
                 else:
                     pack_read(replies, filled, cookie, offset, length)
                     filled = data + length
+                reads += 1
+                bytes_read += length
 
             elif (
                 command == _WRITE
@@ -201,7 +221,9 @@ class Transmission:
                 at = body + length
                 if image.may_block_write(offset, length):
                     commands.write_later(cookie, offset, bytes(piece))
+                    self._others += 1
                     continue
+                writes += 1
                 try:
                     image.write(piece, offset)
                 except OSError as error:
@@ -220,12 +242,16 @@ class Transmission:
                 at = body
                 self._serve_other(command, flags, cookie, offset, length)
                 writable = not self._terms.flags & TransmissionFlag.READ_ONLY  # or sealed by that
-                continue
-            self.served += 1
 
         if filled:
             self._outlet.send(replies_view[:filled])
         commands.begin_reads()
+        if reads:
+            self.reads += reads
+            self.bytes_read += bytes_read
+        if writes:
+            self.writes += writes
+            self.bytes_written += changed
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:
@@ -243,7 +269,7 @@ class Transmission:
                 return
             answer = self._host.private(command, offset, length, b"")
             if answer is not None:
-                self.served += 1
+                self._others += 1
                 self.commands.begin_private(cookie, offset, answer)
                 return
         payload = payload_length(self._terms.extended, flags, command, length)
@@ -259,7 +285,7 @@ class Transmission:
             durable = bool(flags & _FUA)
             self._payload = LongWrite(self.commands, cookie, offset, payload, durable)
         else:
-            self.served += 1
+            self._others += 1
             self.commands.begin(command, flags, cookie, offset, length)
 
     def _expect_message(self, command: int, cookie: int, offset: int, length: int) -> None:
@@ -296,7 +322,7 @@ class Transmission:
             payload.take(self._scratch.received_view[at : at + size])
         if not payload.remaining and not self.holds & Holds.PIECE:
             self._payload = None
-            self.served += 1
+            self._others += 1
             payload.complete()
         return at + size
 

@@ -13,7 +13,7 @@ from flexmigrate.config import ListenConfig
 from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError, ImageError
-from flexmigrate.history import Summary
+from flexmigrate.history import Summary, Tally
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.migration.destination import (
     FIRST_REQUEST_SECONDS,
@@ -29,16 +29,19 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import Limits, NBDServerFactory, Session
+from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
+from flexmigrate.service.publishing import Publishing, export_view, server_view
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
 from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
+from flexmigrate.web.view import ServerView
 from flexmigrate.wire.agreement import TLSMode
 
 log = Logger()
@@ -63,6 +66,8 @@ class ListenService(Service):
         self._lifetime = lifetime
         self._lock = OwnedLock()
         self._pool = pool or new_pool()
+        self._meter = Meter()
+        self._publishing = Publishing(reactor, config.metrics, self._look)
         self._tls_context = tls_context(config.tls)
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
@@ -108,7 +113,9 @@ class ListenService(Service):
             tls=TLSMode(self._config.tls.rule),
             tls_context=self._tls_context,
             limits=limits,
-            transmission=transmission_kind(self._config.log),
+            transmission=transmission_kind(
+                self._config.log, self._meter if self._config.metrics else None
+            ),
         )
 
     def startService(self) -> None:
@@ -124,7 +131,8 @@ class ListenService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        opened = gatherResults([each.open() for each in self._listenings], consumeErrors=True)
+        opening = [self._publishing.open(), *(each.open() for each in self._listenings)]
+        opened = gatherResults(opening, consumeErrors=True)
         opened.addCallbacks(
             lambda _: self._opened(),
             lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
@@ -146,6 +154,15 @@ class ListenService(Service):
     def listenings(self) -> list[Listening]:
         """The addresses: for the source, or for clients once it serves."""
         return self._listenings if self._serving is None else self._serving.listenings
+
+    def _look(self) -> ServerView:
+        serving, export = self._serving, self._host.export
+        factory, tally = self._factory, Tally()
+        if serving is not None:
+            factory = serving.factory
+            tally = serving.exports[export.name].tally(self._reactor.seconds())
+        view = export_view(export, factory, self._meter, self.status(None), tally)
+        return server_view([view], self._pool)
 
     # The migration is complete
 
@@ -249,6 +266,7 @@ class ListenService(Service):
         await take_all(
             self._lifetime,
             lambda: close_control(self._control),
+            self._publishing.close,
             self._close_listenings,
             lambda: self._factory.close_clients("this server ends"),
             *([self._serving.close] if self._serving is not None else []),

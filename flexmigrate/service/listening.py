@@ -22,18 +22,28 @@ log = Logger()
 class Listening:
     """One address for one factory.
 
+    :param option: by which *place* was given, for errors.
+    :param what: is offered there, for the log; empty for the images.
     :raises UsageError: *place* describes no endpoint.
     :ivar place: where it listens; with the port that the kernel chose, once that is known.
     :ivar rebind: what is known of an address that can't be opened yet, or None.
     """
 
-    def __init__(self, reactor: Any, place: Place, factory: Factory) -> None:
+    def __init__(
+        self,
+        reactor: Any,
+        place: Place,
+        factory: Factory,
+        option: str = "--endpoint",
+        what: str = "",
+    ) -> None:
         if isinstance(place, str):
-            check_description(reactor, place)
+            check_description(reactor, place, option)
         self._reactor = reactor
         self._factory = factory
         self._port: IListeningPort | None = None
         self._rebinding: Rebind | None = None
+        self._what = what
         self.place = place
         self.rebind: RebindCore | None = None
 
@@ -67,7 +77,10 @@ class Listening:
         place = self.place
         if isinstance(place, Address) and not place.is_unix and not place.port:
             self.place = Address.tcp(place.host, bound.port)
-        log.info("listening on {place}", place=shown(self.place, bound))
+        if self._what:
+            log.info("{what} at {place}", what=self._what, place=shown(self.place, bound))
+        else:
+            log.info("listening on {place}", place=shown(self.place, bound))
 
     def open_persistently(self) -> Deferred[None]:
         """Listen, now or once a second until it works; fails only where it can't ever."""
@@ -84,7 +97,10 @@ class Listening:
         port, self._port = self._port, None
         if port is None:
             return succeed(None)
-        log.info("no longer listening on {place}", place=self.place)
+        if self._what:
+            log.info("{what} no longer at {place}", what=self._what, place=self.place)
+        else:
+            log.info("no longer listening on {place}", place=self.place)
         # The caller may give up waiting, but must not take the closing back: cancelling a port's
         # own Deferred leaves its socket open, and the address taken for ever.
         closed: Deferred[None] = Deferred(lambda given_up: None)

@@ -31,7 +31,7 @@ from flexmigrate.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from flexmigrate.history import Summary, Verdict
+from flexmigrate.history import Summary, Tally, Verdict
 from flexmigrate.migration.attempt import Allowances, SizeMismatch
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
@@ -207,6 +207,7 @@ class MigratingExport:
         self.watch: Watch | None = None
         self.last_migration: str | None = None
         self.given_away = False
+        self._ended = Tally()
 
     @property
     def is_mirroring(self) -> bool:
@@ -323,7 +324,7 @@ class MigratingExport:
         self.last_migration = f"failed: {failure.getErrorMessage()}"
         assert self.migration is not None
         verdict: Verdict = "broken" if failure.check(Broken) else "failed"
-        self._watched.ended(verdict, failure.getErrorMessage())
+        self._watch_ended(verdict, failure.getErrorMessage())
         self.migration.logger.error(
             "the migration did not begin: {error}", error=failure.getErrorMessage()
         )
@@ -382,7 +383,7 @@ class MigratingExport:
     def _finished(self, given: bool) -> None:
         self._source = None
         self.last_migration = "complete" if given else "copied"
-        self._log_summary(self._watched.ended("complete" if given else "copied"))
+        self._log_summary(self._watch_ended("complete" if given else "copied"))
         if given:
             self.given_away = True
             self.front.given(self.host, 0, "the image was migrated away")
@@ -395,12 +396,26 @@ class MigratingExport:
         if self.migration.phase == "given":
             self.given_away = True
             self.migration.logger.error("{error}", error=reason)
-            self._watched.ended("unconfirmed", reason)
+            self._watch_ended("unconfirmed", reason)
             self.front.given(self.host, 1, "the handover was not confirmed")
         else:
-            self._watched.ended("broken", reason)
+            self._watch_ended("broken", reason)
             self.migration.logger.warn("the migration ended: {error}", error=reason)
         self._watched.conclude()
+
+    def _watch_ended(self, verdict: Verdict, reason: str | None = None) -> Summary:
+        summary = self._watched.ended(verdict, reason)
+        self._ended = self._ended.after(summary)
+        return summary
+
+    def tally(self, now: float) -> Tally:
+        """Return what all migrations came to until *now*, the reactor's time in seconds."""
+        core, watch = self.migration, self.watch
+        if core is None or watch is None or watch.summary is not None:
+            return self._ended
+        return self._ended.with_running(
+            core.progress.sent, core.attempts, watch.parked_seconds(now)
+        )
 
     def _log_summary(self, summary: Summary) -> None:
         assert self.migration is not None

@@ -4,10 +4,11 @@ end.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred, FirstError
+from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
@@ -24,15 +25,18 @@ from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
+from flexmigrate.server.measuring import Meter
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.publishing import Publishing, export_view, server_view
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
+from flexmigrate.web.view import ServerView
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle
 
@@ -44,8 +48,12 @@ def handshake_style(oldstyle: bool) -> HandshakeStyle:
     return HandshakeStyle.OLDSTYLE if oldstyle else HandshakeStyle.FIXED_NEWSTYLE
 
 
-def transmission_kind(log: LogSettings) -> type[Transmission]:
-    """Return what carries out clients' requests: another one if each of them is to be logged."""
+def transmission_kind(log: LogSettings, meter: Meter | None) -> Callable[..., Transmission]:
+    """Return what makes of a connection what carries out its requests: another one if each of
+    them is to be logged, or measured by *meter*.
+    """
+    if meter is not None:
+        return meter.transmission(logged=log.requests)
     return LoggedTransmission if log.requests else Transmission
 
 
@@ -92,6 +100,8 @@ class ServeService(Service):
         self._pool = pool or new_pool()
         self._open_image = open_image
         context = tls_context(config.tls)
+        self._meter = Meter()
+        self._publishing = Publishing(reactor, config.metrics, self._look)
         self._hosts = [self._open(each) for each in config.exports]
         self._by_name = {host.export.name: host for host in self._hosts}
         factory = NBDServerFactory(
@@ -104,7 +114,7 @@ class ServeService(Service):
             tls=TLSMode(config.tls.rule),
             tls_context=context,
             poller=Poller(config.poll_seconds),
-            transmission=transmission_kind(config.log),
+            transmission=transmission_kind(config.log, self._meter if config.metrics else None),
             limits=Limits(
                 request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
                 clients=config.max_clients,
@@ -162,7 +172,8 @@ class ServeService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        self.serving.open().addCallbacks(
+        opened = gatherResults([self._publishing.open(), self.serving.open()], consumeErrors=True)
+        opened.addCallbacks(
             lambda _: self._lifetime.ready(self._describe),
             lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
@@ -170,6 +181,22 @@ class ServeService(Service):
     def _describe(self) -> str:
         statuses = [self.status(name) for name in self.serving.exports]
         return describe(statuses, (each.place for each in self.serving.listenings))
+
+    def _look(self) -> ServerView:
+        now = self._reactor.seconds()
+        return server_view(
+            (
+                export_view(
+                    each.host.export,
+                    self.serving.factory,
+                    self._meter,
+                    serving_status(self.serving, each, now),
+                    each.tally(now),
+                )
+                for each in self.serving.exports.values()
+            ),
+            self._pool,
+        )
 
     def stopService(self) -> Deferred[None]:
         """Refuse, drain, close the clients, flush, let go of the images: in this order."""
@@ -180,6 +207,7 @@ class ServeService(Service):
         await take_all(
             self._lifetime,
             lambda: close_control(self._control),
+            self._publishing.close,
             self.serving.close,
             *(host.close for host in self._hosts),
             self.serving.concluded,

@@ -1,0 +1,1 @@
+"""What is told over HTTP to those who look on: metrics for Prometheus."""

@@ -1,0 +1,102 @@
+"""The metrics as Prometheus reads them.
+
+prometheus_client makes the text. Its own counters are not used: they take a lock for each change,
+which is too much for the path of a request; here plain numbers are copied when somebody asks. Nor
+is its resource for Twisted, which works in another thread, where the numbers change meanwhile.
+
+The text is made on the reactor's thread, metric by metric and export by export, and between two of
+these everybody else has a turn: so clients don't notice how many exports there are. The longest
+piece takes about a millisecond (see ``docs/monitoring.rst``). In a thread it would hold up clients
+for longer: who computes keeps the interpreter for 5 ms at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import accumulate
+from typing import Any
+
+from prometheus_client import ProcessCollector, generate_latest
+from prometheus_client.core import (
+    CounterMetricFamily,
+    GaugeMetricFamily,
+    HistogramMetricFamily,
+)
+from prometheus_client.core import (
+    Metric as Family,
+)
+
+from flexmigrate.server.measuring import BOUNDS, Measured
+from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PREFIX, Metric, Values
+from flexmigrate.web.view import Look
+
+CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
+
+
+class _Families:
+    """What `generate_latest` asks: families that are there already."""
+
+    def __init__(self, *families: Family) -> None:
+        self._families = families
+
+    def collect(self) -> Iterator[Family]:
+        return iter(self._families)
+
+
+class Exposition:
+    """Makes the text for one server.
+
+    :param look: returns what there is to see.
+    """
+
+    def __init__(self, look: Look) -> None:
+        self._look = look
+        # In no registry: several servers may be in one process.
+        self._process = ProcessCollector(registry=None)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Yield the text in pieces, each of a short moment's work; values are of that moment."""
+        yield _text(*self._process.collect())
+        server = self._look()
+        for metric in OF_SERVER:
+            yield _text(_family(metric, (), metric.values(server)))
+        for metric in OF_EXPORTS:
+            for at, export in enumerate(server.exports):
+                text = _text(_family(metric, (_shown(export.name),), metric.values(export)))
+                # All samples of a metric stand together, behind one description.
+                yield text if not at else _without_description(text)
+
+
+def _text(*families: Family) -> bytes:
+    collector: Any = _Families(*families)
+    return generate_latest(collector)
+
+
+def _without_description(text: bytes) -> bytes:
+    """Return *text* without the lines HELP and TYPE; no other begins so."""
+    return b"".join(line for line in text.splitlines(True) if not line.startswith(b"#"))
+
+
+def _family(metric: Metric, export: tuple[str, ...], values: Values) -> Family:
+    name, labels = PREFIX + metric.name, ("export",)[: len(export)] + metric.labels
+    if metric.kind == "histogram":
+        histogram = HistogramMetricFamily(name, metric.doc, labels=labels)
+        for key, measured in values:
+            histogram.add_metric((*export, *key), _buckets(measured), measured.seconds)
+        return histogram
+    kind = CounterMetricFamily if metric.kind == "counter" else GaugeMetricFamily
+    family = kind(name, metric.doc, labels=labels)
+    for key, value in values:
+        family.add_metric((*export, *key), value)
+    return family
+
+
+def _buckets(measured: Measured) -> list[tuple[str, float]]:
+    """Return the buckets as Prometheus counts: each with all below it."""
+    bounds = (*map(str, BOUNDS), "+Inf")
+    return list(zip(bounds, accumulate(measured.counts), strict=True))
+
+
+def _shown(name: str) -> str:
+    """Return *name* as UTF-8 can have it: one from the command line may be any bytes."""
+    return name.encode("utf-8", "backslashreplace").decode()
