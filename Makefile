@@ -16,7 +16,7 @@ SECONDS ?=
 BENCH_ARGS ?=
 
 # The programs that the tests run as peers, each with the package that Debian has it in.
-PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdkit:nbdkit \
+PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdfuse:libnbd-bin nbdkit:nbdkit \
 	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils nbd-client:nbd-client \
 	qemu-system-x86_64:qemu-system-x86 openssl:openssl nc:netcat-openbsd \
 	nbd-server:nbd-server nbdsh:python3-libnbd systemd-analyze:systemd man:man-db zsh:zsh fish:fish \
@@ -32,7 +32,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz simulate bench bench-migration package docs lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz simulate storm bench bench-migration package docs lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -41,6 +41,7 @@ help:
 	@echo 'make trial     run those that need nothing of pytest, under trial'
 	@echo 'make fuzz      send wrong streams for ten minutes (FUZZ_SEED=… repeats what it found)'
 	@echo 'make simulate  try the handover in all simulated ways (SCHEDULE=… plays one again)'
+	@echo 'make storm     migrate with real processes that die, 200 times (STORM_SEED=… repeats one)'
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
 	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
@@ -93,6 +94,10 @@ fuzz: $(VENV)/.developing
 simulate: $(VENV)/.developing
 	$(if $(SCHEDULE),PYTHONPATH="$(SHARED)" $(BIN)/python -m simulation '$(SCHEDULE)', \
 		FLEXMIGRATE_SIMULATE_EVERYTHING=1 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/simulation)
+
+storm: $(VENV)/.developing
+	@.ci/need $(PEERS)
+	STORM_ANYWHERE=1 STORM_RUNS=$${STORM_RUNS:-200} $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/storm/test_storm.py
 
 bench: $(VENV)/.installed
 	-@.ci/need $(RIVALS)

@@ -87,7 +87,11 @@ def connect(address: str, port: int, bind: str | None = None, timeout: float = 3
     if address.startswith("/"):
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         sock.settimeout(timeout)
-        sock.connect(address)
+        try:
+            sock.connect(address)
+        except OSError:
+            sock.close()
+            raise
         return sock
     source = (bind, 0) if bind is not None else None
     sock = socket.create_connection((address, port), timeout, source)

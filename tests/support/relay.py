@@ -98,9 +98,18 @@ class Relay:
             assert self._changed.wait_for(lambda: self._stopped, PATIENCE)
 
     def start_again(self) -> None:
-        """Forward later connections again."""
+        """Forward later connections again, and stop at nothing."""
         with self._changed:
-            self._stopped = False
+            self._stopped, self._stop_at = False, None
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether it has, and was not started again."""
+        return self._stopped
+
+    def lead_to(self, address: str, port: int) -> None:
+        """Forward later connections there."""
+        self._target = (address, port)
 
     def keep_the_end_secret(self) -> None:
         """Don't tell clients that the target has closed its connection."""

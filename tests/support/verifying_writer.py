@@ -60,10 +60,16 @@ class Tally:
         )
 
 
+def _print(text: str) -> None:
+    print(text, flush=True)
+
+
 class Writer:
     """Keeps *depth* requests in flight, never two on one block.
 
     :param blocks: numbers of those that it may write, more than *depth*; None: all of the export
+    :param forgiven: errors after which a request is sent again, as one that wasn't answered
+    :param tell: what says how far it is
     """
 
     def __init__(
@@ -72,11 +78,15 @@ class Writer:
         journal: Journal,
         depth: int,
         blocks: Sequence[int] | None = None,
+        forgiven: frozenset[int] = frozenset(),
+        tell: Callable[[str], object] = _print,
     ) -> None:
         self.dial = dial
         self.journal = journal
         self.depth = depth
         self.blocks = blocks
+        self.forgiven = forgiven
+        self.tell = tell
         self.tally = Tally()
         self._random = random.Random(journal.record.seed)
         self._in_flight: dict[int, Request] = {}
@@ -100,7 +110,7 @@ class Writer:
                 client.say_goodbye()
                 return
             except (raw_nbd.Ended, ConnectionError) as error:
-                print(f"connection {self.tally.connections} ended: {error}", flush=True)
+                self.tell(f"connection {self.tally.connections} ended: {error}")
                 self._unanswered += self._in_flight.values()
                 self._in_flight.clear()
             finally:
@@ -144,6 +154,9 @@ class Writer:
         request = self._in_flight.get(cookie)
         if request is None:
             raise Wrong(f"an answer to {cookie}, which was not asked")
+        if error in self.forgiven:
+            self._unanswered.append(self._in_flight.pop(cookie))
+            return
         if error:
             raise Wrong(f"{request}: error {error}")
         if request.command == READ:
@@ -156,7 +169,7 @@ class Writer:
             self._written.append(request.block)
             self.tally.writes += 1
             if self.tally.writes % TOLD_EVERY == 0:
-                print(f"acknowledged {self.tally.writes}", flush=True)
+                self.tell(f"acknowledged {self.tally.writes}")
         del self._in_flight[cookie]
         waited = time.monotonic() - request.since
         self.tally.longest_wait = max(self.tally.longest_wait, waited)
