@@ -176,7 +176,8 @@ class SessionSequenceTests(SceneCase):
                 scene.finish()
             self.assert_moved(scene)
             self.assertFalse(scene.source_image.exists())
-            ends = [("source", "DONE"), ("destination", "OWNER")]
+            # Once more when its file is gone, and the owner once more when its source has said so.
+            ends = [("source", "DONE"), ("source", "DONE"), ("destination", "OWNER")]
             self.assertEqual(
                 set(written[:2]), {("destination", "RECEIVING"), ("source", "SENDING")}
             )

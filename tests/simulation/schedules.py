@@ -83,7 +83,7 @@ class Schedule:
 
 OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
 
-STEPS = 64
+STEPS = 72
 """In so many steps a handover is over that nothing befalls: from the parking of the clients to the
 end of the source's process. A test sees that it is so."""
 
