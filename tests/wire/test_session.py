@@ -49,7 +49,7 @@ from flexmigrate.wire.session import (
 )
 from support.negotiation import Exports, Pair
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "handover-protocol.rst"
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "handover-protocol.rst"
 SIZE = 4194304
 ID, EARLIER = bytes(range(16)), bytes(range(16, 32))
 OPENING = Opening(
