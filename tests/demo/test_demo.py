@@ -16,15 +16,18 @@ from support.processes import TESTS, Child, Children
 
 # A lost write is a server's worst fault: the demonstration has to see it. Python imports this
 # module before anything else in each process that finds it.
+# What is lost before the handover is found by the digests, and sent again: so lose what clients
+# write after it, all of it that goes to one block, or a later write would hide that.
 SABOTAGE = """
-import sys
+import os, sys
 if "listen" in sys.orig_argv:
     from flexmigrate.image.file import Image
-    write, number = Image.write, [0]
-    def lose_one(self, view, offset):
-        number[0] += any(view)
-        return None if number[0] == 3 else write(self, view, offset)
-    Image.write = lose_one
+    write, lost = Image.write, []
+    def lose_some(self, view, offset):
+        if not lost and any(view) and not os.path.exists(self.real_path + ".INCOMPLETE"):
+            lost.append(offset)
+        return None if offset in lost else write(self, view, offset)
+    Image.write = lose_some
 """
 
 Demo = Callable[..., Child]

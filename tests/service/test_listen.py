@@ -124,6 +124,7 @@ class TestTheStatus:
                 "is_mirroring": "false",
                 "listening_phase": "waiting",
                 "covered_bytes": "0",
+                "compared_bytes": "0",
             }
             servers.start_mirroring_slowly()
             seen = status(servers.destination_sock)

@@ -16,7 +16,8 @@ from support.operator import ask, status, wait_until
 from support.relay import Relay
 from support.servers import Servers, wait_until_some
 
-LARGE = 64 * MIB
+# So large that what sockets hold when a connection is cut, some MiB, is a small part of it.
+LARGE = 256 * MIB
 
 
 def journal(image: Path) -> dict[str, Any]:
