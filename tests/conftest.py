@@ -75,6 +75,18 @@ def logged_failures(request: pytest.FixtureRequest) -> Iterator[LoggedFailures]:
             seen.clear()  # trial has looked, and knows what the test flushed
 
 
+@pytest.fixture(autouse=True)
+def trial_folders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have trial's ``mktemp`` make its folders where pytest makes its own: trial takes the working
+    directory, which under its own runner is a temporary one.
+    """
+    if isinstance(request.instance, SynchronousTestCase):
+        folders: pytest.TempPathFactory = request.getfixturevalue("tmp_path_factory")
+        monkeypatch.setattr(
+            request.instance, "mktemp", lambda: str(folders.mktemp("trial") / "temp")
+        )
+
+
 @pytest.fixture(scope="session")
 def pki(tmp_path_factory: pytest.TempPathFactory) -> PKI:
     """Make the certificates of two authorities, once."""

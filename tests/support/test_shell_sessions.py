@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import subprocess
-import tempfile
 from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
@@ -95,17 +94,12 @@ STEPS = [
 class ShellSessions(SynchronousTestCase):
     def test_all_steps_are_found_in_a_document(self) -> None:
         for suffix, text in ((".md", MARKDOWN), (".rst", RST)):
-            # mktemp() would leave a folder in the working directory, under pytest.
-            made = tempfile.TemporaryDirectory()
-            self.addCleanup(made.cleanup)
-            document = Path(made.name, "document").with_suffix(suffix)
+            document = Path(self.mktemp()).with_suffix(suffix)
             document.write_text(text)
             self.assertEqual(sessions(document), STEPS)
 
     def test_commands_outside_of_sessions_are_found_with_the_reason(self) -> None:
-        made = tempfile.TemporaryDirectory()
-        self.addCleanup(made.cleanup)
-        document = Path(made.name, "document.rst")
+        document = Path(self.mktemp()).with_suffix(".rst")
         document.write_text(UNTRIED)
         shown = ["flexmigrate serve --port 1", "/opt/bin/flexmigrate status", "flexmigrate wait"]
         expected = [Untried(shown, "it takes\n   two hosts"), Untried(["make everything"], "")]
