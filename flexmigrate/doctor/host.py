@@ -12,6 +12,7 @@ from importlib import metadata
 
 from flexmigrate import __version__
 from flexmigrate.doctor.findings import Finding, ok, problem, warning
+from flexmigrate.image.uring import Ring
 
 # Descriptors that a server needs besides its clients': standard streams, reactor, images, sockets.
 SPARE_DESCRIPTORS = 64
@@ -25,6 +26,7 @@ def look(clients: int) -> Iterator[Finding]:
     python = ".".join(map(str, sys.version_info[:3]))
     yield ok("software", f"flexmigrate {__version__}, Python {python}, {versions}")
     yield _kernel()
+    yield _cold_reads()
     yield _descriptors(clients)
 
 
@@ -44,6 +46,16 @@ def _kernel() -> Finding:
             about, f"{text}; without {', '.join(missing)}", "flexmigrate needs Linux 4.14 or newer"
         )
     return ok(about, text)
+
+
+def _cold_reads() -> Finding:
+    about = "cold reads"
+    try:
+        Ring().close()
+    except OSError as error:
+        # Many containers forbid it, and all works without.
+        return ok(about, f"by threads, which takes more CPU time: no io_uring ({error.strerror})")
+    return ok(about, "by io_uring, without threads")
 
 
 def _descriptors(clients: int) -> Finding:

@@ -2,29 +2,43 @@
 
 This knows which calls of an image those are, and how many are under way. It does not order them:
 two that overlap may be done in either order, as they may on a disk.
+
+Short reads, of which a client may want many thousands a second, need no thread where the kernel
+has rings (``short_reads.py``), and are answered by a call each time that some are there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Sequence
 from itertools import islice
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.internet.threads import deferToThreadPool
+from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.image import reads
 from flexmigrate.image.exact import FileSource, Readable
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.short_reads import LONGEST, Ended, ShortReads, Wanted, short_reads
 
 if TYPE_CHECKING:
     from flexmigrate.image.device import AnyImage
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+log = Logger()
+
+Outcome: TypeAlias = bytes | memoryview | OSError | None
+"""Of a short read: its bytes, None for a hole, or why they can't be read."""
+
+Answer: TypeAlias = Callable[[list[tuple[Wanted, Outcome]]], object]
+"""Called with the outcomes of some short reads; a view among them is valid for the call."""
 
 # Short reads that one thread waits for: handing over to it and back costs as much as several reads,
 # but those that were read first wait for the last.
@@ -37,16 +51,22 @@ class Background:
     All methods belong to the reactor's thread. A Deferred that is cancelled fails at once; its
     thread goes on, and is counted until it ends.
 
+    :param may_have_ring: whether short reads may do without threads.
     :ivar pending: calls whose Deferred's callbacks haven't all run.
     :ivar holds_reads: what ``bring_in`` and ``fetch`` read is in this process's memory until it was
         sent, and not in the page cache.
-    :ivar reads_at_once: how many ranges ``read_several`` should be given.
     """
 
     holds_reads = False
-    reads_at_once = READS_AT_ONCE
 
-    def __init__(self, image: AnyImage, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
+    def __init__(
+        self,
+        image: AnyImage,
+        reactor: IReactorFromThreads,
+        pool: ThreadPool,
+        *,
+        may_have_ring: bool = True,
+    ) -> None:
         self.pending = 0
         # Who has another kind of image overrides whatever uses this.
         self._image: Any = image
@@ -55,6 +75,8 @@ class Background:
         self._idle: list[Deferred[None]] = []
         self._is_syncing = False
         self._unsynced: list[Deferred[None]] = []
+        self._ring: ShortReads | None = None
+        self._may_have_ring = may_have_ring
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """As :meth:`Image.read`."""
@@ -74,13 +96,59 @@ class Background:
         """As :meth:`Image.trim`."""
         return self.run(self._image.trim, offset, length)
 
-    def read_several(
-        self, ranges: list[tuple[int, int]], *, whole: bool
-    ) -> Deferred[list[bytes | OSError | None]]:
-        """Return for each short range its bytes, None for a hole unless it must stay *whole*, or
-        why it can't be read.
+    def read_short(self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool) -> None:
+        """Read short ranges, in any order, and call *answer* until each of them has its outcome.
+
+        The kernel should have begun to fetch them already, having been asked for them without
+        waiting: then they come from the disk side by side whoever waits for them.
+
+        :param whole: whether a hole is to be read as zeroes.
         """
-        return self.run(reads.several, self._image, ranges, whole)
+        if self._may_have_ring and self._ring is None:
+            # Late, since a daemon forks, and not at all where there is nothing to wait for.
+            self._ring = short_reads(self._reactor, self._ring_told)
+            self._may_have_ring = self._ring is not None
+        if self._ring is not None and all(length <= LONGEST for _, _, length in wanted):
+            wanted = self._read_by_ring(self._ring, wanted, answer, whole)
+        for at in range(0, len(wanted), READS_AT_ONCE):
+            self._read_by_thread(wanted[at : at + READS_AT_ONCE], answer, whole)
+
+    def _read_by_ring(
+        self, ring: ShortReads, wanted: Sequence[Wanted], answer: Answer, whole: bool
+    ) -> Sequence[Wanted]:
+        """Return what there was no room for."""
+        left = ring.begin(self._image.fd, wanted, (answer, whole))
+        self.pending += len(wanted) - len(left)
+        return left
+
+    def _ring_told(self, ended: list[Ended]) -> None:
+        """Answer each asker once for all that it can have now."""
+        outcomes: dict[tuple[Answer, bool], list[tuple[Wanted, Outcome]]] = {}
+        for each, about, view in ended:
+            answer, whole = about
+            if view is None:
+                self._read_by_thread([each], answer, whole)
+                continue
+            is_hole = not whole and self._image.is_hole(view, each[1])
+            outcomes.setdefault(about, []).append((each, None if is_hole else view))
+        for (answer, _), some in outcomes.items():
+            try:
+                answer(some)
+            except Exception:  # noqa: BLE001  # one asker's bug is not to end the others' reads
+                log.failure("short reads met a bug")
+        self.pending -= len(ended)
+        self._tell_if_idle()
+
+    def _read_by_thread(self, wanted: Sequence[Wanted], answer: Answer, whole: bool) -> None:
+        def failed(failure: Failure) -> list[OSError]:
+            log.failure("short reads met a bug", failure)
+            return [OSError(errno.EIO, "internal error")] * len(wanted)
+
+        ranges = [(offset, length) for _, offset, length in wanted]
+        reading: Deferred[Any] = self.run(reads.several, self._image, ranges, whole)
+        reading.addErrback(failed)
+        reading.addCallback(lambda outcomes: answer(list(zip(wanted, outcomes, strict=True))))
+        reading.addErrback(lambda failure: log.failure("short reads met a bug", failure))
 
     def bring_in(
         self, offset: int, length: int, *, whole: bool
@@ -143,6 +211,13 @@ class Background:
         self._idle.append(idle)
         self._tell_if_idle()
         return idle
+
+    def close(self) -> None:
+        """Let go of what isn't the image's; once nothing is pending, and nothing will be."""
+        self._may_have_ring = False
+        if self._ring is not None:
+            ring, self._ring = self._ring, None
+            ring.close()
 
     def _sync(self) -> None:
         self._is_syncing = True

@@ -10,22 +10,23 @@ asks.
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, TypeVar
 
-from twisted.internet.defer import Deferred, gatherResults, maybeDeferred
+from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.interfaces import IReactorFromThreads
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image.background import Background
+from flexmigrate.image.background import Answer, Background
 from flexmigrate.image.exact import FileSource, Readable
 from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.file import SECTOR, Image
 from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
+from flexmigrate.image.short_reads import Wanted
 
 log = Logger()
 
@@ -168,7 +169,6 @@ class DeviceBackground(Background):
     """
 
     holds_reads = True
-    reads_at_once = 1
 
     def __init__(self, image: DeviceImage, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
         super().__init__(image, reactor, pool)
@@ -203,16 +203,16 @@ class DeviceBackground(Background):
         """As :meth:`IBlockDevice.trim`."""
         return self._call(_nothing, self._device.trim, offset, length)
 
-    def read_several(
-        self, ranges: list[tuple[int, int]], *, whole: bool
-    ) -> Deferred[list[bytes | OSError | None]]:
-        """Read some ranges, side by side; why one can't be read stands in its place."""
+    def read_short(self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool) -> None:
+        """Read some ranges, side by side."""
+        for each in wanted:
+            self._read_one(each, answer)
 
-        def outcome(failure: Failure) -> OSError:
-            assert isinstance(failure.value, OSError)
-            return failure.value
-
-        return gatherResults([self.read(*each).addErrback(outcome) for each in ranges])
+    def _read_one(self, wanted: Wanted, answer: Answer) -> None:
+        reading: Deferred[Any] = self.read(wanted[1], wanted[2])
+        reading.addErrback(lambda failure: failure.value)
+        reading.addCallback(lambda outcome: answer([(wanted, outcome)]))
+        reading.addErrback(lambda failure: log.failure("a short read met a bug", failure))
 
     def bring_in(
         self, offset: int, length: int, *, whole: bool

@@ -19,8 +19,10 @@ from twisted.python.failure import Failure
 
 from flexmigrate.errors import RequestFailed, to_nbd
 from flexmigrate.image import reads
+from flexmigrate.image.background import Outcome
 from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.short_reads import Wanted
 from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds
@@ -102,7 +104,7 @@ class Commands:
         self._log = Logger(source=about)
         self._gone = False
         self._changing = 0
-        self._cold: list[tuple[int, int, int]] = []
+        self._cold: list[Wanted] = []
         self._held = 0
         self.under_way = 0
 
@@ -216,38 +218,24 @@ class Commands:
         self._one_more()
 
     def begin_reads(self) -> None:
-        """Read what ``read_cold`` took note of, several ranges to a thread.
-
-        The kernel has begun to fetch them all when it was asked for each without waiting, so they
-        come from the disk side by side whichever thread waits for them.
-        """
+        """Read what ``read_cold`` took note of, all of it at a time."""
         if self._cold:
             cold, self._cold = self._cold, []
-            most = self._background.reads_at_once
-            for at in range(0, len(cold), most):
-                self._read_several(cold[at : at + most])
+            whole = not self._style.fragments
+            self._background.read_short(cold, self._answer_reads, whole=whole)
 
-    def _read_several(self, wanted: list[tuple[int, int, int]]) -> None:
-        def answer(outcomes: list[bytes | OSError | None]) -> None:
-            replies = []
-            for (cookie, offset, length), outcome in zip(wanted, outcomes, strict=True):
-                if isinstance(outcome, OSError):
-                    self.failed(cookie, offset, length, outcome)
-                elif outcome is None:
-                    replies.append(self._hole(cookie, offset, length))
-                else:
-                    replies += (self._read_head(cookie, offset, len(outcome)), outcome)
+    def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
+        replies: list[bytes | memoryview] = []
+        for (cookie, offset, length), outcome in outcomes:
+            if isinstance(outcome, OSError):
+                self.failed(cookie, offset, length, outcome)
+            elif outcome is None:
+                replies.append(self._hole(cookie, offset, length))
+            else:
+                replies += (self._read_head(cookie, offset, length), outcome)
+        if replies:
             self._send(b"".join(replies))
-
-        def fail(failure: Failure) -> None:
-            for cookie, offset, length in wanted:
-                self._failed_later(cookie, offset, length, failure)
-
-        ranges = [(offset, length) for _, offset, length in wanted]
-        whole = not self._style.fragments
-        result = self._background.read_several(ranges, whole=whole)
-        result.addCallbacks(answer, fail)
-        self._ended(result, len(wanted))
+        self._fewer(len(outcomes))
 
     def _read_head(self, cookie: int, offset: int, length: int) -> bytes:
         head = bytearray(self._style.data_prefix)
@@ -428,20 +416,23 @@ class Commands:
         if self.under_way == MAX_UNDER_WAY:
             self._requests.hold(Holds.UNDER_WAY)
 
-    def _ended(self, result: Deferred[Any], count: int = 1) -> None:
+    def _ended(self, result: Deferred[Any]) -> None:
         """Count it as ended however it ends, last of all: whoever waits for it sees its mark."""
 
         def ended(value: Any) -> Any:
-            self.under_way -= count
-            self._export.ended(count)
-            if MAX_UNDER_WAY - count <= self.under_way < MAX_UNDER_WAY:
-                self._requests.release(Holds.UNDER_WAY)
-            if not self.under_way:
-                self._requests.idle()
+            self._fewer(1)
             return value
 
         result.addBoth(ended)
         result.addErrback(lambda failure: self._log.failure("a request failed", failure))
+
+    def _fewer(self, count: int) -> None:
+        self.under_way -= count
+        self._export.ended(count)
+        if self.under_way < MAX_UNDER_WAY <= self.under_way + count:
+            self._requests.release(Holds.UNDER_WAY)
+        if not self.under_way:
+            self._requests.idle()
 
     def begin_private(self, cookie: int, offset: int, payload: Deferred[bytes]) -> None:
         """Answer a private command with its *payload*, once that is there; RequestFailed has the

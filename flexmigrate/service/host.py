@@ -90,6 +90,7 @@ class Host:
                 await self.background.flush()
         finally:
             await self.background.drained()
+            self.background.close()
             await maybeDeferred(self.image.close)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -239,6 +240,17 @@ class TestCertificates:
 class TestHost:
     def test_this_one(self) -> None:
         assert bad(host.look(1)) == []
+
+    def test_what_waits_for_cold_reads(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Forbidden:
+            def __init__(self) -> None:
+                raise PermissionError(errno.EPERM, "not allowed")
+
+        monkeypatch.setattr(host, "Ring", Forbidden)
+        (each,) = [each for each in host.look(1) if each.about == "cold reads"]
+        assert each.level is Level.OK
+        assert "by threads" in each.text
+        assert "no io_uring (not allowed)" in each.text
 
     def test_a_limit_on_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))

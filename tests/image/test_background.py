@@ -8,8 +8,10 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.image import background
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
+from flexmigrate.image.short_reads import LONGEST
 
 FULL = OSError(28, "No space left on device")
 
@@ -221,6 +223,120 @@ class Drained(WithAFakePool):
         self.successResultOf(second)
 
 
+class FakeRing:
+    """Takes so many reads; they end as the test says."""
+
+    def __init__(self, told: Callable[[list[Any]], object], room: int) -> None:
+        self.told, self.room = told, room
+        self.begun: list[tuple[Any, Any]] = []
+        self.closed = False
+
+    def begin(self, fd: str, wanted: list[Any], about: Any) -> list[Any]:
+        taken = wanted[: self.room - len(self.begun)]
+        self.begun += [(each, about) for each in taken]
+        return wanted[len(taken) :]
+
+    def end(self, *data: bytes | None) -> None:
+        """End the first reads with these bytes."""
+        ended, self.begun = self.begun[: len(data)], self.begun[len(data) :]
+        views = [None if each is None else memoryview(each) for each in data]
+        self.told([(*each, view) for each, view in zip(ended, views, strict=True)])
+
+    def close(self) -> None:
+        self.closed = True
+
+
+class ShortReads(WithAFakePool):
+    """Short reads, with a ring and without."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.rings: list[FakeRing] = []
+        self.outcomes: list[Any] = []
+        self.image.fd = "fd"  # type: ignore[attr-defined]
+        self.image.is_hole = lambda view, offset: not any(view)  # type: ignore[attr-defined]
+        self.image.read = lambda offset, length: b"read"  # type: ignore[attr-defined]
+
+    def with_ring(self, room: int = 8) -> None:
+        def new(reactor: Any, told: Any) -> FakeRing:
+            self.rings.append(FakeRing(told, room))
+            return self.rings[-1]
+
+        self.patch(background, "short_reads", new)
+
+    def answer(self, outcomes: list[Any]) -> None:
+        self.outcomes.append([(each[0], outcome and bytes(outcome)) for each, outcome in outcomes])
+
+    def ask(self, *keys: int, whole: bool = True) -> None:
+        self.background.read_short([(key, 0, 4) for key in keys], self.answer, whole=whole)
+
+    def test_without_a_ring_threads_read_eight_each(self) -> None:
+        self.ask(*range(9))
+        self.assertEqual(self.background.pending, 2)
+        self.work_all()
+        self.assertEqual(self.outcomes, [[(key, b"read") for key in range(8)], [(8, b"read")]])
+        self.assertEqual(self.background.pending, 0)
+
+    def test_what_has_ended_is_answered_together_whenever_it_was_asked(self) -> None:
+        self.with_ring()
+        self.ask(1, 2)
+        self.ask(3)
+        self.rings[0].end(b"data", b"more", b"last")
+        self.assertEqual(self.outcomes, [[(1, b"data"), (2, b"more"), (3, b"last")]])
+
+    def test_a_hole_is_told_as_one_unless_it_must_not_be(self) -> None:
+        self.with_ring()
+        self.ask(1, whole=False)
+        self.ask(2)
+        self.rings[0].end(bytes(4), bytes(4))
+        self.assertEqual(self.outcomes, [[(1, None)], [(2, bytes(4))]])
+
+    def test_drained_waits_for_the_ring(self) -> None:
+        self.with_ring()
+        self.ask(1)
+        idle = self.background.drained()
+        self.assertNoResult(idle)
+        self.rings[0].end(b"data")
+        self.successResultOf(idle)
+        self.background.close()
+        self.assertTrue(self.rings[0].closed)
+
+    def test_what_a_ring_has_no_room_for_is_read_by_threads(self) -> None:
+        self.with_ring(room=2)
+        self.ask(1, 2, 3)
+        self.assertEqual(self.background.pending, 3)
+        self.work_all()
+        self.assertEqual(self.outcomes, [[(3, b"read")]])
+        self.rings[0].end(b"data", b"data")
+        self.assertEqual(self.background.pending, 0)
+
+    def test_what_a_ring_could_not_read_is_read_by_a_thread_before_all_is_drained(self) -> None:
+        self.with_ring()
+        self.ask(1, 2)
+        idle = self.background.drained()
+        self.rings[0].end(None, b"data")
+        self.assertEqual(self.outcomes, [[(2, b"data")]])
+        self.assertNoResult(idle)
+        self.work_all()
+        self.assertEqual(self.outcomes[1:], [[(1, b"read")]])
+        self.successResultOf(idle)
+
+    def test_one_longer_than_a_slot_takes_a_thread(self) -> None:
+        self.with_ring()
+        self.background.read_short([(1, 0, LONGEST + 1)], self.answer, whole=True)
+        self.work_all()
+        self.assertEqual(self.outcomes, [[(1, b"read")]])
+
+    def test_an_asker_with_a_bug_keeps_nobody_from_his_answer(self) -> None:
+        self.with_ring()
+        self.background.read_short([(1, 0, 4)], lambda _: 1 / 0, whole=True)
+        self.ask(2)
+        self.rings[0].end(b"data", b"data")
+        self.assertEqual(self.outcomes, [[(2, b"data")]])
+        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+
+
 class WithThreads(SynchronousTestCase):
     def test_work_is_done_in_a_thread_and_answered_through_the_reactor(self) -> None:
         pool = ThreadPool(0, 2)
@@ -233,8 +349,8 @@ class WithThreads(SynchronousTestCase):
                 calls.put(call)
 
         image = FakeImage()
-        background = Background(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
-        answers: list[Deferred[Any]] = [background.read(0, 512), background.flush()]
+        slow = Background(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
+        answers: list[Deferred[Any]] = [slow.read(0, 512), slow.flush()]
         for _ in answers:
             call, *args = calls.get(timeout=10)
             call(*args)

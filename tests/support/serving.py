@@ -103,7 +103,9 @@ class Served:
     :ivar image: see TestImage.
     """
 
-    def __init__(self, content: bytes = b"", *, size: int = 0, **factory: Any) -> None:
+    def __init__(
+        self, content: bytes = b"", *, size: int = 0, ring: bool = False, **factory: Any
+    ) -> None:
         with tempfile.NamedTemporaryFile(suffix=".img", delete=False) as file:
             file.write(content)
             file.truncate(max(size, len(content)))
@@ -114,7 +116,7 @@ class Served:
         assert isinstance(image, TestImage)
         self.image = image
         pool: Any = self.bench.pool
-        self.background = Background(image, self.bench.reactor, pool)
+        self.background = Background(image, self.bench.reactor, pool, may_have_ring=ring)
         self.export = Export("", image, self.background)
         factory.setdefault("acl", AccessList([], default_deny=False))
         self.factory = NBDServerFactory(
@@ -136,6 +138,8 @@ class Served:
 
     def close(self) -> None:
         """End all, and remove the image."""
+        self.bench.settle()
+        self.background.close()
         self.bench.close()
         self.image.close()
         os.unlink(self.path)
