@@ -72,6 +72,7 @@ class Link(Protocol):
     failure: FlexmigrateError | None = None
     writable = True
     poller = None  # whoever asks can wait for the reactor
+    waits = False
     _outlet: Any  # IOutlet, from `ready` on
 
     def __init__(self, wish: Wish, clock: IReactorTime, *, tls: Any = None) -> None:

@@ -41,6 +41,7 @@ class IBufferedProtocol(Interface):
     """A protocol that provides its own receive buffer, as ``asyncio.BufferedProtocol`` does."""
 
     poller = Attribute("Poller | None: whether to look for more before sleeping (net.polling).")
+    waits = Attribute("bool: it waits for something that the reactor brings: don't look for more.")
 
     def get_buffer() -> memoryview:
         """Return where to put what is received next; never empty, valid until `buffer_updated`."""
@@ -112,6 +113,7 @@ class _StreamMixin(_Connection):
     producer: Any
     _lost = False
     _reading = False
+    _buffered: Any = None  # the protocol, once it is known to have a buffer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting: deque[memoryview | _FilePart] = deque()
@@ -137,14 +139,17 @@ class _StreamMixin(_Connection):
             # this one to a stop.
             return None
         protocol = self.protocol
-        if self.TLS or not IBufferedProtocol.providedBy(protocol):
-            return super().doRead()
+        if protocol is not self._buffered:
+            # Asked once: a protocol doesn't change, but with TLS another one takes its place.
+            if self.TLS or not IBufferedProtocol.providedBy(protocol):
+                return super().doRead()
+            self._buffered = protocol
         poller = protocol.poller
         polling = poller is not None and poller.woken(self)
         size = self._receive()
         while size > 0:
             protocol.buffer_updated(size)
-            if not polling or self._is_held() or poller.turn_is_over():
+            if not polling or self._is_held() or protocol.waits or poller.turn_is_over():
                 return None
             size = poller.look(self._receive)
         if size == _NOTHING:

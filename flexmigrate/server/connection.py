@@ -68,6 +68,7 @@ class NBDServerProtocol(Protocol):
         self.agreement: Agreement | None = None
         self.age = 0
         self.poller = factory.poller
+        self._scratch = factory.scratch
         self._handshake = handshake
         self._transmission: Transmission | None = None
         self._outlet: Any = None  # an IOutlet, once there is a transmission
@@ -125,7 +126,7 @@ class NBDServerProtocol(Protocol):
         self.export = self.factory.exports.export(agreement.export.name)
         self._outlet = outlet_for(self.transport, self)
         self._transmission = self.factory.transmission(
-            self.export, agreement, self._outlet, self.factory.scratch, self
+            self.export, agreement, self._outlet, self._scratch, self
         )
         self._left = self._handshake.leftover
         self.log.info("uses the export {export!r}", export=agreement.export.name)
@@ -154,15 +155,21 @@ class NBDServerProtocol(Protocol):
 
     def get_buffer(self) -> memoryview:
         """Where the stream transport receives: behind what is left of the last time."""
+        if not self._left:
+            return self._scratch.received_view
         left = len(self._left)
-        scratch = self.factory.scratch
-        scratch.received[:left] = self._left
-        return scratch.received_view[left:]
+        self._scratch.received[:left] = self._left
+        return self._scratch.received_view[left:]
+
+    @property
+    def waits(self) -> bool:
+        """Whether something of this client's is with the disk."""
+        return self._transmission is not None and self._transmission.commands.under_way > 0
 
     def buffer_updated(self, size: int) -> None:
         """*size* bytes were received behind what was left."""
         if self._transmission is None:
-            self._react(self._handshake.receive(self.factory.scratch.received_view[:size]))
+            self._react(self._handshake.receive(self._scratch.received_view[:size]))
         else:
             self._serve(len(self._left) + size)
 
@@ -193,7 +200,7 @@ class NBDServerProtocol(Protocol):
             at = transmission.serve(0, end)
         finally:
             self._serving = False
-        self._left = bytes(self.factory.scratch.received_view[at:end]) if at < end else b""
+        self._left = bytes(self._scratch.received_view[at:end]) if at < end else b""
         if bool(transmission.holds) != self._paused and self._connected:
             self._apply_holds(transmission.holds)
 
@@ -202,7 +209,7 @@ class NBDServerProtocol(Protocol):
         transmission = self._transmission
         assert transmission is not None
         while True:
-            scratch = self.factory.scratch
+            scratch = self._scratch
             size = min(len(self._left), len(scratch.received))
             scratch.received[:size] = self._left[:size]
             rest = self._left[size:]

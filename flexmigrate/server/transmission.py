@@ -104,15 +104,23 @@ class Transmission:
     ) -> None:
         self._export = export
         self._outlet = outlet
-        self._scratch = scratch
         self._host = host
+        self._image = export.image
         self._style = self._chosen_style(agreement)
+        # What serve needs at each call, in two pieces.
+        self._buffers = (
+            *(scratch.received, scratch.received_view, scratch.replies, scratch.replies_view),
+            len(scratch.replies) - SMALL_READ - 64,
+        )
+        self._layout = self._laid_out(self._style)
         self._terms = Terms(
             size=export.size,
             flags=agreement.export.flags,
             extended=agreement.extended,
             context_ids=tuple(number for number, _ in agreement.contexts),
         )
+        self._size = export.size
+        self._writable = not self._terms.flags & TransmissionFlag.READ_ONLY
         self.commands = self._new_commands(dict(agreement.contexts))
         self._in_session = SESSION_OPTION in dict(agreement.private)
         self._payload: Payload | None = None
@@ -131,6 +139,15 @@ class Transmission:
     def _new_commands(self, context_names: dict[int, str]) -> Commands:
         return Commands(
             self._export, self._style, self._terms, context_names, self._outlet, self, self._host
+        )
+
+    @staticmethod
+    def _laid_out(style: ReplyStyle) -> tuple[Any, int, int, int, int, Any, Any, bool]:
+        """Return how requests and the commonest replies look, and what flags a plain write has."""
+        return (
+            *(style.request.unpack_from, style.request.size, style.request_magic),
+            int(CommandFlag.PAYLOAD_LEN) if style.extended else 0,
+            *(style.data_prefix, style.pack_read, style.ok, style.fragments),
         )
 
     @property
@@ -153,16 +170,10 @@ class Transmission:
 
         Stops early where something holds the connection; what is left is offered again later.
         """
-        scratch = self._scratch
-        received, received_view = scratch.received, scratch.received_view
-        replies, replies_view = scratch.replies, scratch.replies_view
-        style, size, image = self._style, self._terms.size, self._export.image
-        commands = self.commands
-        unpack, header, magic = style.request.unpack_from, style.request.size, style.request_magic
-        prefix, pack_read, ok = style.data_prefix, style.pack_read, style.ok
-        plain_write = int(CommandFlag.PAYLOAD_LEN) if style.extended else 0
-        writable = not self._terms.flags & TransmissionFlag.READ_ONLY
-        full = len(replies) - SMALL_READ - 64
+        received, received_view, replies, replies_view, full = self._buffers
+        unpack, header, magic, plain_write, prefix, pack_read, ok, fragments = self._layout
+        size, image, commands = self._size, self._image, self.commands
+        writable = self._writable
         observer = self._export.observer
         filled = 0  # bytes of replies that wait to be sent
         reads = bytes_read = writes = 0  # of this batch; see the class
@@ -201,7 +212,7 @@ class Transmission:
                     commands.read_cold(cookie, offset, length)
                     self._others += 1
                     continue
-                if style.fragments and image.is_hole(piece, offset):
+                if fragments and image.is_hole(piece, offset):
                     commands.reply_hole(cookie, offset, length)
                 else:
                     pack_read(replies, filled, cookie, offset, length)
@@ -241,7 +252,7 @@ class Transmission:
             else:
                 at = body
                 self._serve_other(command, flags, cookie, offset, length)
-                writable = not self._terms.flags & TransmissionFlag.READ_ONLY  # or sealed by that
+                writable = self._writable  # or sealed by that
 
         if filled:
             self._outlet.send(replies_view[:filled])
@@ -319,7 +330,7 @@ class Transmission:
     def _fill_payload(self, payload: Payload, at: int, end: int) -> int:
         size = payload.portion(end - at)
         if size:
-            payload.take(self._scratch.received_view[at : at + size])
+            payload.take(self._buffers[1][at : at + size])
         if not payload.remaining and not self.holds & Holds.PIECE:
             self._payload = None
             self._others += 1
@@ -344,6 +355,7 @@ class Transmission:
     def seal(self) -> None:
         """Refuse all further changes, as if the export were read-only."""
         self._terms = replace(self._terms, flags=self._terms.flags | TransmissionFlag.READ_ONLY)
+        self._writable = False
 
     def changed(self, length: int) -> None:
         """The client changed so many bytes by a request that didn't take the fast path."""

@@ -42,6 +42,7 @@ class Buffered(Plain):
 
     size = 1000
     poller = None
+    waits = False
 
     def connectionMade(self):
         self.buffer = memoryview(bytearray(self.size))
@@ -267,6 +268,20 @@ class BufferedTests(WithSockets):
         self.assertTrue(protocol.transport.TLS)
         protocol.transport.abortConnection()
         self.bench.until(lambda: protocol.lost)
+
+    def test_one_that_waits_for_the_reactor_is_not_looked_at_for_more(self):
+        protocol = Buffered()
+        client = self.connect(protocol)
+        protocol.poller = poller = Poller(0.01)
+        looks = {}
+        for protocol.waits in (True, False):
+            for _ in range(30):
+                before = len(protocol.received)
+                client.sendall(b"asks")
+                self.bench.until(lambda n=before: len(protocol.received) == n + 4)
+            looks[protocol.waits] = poller.hits + poller.misses
+        self.assertEqual(looks[True], 0)
+        self.assertGreater(looks[False], 0)
 
     def test_a_reset_is_told_as_a_loss(self):
         protocol = Buffered()
