@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from flexmigrate.service.serving import Serving
     from flexmigrate.service.watching import Watch
 
-SettlingPhase = Literal["redialling", "confirming", "finishing"]
-"""The states of ``migration.source`` that a server goes through which was started again."""
+SettlingPhase = Literal["committing", "given"]
+"""What a source tells while it asks for the same, in ``migration.source``."""
 
 
 def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:

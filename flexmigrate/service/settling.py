@@ -65,7 +65,7 @@ class SettleService(Service):
         self._control: ControlPort | None = None
         self._asking: Deferred[None] | None = None
         self._began = 0.0
-        self._phase: SettlingPhase = "redialling"
+        self._phase: SettlingPhase = "committing"
         self._given_up = False
 
     def startService(self) -> None:
@@ -98,9 +98,8 @@ class SettleService(Service):
         try:
             if client.session is None:
                 raise NotConfirmed("whoever listens there now knows no sessions")
-            self._phase = "confirming"
             await confirm(self._reactor, client)
-            self._phase = "finishing"
+            self._phase = "given"
             await finish(self._reactor, self._gift(), client, log)
         finally:
             client.abort(ConnectionGone("the handover was asked about"))
@@ -139,7 +138,7 @@ class SettleService(Service):
             return succeed(1)
         ended: Deferred[int] = Deferred()
         self._asking.addCallback(lambda _: ended.callback(self._status))
-        if self._phase != "finishing":
+        if self._phase != "given":
             self._given_up = True
             self._asking.cancel()
         return ended

@@ -229,7 +229,7 @@ class TestSettling:
             assert found['flexmigrate_export_owned{export=""}'] == 0
             assert found['flexmigrate_export_size_bytes{export=""}'] == SIZE
             assert found['flexmigrate_migration_running{export=""}'] == 1
-            assert found['flexmigrate_migration_phase{export="",phase="redialling"}'] == 1
+            assert found['flexmigrate_migration_phase{export="",phase="committing"}'] == 1
             assert found["flexmigrate_clients_allowed"] == 0
             told = status(servers.source_sock)
             assert (told["has_control"], told["migration_address"]) == ("false", str(address))
