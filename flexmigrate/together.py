@@ -153,6 +153,8 @@ def places_of(given: Given) -> tuple[Place, ...]:
     if endpoints and given.optional(LISTEN_ADDR) is None:
         given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
         return tuple(endpoints)
+    if given.optional(LISTEN_ADDR) is None:
+        raise UsageError(f"--{LISTEN_ADDR.long} is required, or --{ENDPOINT.long}")
     return (address_of(given, LISTEN_ADDR, LISTEN_PORT), *endpoints)
 
 

@@ -29,6 +29,8 @@ def run_whose(config: WhoseConfig) -> int:
     :raises FlexmigrateError: a journal can't be trusted, or the other side can't be asked.
     """
     mine = look(config.file)
+    if mine.state is State.NONE and config.peer is None and config.peer_journal is None:
+        _expect_image(config.file)
     judgement = resolve.judge(mine, _peer(config))
     if config.json:
         answer = {
@@ -42,6 +44,12 @@ def run_whose(config: WhoseConfig) -> int:
     else:
         print(judgement.sentence)
     return STATUS[judgement.verdict]
+
+
+def _expect_image(path: str) -> None:
+    """See that there is something to judge: a name with a mistake in it is nobody's image."""
+    if not os.path.exists(path):
+        raise FlexmigrateError(f"{path}: there is no such image, and no journal of one")
 
 
 def _peer(config: WhoseConfig) -> Record | None:
@@ -74,6 +82,8 @@ def run_settle(config: SettleConfig) -> int:
     """
     state = State.OWNER if config.take else State.DONE
     standing, fault = resolve.look_to_settle(config.file)
+    if fault is None and standing.state is State.NONE:
+        _expect_image(config.file)
     for sentence in (*([fault] if fault else []), *resolve.consequences(standing, state)):
         print(sentence)
     if not config.sure and not _confirmed():

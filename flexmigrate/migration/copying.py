@@ -103,6 +103,10 @@ class Progress:
         self.changed: Callable[[], object] = _nobody_looks
         self._sent_before_pass = 0
 
+    def restart(self, now: float) -> None:
+        """An attempt is over, or begins: how fast it went on another connection says nothing."""
+        self.rate = Rate(now)
+
     @property
     def pass_sent(self) -> int:
         """Bytes that the pass under way has sent."""

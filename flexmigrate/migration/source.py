@@ -135,6 +135,7 @@ class Core:
         """Begin another."""
         self.attempts += 1
         self.convergence.restart(self.reactor.seconds())
+        self.progress.restart(self.reactor.seconds())
         self.attempt = Attempt(
             self.reactor,
             self.export,
@@ -287,6 +288,7 @@ def _nothing() -> None:
 def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
     core.last_error = failure.getErrorMessage()
+    core.progress.restart(core.reactor.seconds())
     core.enter("waiting")
     core.logger.error(
         "attempt {number} failed: {error}; the next is in {seconds:.0f} s",

@@ -56,9 +56,13 @@ def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
         port.startListening()
     except CannotListenError as failed:
         error = failed.socketError
-        raise SocketPathError(f"{path}: {error.strerror}", error.errno) from failed
+        raise SocketPathError(
+            f"cannot open the socket {path}: {error.strerror}", error.errno
+        ) from failed
     except OSError as failed:
-        raise SocketPathError(f"{path}: {failed.strerror}", failed.errno) from failed
+        raise SocketPathError(
+            f"cannot open the socket {path}: {failed.strerror}", failed.errno
+        ) from failed
     return port
 
 

@@ -8,8 +8,9 @@ from typing import Any
 from twisted.application.service import IService
 
 from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.errors import FlexmigrateError
 from flexmigrate.image.file import Image, Opener
-from flexmigrate.service.host import new_pool
+from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
 from flexmigrate.service.serve import Committed, ServeService
@@ -47,5 +48,15 @@ def build(
         try:
             return ServeService(reactor, config, lifetime, pool, open_image)
         except Committed as committed:
-            return SettleService(reactor, committed.host, lifetime, pool)
+            return _settle(reactor, committed.host, config, lifetime, pool)
     return ListenService(reactor, config, lifetime, pool, open_image)
+
+
+def _settle(
+    reactor: Any, host: ImageHost, config: ServeConfig, lifetime: Lifetime, pool: Any
+) -> SettleService:
+    try:
+        return SettleService(reactor, host, config, lifetime, pool)
+    except FlexmigrateError:
+        host.image.close()
+        raise

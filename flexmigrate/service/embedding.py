@@ -8,25 +8,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from twisted.application.service import Service
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
-from twisted.python.failure import Failure
 
 from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
 from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.history import Sample, Summary
-from flexmigrate.service import listen
+from flexmigrate.service import build
+from flexmigrate.service.host import new_pool
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
-from flexmigrate.service.serve import Committed, ServeService
 from flexmigrate.service.supervisor import Describe
 
 log = Logger()
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -42,29 +42,64 @@ class Ended:
     reason: str
 
 
-class EndedBadly(FlexmigrateError):
-    """A server could not begin to serve."""
+class NeverServed(FlexmigrateError):
+    """A server ended before anybody could connect to it; the text says why."""
+
+
+class StartedBefore(FlexmigrateError):
+    """A service was started that had been before: a server lives from one start to one end."""
+
+
+class _Event(Generic[_T]):
+    """Happens once, or fails to; as many as like can wait for it, and nobody has to."""
+
+    def __init__(self) -> None:
+        self._outcome: Callable[[], Deferred[_T]] | None = None
+        self._waiting: list[Deferred[_T]] = []
+
+    def happen(self, value: _T) -> None:
+        """Fire; what comes after the first is ignored."""
+        self._settle(lambda: succeed(value))
+
+    def fail(self, error: BaseException) -> None:
+        """Fail, likewise."""
+        self._settle(lambda: fail(error))
+
+    def _settle(self, outcome: Callable[[], Deferred[_T]]) -> None:
+        if self._outcome is not None:
+            return
+        self._outcome = outcome
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            outcome().chainDeferred(each)
+
+    def wait(self) -> Deferred[_T]:
+        """Return what fires when it happens, or at once if it has."""
+        if self._outcome is not None:
+            return self._outcome()
+        waiting: Deferred[_T] = Deferred(self._waiting.remove)
+        self._waiting.append(waiting)
+        return waiting
 
 
 class _Lifetime(Lifetime):
     """A server's life inside a program that goes on.
 
-    :ivar opened: fires once it can be connected to; fails with EndedBadly where it can't.
-    :ivar ended: fires with Ended once it has nothing more to do.
+    :ivar opened: happens once it can be connected to; an error is NeverServed.
+    :ivar ended: happens once it has nothing more to do.
     """
 
     def __init__(self, reactor: Any) -> None:
         super().__init__(reactor)
-        self.opened: Deferred[None] = Deferred()
-        self.ended: Deferred[Ended] = Deferred()
+        self.opened: _Event[None] = _Event()
+        self.ended: _Event[Ended] = _Event()
 
     def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
         """Signals are the program's."""
-        self.terminate = terminate
 
-    def ready(self, describe: Describe) -> None:
-        if self.status is None:
-            self.opened.callback(None)
+    def ready(self, describe: Describe, *, serving: bool = True) -> None:
+        if self.status is None and serving:
+            self.opened.happen(None)
 
     def end(self, status: int, reason: str, *, settled: bool = True) -> None:
         if self.status is not None:
@@ -73,9 +108,8 @@ class _Lifetime(Lifetime):
         self._settled = settled
         tell = log.info if status == 0 else log.error
         tell("the server has ended with status {status}: {reason}", status=status, reason=reason)
-        if not self.opened.called:
-            self.opened.errback(Failure(EndedBadly(reason)))
-        self.ended.callback(Ended(status, reason))
+        self.opened.fail(NeverServed(reason))
+        self.ended.happen(Ended(status, reason))
 
 
 class Migration:
@@ -105,35 +139,67 @@ class Migration:
 
 
 class _Embedded(Service):
-    """One server, from its start to its end; it can't be started again."""
+    """What the command line would run, from its start to its end, as a part of a program."""
 
-    def __init__(self, lifetime: _Lifetime) -> None:
-        self._lifetime = lifetime
-        self._server: Any = None
-        self.opened = lifetime.opened
-        self.ended = lifetime.ended
+    def __init__(self, reactor: Any, config: ServeConfig | ListenConfig) -> None:
+        self._lifetime = _Lifetime(reactor)
+        self._pool = new_pool()
+        self._server = build(reactor, config, self._lifetime, self._pool)
+        self._was_started = False
+        self._gone: _Event[None] | None = None
+
+    @property
+    def opened(self) -> Deferred[None]:
+        """Fires once clients, or a source, can connect; fails with FlexmigrateError if the server
+        ends before that. Each use of it gives another Deferred.
+        """
+        return self._lifetime.opened.wait()
+
+    @property
+    def ended(self) -> Deferred[Ended]:
+        """Fires once the server has nothing more to do. Each use of it gives another Deferred."""
+        return self._lifetime.ended.wait()
+
+    @property
+    def places(self) -> list[Place]:
+        """Where it listens, with the ports that the kernel chose; nowhere, while it only has a
+        handover confirmed.
+        """
+        return [each.place for each in self._server.listenings]
 
     def startService(self) -> None:
-        """Open the addresses; ``opened`` tells when that is done."""
+        """Open the addresses; ``opened`` tells when that is done.
+
+        :raises StartedBefore: it was started, or stopped, before; a parent that runs starts its
+            services itself.
+        """
+        if self._was_started or self._gone is not None:
+            raise StartedBefore(
+                "this service was started or stopped before; each server needs a new one"
+            )
+        self._was_started = True
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         self._server.startService()
 
     def stopService(self) -> Deferred[None]:
         """End a migration that runs, refuse new clients, let what is under way end, close the
-        clients, flush, and let go of the images: in this order.
+        clients, flush, and let go of the images: in this order. Twice is allowed, as is before it
+        was started.
         """
         super().stopService()  # type: ignore[no-untyped-call]  # Twisted's
-        return Deferred.fromCoroutine(self._stop())
+        if self._gone is None:
+            gone = self._gone = _Event()
+            stopping = Deferred.fromCoroutine(self._stop())
+            stopping.addCallbacks(gone.happen, lambda failure: gone.fail(failure.value))
+        return self._gone.wait()
 
     async def _stop(self) -> None:
+        if not self._was_started:
+            self._pool.start()  # what is closed is flushed, by a thread
         reason = "the service was stopped"
-        status = await self._lifetime.terminate(reason)
+        status = await self._server.terminate(reason)
         self._lifetime.end(status, reason, settled=False)
         await self._server.stopService()
-
-    @staticmethod
-    def _places(listenings: Iterable[Listening]) -> list[Place]:
-        return [each.place for each in listenings]
 
 
 class ExportService(_Embedded):
@@ -149,8 +215,10 @@ class ExportService(_Embedded):
         ``read_only``, ``sock``, ``max_clients`` …
     :raises ImageError: an image can't be opened, is in use, was migrated away, or is no device.
     :raises UsageError: an endpoint or the TLS settings make no sense.
-    :ivar opened: fires with None once clients can connect; fails with FlexmigrateError.
-    :ivar ended: fires with :class:`Ended` when all was migrated away, or the service was stopped.
+
+    Where the one image was handed over before, and its destination has not confirmed that yet, it
+    isn't served: the destination is asked once. ``opened`` fails then, and ``ended`` tells the
+    answer: 0 if the image is there. Another service for the image asks again.
     """
 
     def __init__(
@@ -160,7 +228,6 @@ class ExportService(_Embedded):
         endpoints: Iterable[Place],
         **settings: Any,
     ) -> None:
-        super().__init__(_Lifetime(reactor))
         if len(exports) == 1:
             settings.setdefault("default_export", next(iter(exports)))
         config = ServeConfig(
@@ -168,16 +235,7 @@ class ExportService(_Embedded):
             exports=tuple(_export(name, of) for name, of in exports.items()),
             **settings,
         )
-        try:
-            self._server: ServeService = ServeService(reactor, config, self._lifetime)
-        except Committed as committed:
-            committed.host.image.close()
-            raise
-
-    @property
-    def places(self) -> list[Place]:
-        """Where it listens, with the ports that the kernel chose."""
-        return self._places(self._server.serving.listenings)
+        super().__init__(reactor, config)
 
     def migrate(
         self,
@@ -191,9 +249,14 @@ class ExportService(_Embedded):
             what it raises is logged, and harms nothing.
         :return: fires once the destination has agreed; fails with CommandError if it can't begin.
         """
-        migrating = self._server.serving.find(request.export)
-        begun = migrating.mirror(request, progress)
-        return begun.addCallback(lambda _: Migration(migrating))
+        return Deferred.fromCoroutine(self._migrate(request, progress))
+
+    async def _migrate(
+        self, request: MirrorRequest, progress: Callable[[Sample], object] | None
+    ) -> Migration:
+        migrating: MigratingExport = self._server.find(request.export)
+        await migrating.mirror(request, progress)
+        return Migration(migrating)
 
 
 class ListenService(_Embedded):
@@ -204,21 +267,14 @@ class ListenService(_Embedded):
     :param settings: others of :class:`flexmigrate.config.ListenConfig`, by name: ``rebind``,
         ``coverage``, ``acl``, ``tls``, ``sock`` …
     :raises ImageError: the image can't be opened, or must not be overwritten.
-    :ivar opened: fires with None once a source can connect; fails with FlexmigrateError.
-    :ivar ended: fires with :class:`Ended`, whose status is 0 if the image is here.
+
+    ``ended`` has the status 0 if the image is here.
     """
 
     def __init__(
         self, reactor: Any, path: str, endpoints: Iterable[Place], **settings: Any
     ) -> None:
-        super().__init__(_Lifetime(reactor))
-        config = ListenConfig(places=tuple(endpoints), file=path, **settings)
-        self._server: listen.ListenService = listen.ListenService(reactor, config, self._lifetime)
-
-    @property
-    def places(self) -> list[Place]:
-        """Where it listens, with the ports that the kernel chose."""
-        return self._places(self._server.listenings)
+        super().__init__(reactor, ListenConfig(places=tuple(endpoints), file=path, **settings))
 
 
 def _export(name: str, of: Any) -> ExportConfig:

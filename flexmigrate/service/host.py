@@ -56,6 +56,8 @@ class Host:
                 bytes=image.trimmed_bytes,
                 size=image.file_size,
             )
+        if not image.size:
+            log.warn("{path}: it is empty: nothing can be read or written", path=image.path)
         self.image = image
         self.background = background
         self.ownership = ownership

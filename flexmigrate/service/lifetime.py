@@ -42,8 +42,11 @@ class Lifetime:
         self.status: int | None = None
         self._settled = False
 
-    def ready(self, describe: Describe) -> None:
-        """The server can be connected to, and *describe* tells from now on what it is doing."""
+    def ready(self, describe: Describe, *, serving: bool = True) -> None:
+        """The process does what it is there for; *describe* tells from now on what that is.
+
+        :param serving: whether it can be connected to: not where it only settles a handover.
+        """
         if self.status is None:
             self._supervisor.ready(describe)
 

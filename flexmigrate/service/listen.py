@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.application.service import Service
@@ -72,35 +73,38 @@ class ListenService(Service):
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
-        refusal = self._host.ownership.standing.to_receive()
-        if refusal is not None:
-            self._host.image.close()
-            raise ImageError(refusal)
-        handover = DestinationHandover(
-            self._host.image,
-            self._host.background,
-            self._host.ownership,
-            full_coverage=config.coverage == "full",
-        )
-        self._core = DestinationCore(reactor, self._host.export, handover)
-        self._destination: Destination = DestinationMachine(self._core)
-        self._acl = AccessList(config.acl, config.default_deny)
-        self._receiving = Receiving(
-            reactor, self._destination, self._core, self._lock, self._host.full_name
-        )
-        self._factory = self._new_factory(
-            self._receiving,
-            Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
-        )
-        self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
         self._serving: Serving | None = None
         self._control: ControlPort | None = None
-        self._core.complete.addCallback(lambda _: self._complete())
-        # While it is received, for one sender: nothing would tell another's connections from his.
-        self._host.export.takes_several = False
-        # The last thing here: a command line that is wrong says nothing about the image.
-        handover.expect()
-        self._host.ownership.tidy()
+        with ExitStack() as undo:
+            undo.callback(self._host.image.close)
+            refusal = self._host.ownership.standing.to_receive()
+            if refusal is not None:
+                raise ImageError(refusal)
+            handover = DestinationHandover(
+                self._host.image,
+                self._host.background,
+                self._host.ownership,
+                full_coverage=config.coverage == "full",
+            )
+            self._core = DestinationCore(reactor, self._host.export, handover)
+            self._destination: Destination = DestinationMachine(self._core)
+            self._acl = AccessList(config.acl, config.default_deny)
+            self._receiving = Receiving(
+                reactor, self._destination, self._core, self._lock, self._host.full_name
+            )
+            self._factory = self._new_factory(
+                self._receiving,
+                Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
+            )
+            self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
+            self._core.complete.addCallback(lambda _: self._complete())
+            # While it is received, for one sender: nothing would tell another's connections from
+            # his.
+            self._host.export.takes_several = False
+            # The last thing here: a command line that is wrong says nothing about the image.
+            handover.expect()
+            self._host.ownership.tidy()
+            undo.pop_all()  # from here on stopService closes it
 
     def _new_factory(self, session: Session, limits: Limits | None) -> NBDServerFactory:
         return NBDServerFactory(
@@ -124,7 +128,7 @@ class ListenService(Service):
         """
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         self._pool.start()
-        self._lifetime.heed_signals(self._terminate)
+        self._lifetime.heed_signals(self.terminate)
         try:
             if self._config.sock is not None:
                 self._control = listen_control(self._reactor, self._config.sock, self)
@@ -154,6 +158,15 @@ class ListenService(Service):
     def listenings(self) -> list[Listening]:
         """The addresses: for the source, or for clients once it serves."""
         return self._listenings if self._serving is None else self._serving.listenings
+
+    def find(self, export: str | None) -> MigratingExport:
+        """Return what can be sent away under this name.
+
+        :raises CommandError: nothing, or nothing yet.
+        """
+        if self._serving is None:
+            raise CommandError("Not mirroring")
+        return self._serving.find(export)
 
     def _look(self) -> ServerView:
         serving, export = self._serving, self._host.export
@@ -237,7 +250,8 @@ class ListenService(Service):
 
     # The end of the process
 
-    def _terminate(self, reason: str) -> Deferred[int]:
+    def terminate(self, reason: str) -> Deferred[int]:
+        """Give up what is being received, or served, and fire with the exit status."""
         return Deferred.fromCoroutine(self._end(reason))
 
     async def _end(self, reason: str) -> int:
@@ -283,7 +297,7 @@ class ListenService(Service):
         now = self._reactor.seconds()
         if self._serving is not None:
             return with_rebind(
-                serving_status(self._serving, self._mine(export), now), self._serving, now
+                serving_status(self._serving, self.find(export), now), self._serving, now
             )
         self._check_name(export)
         phase: ListeningPhase = "receiving"
@@ -308,24 +322,19 @@ class ListenService(Service):
 
     def wait(self, export: str | None) -> Deferred[Summary]:
         """Fire once the migration that runs has ended."""
-        return self._mine(export).wait()
+        return self.find(export).wait()
 
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the migration that runs."""
-        return self._mine(export).set_max_bps(n)
+        return self.find(export).set_max_bps(n)
 
     def set_converge(self, change: ConvergeChange, export: str | None) -> str:
         """Change how the migration that runs comes to its end."""
-        return self._mine(export).set_converge(change)
+        return self.find(export).set_converge(change)
 
     def break_mirror(self, export: str | None) -> str:
         """End the migration that runs."""
-        return self._mine(export).break_mirror()
-
-    def _mine(self, export: str | None) -> MigratingExport:
-        if self._serving is None:
-            raise CommandError("Not mirroring")
-        return self._serving.find(export)
+        return self.find(export).break_mirror()
 
     def _check_name(self, export: str | None) -> None:
         if export is not None and export != self._config.export:

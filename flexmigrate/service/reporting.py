@@ -6,11 +6,12 @@ from __future__ import annotations
 
 import os
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from flexmigrate.history import Sample, Summary, Verdict, shortened
 from flexmigrate.migration.convergence import Verdict as Outlook
 from flexmigrate.migration.destination import DestinationCore
+from flexmigrate.migration.journal import Record
 from flexmigrate.migration.source import Core
 from flexmigrate.server.export import Export
 from flexmigrate.status import ListeningPhase, Status
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
     from flexmigrate.service.migrating import MigratingExport
     from flexmigrate.service.serving import Serving
     from flexmigrate.service.watching import Watch
+
+SettlingPhase = Literal["committing", "given"]
+"""What a source tells while it asks for the same, in ``migration.source``."""
 
 
 def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:
@@ -159,6 +163,28 @@ def listening_status(
         covered_bytes=core.coverage.covered,
         compared_bytes=core.digest.compared,
         digest=core.digest.text,
+    )
+
+
+def settling_status(export: Export, record: Record, phase: SettlingPhase, seconds: float) -> Status:
+    """Return the status of a server that only has a handover confirmed which was begun before.
+
+    :param record: of the handover.
+    :param seconds: since it asks.
+    """
+    return Status(
+        pid=os.getpid(),
+        size=export.size,
+        has_control=False,
+        clients_allowed=False,
+        num_clients=0,
+        is_mirroring=True,
+        export=export.name or None,
+        num_exports=1,
+        migration_duration=int(seconds),
+        migration_bytes_left=0,
+        migration_phase=phase,
+        migration_address=record.address or None,
     )
 
 

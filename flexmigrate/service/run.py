@@ -102,9 +102,9 @@ def _run_transfer(config: TransferConfig, transfer: Any) -> int:
         the_reactor.stop()
 
     def failed(failure: Failure) -> None:
-        error = failure.trap(FlexmigrateError, OSError)
+        failure.trap(FlexmigrateError, OSError)
         sys.stderr.write(f"flexmigrate: {failure.getErrorMessage()}\n")
-        ended(2 if issubclass(error, UsageError) else 1)
+        ended(2 if failure.check(UsageError) else 1)
 
     def met_a_bug(failure: Failure) -> None:
         failure.printTraceback(sys.stderr)
@@ -122,13 +122,23 @@ def _run_transfer(config: TransferConfig, transfer: Any) -> int:
 
 async def _transfer(reactor: Any, config: TransferConfig, transfer: Any) -> None:
     client = await _connect(reactor, config)
-    work: Coroutine[Any, Any, None] = transfer(client)
     try:
+        _check_range(client, config)
+        work: Coroutine[Any, Any, None] = transfer(client)
         await work
         await client.disconnect()
     except BaseException:
         client.abort(FlexmigrateError("given up"))
         raise
+
+
+def _check_range(client: NBDClientProtocol, config: TransferConfig) -> None:
+    """See that all of the range is there before a part of it is read, or changed."""
+    if config.offset + config.size > client.size:
+        raise FlexmigrateError(
+            f"{config.size} bytes from {config.offset} on are more than there are: the export has "
+            f"{client.size}"
+        )
 
 
 def ask_peer(config: WhoseConfig) -> Answer:

@@ -5,6 +5,7 @@ end.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.application.service import Service
@@ -31,6 +32,8 @@ from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.listening import Listening
+from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.publishing import Publishing, export_view, server_view
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
@@ -99,13 +102,26 @@ class ServeService(Service):
         self._lifetime = lifetime
         self._pool = pool or new_pool()
         self._open_image = open_image
-        context = tls_context(config.tls)
         self._meter = Meter()
+        self._control: ControlPort | None = None
         self._publishing = Publishing(reactor, config.metrics, self._look)
-        self._hosts = [self._open(each) for each in config.exports]
-        self._by_name = {host.export.name: host for host in self._hosts}
-        factory = NBDServerFactory(
-            reactor,
+        context = tls_context(config.tls)
+        with ExitStack() as undo:
+            self._hosts: list[Host] = []
+            for each in config.exports:
+                host = self._open(each)
+                self._hosts.append(host)
+                if each.device is None:  # that is still the caller's
+                    undo.callback(host.image.close)
+            self._by_name = {host.export.name: host for host in self._hosts}
+            factory = self._new_factory(context)
+            self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
+            undo.pop_all()  # from here on stopService closes them
+
+    def _new_factory(self, context: Any) -> NBDServerFactory:
+        config = self._config
+        return NBDServerFactory(
+            self._reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             AccessList(config.acl, config.default_deny),
             session=ServingSession(self._held),
@@ -120,8 +136,6 @@ class ServeService(Service):
                 clients=config.max_clients,
             ),
         )
-        self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
-        self._control: ControlPort | None = None
 
     def _open(self, export: ExportConfig) -> Host:
         if export.device is not None:
@@ -165,7 +179,7 @@ class ServeService(Service):
         """Open the operator's socket and the serving addresses; status 1 where that fails."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         self._pool.start()
-        self._lifetime.heed_signals(self.serving.terminate)
+        self._lifetime.heed_signals(self.terminate)
         try:
             if self._config.sock is not None:
                 self._control = listen_control(self._reactor, self._config.sock, self)
@@ -178,9 +192,21 @@ class ServeService(Service):
             lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
 
+    @property
+    def listenings(self) -> list[Listening]:
+        """The addresses."""
+        return self.serving.listenings
+
+    def find(self, export: str | None) -> MigratingExport:
+        """Return what can be sent away under this name.
+
+        :raises CommandError: nothing, or a name is needed.
+        """
+        return self.serving.find(export)
+
     def _describe(self) -> str:
         statuses = [self.status(name) for name in self.serving.exports]
-        return describe(statuses, (each.place for each in self.serving.listenings))
+        return describe(statuses, (each.place for each in self.listenings))
 
     def _look(self) -> ServerView:
         now = self._reactor.seconds()
@@ -197,6 +223,10 @@ class ServeService(Service):
             ),
             self._pool,
         )
+
+    def terminate(self, reason: str) -> Deferred[int]:
+        """Let no migration start, end those that run, and fire with the exit status."""
+        return self.serving.terminate(reason)
 
     def stopService(self) -> Deferred[None]:
         """Refuse, drain, close the clients, flush, let go of the images: in this order."""

@@ -5,8 +5,8 @@ which is too much for the path of a request; here plain numbers are copied when 
 is its resource for Twisted, which works in another thread, where the numbers change meanwhile.
 
 The text is made on the reactor's thread, metric by metric and export by export, and between two of
-these everybody else has a turn: so clients don't notice how many exports there are. The longest
-piece takes about a millisecond (see ``docs/monitoring.rst``). In a thread it would hold up clients
+these everybody else has a turn: so clients don't notice how many exports there are. How long the
+longest takes is told in ``docs/monitoring.rst``. In a thread it would hold up clients
 for longer: who computes keeps the interpreter for 5 ms at a time.
 """
 
@@ -28,7 +28,7 @@ from prometheus_client.core import (
 
 from flexmigrate.server.measuring import BOUNDS, Measured
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PREFIX, Metric, Values
-from flexmigrate.web.view import Look
+from flexmigrate.web.view import ExportView, Look
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -61,10 +61,20 @@ class Exposition:
         for metric in OF_SERVER:
             yield _text(_family(metric, (), metric.values(server)))
         for metric in OF_EXPORTS:
-            for at, export in enumerate(server.exports):
-                text = _text(_family(metric, (_shown(export.name),), metric.values(export)))
+            families = (each for export in server.exports for each in _of_export(metric, export))
+            for at, family in enumerate(families):
                 # All samples of a metric stand together, behind one description.
-                yield text if not at else _without_description(text)
+                yield _text(family) if not at else _without_description(_text(family))
+
+
+def _of_export(metric: Metric, export: ExportView) -> Iterator[Family]:
+    """Yield what is told of *export*; a histogram's commands one by one, since each is long."""
+    label, values = (_shown(export.name),), metric.values(export)
+    if metric.kind == "histogram":
+        for each in values:
+            yield _family(metric, label, iter([each]))
+    else:
+        yield _family(metric, label, values)
 
 
 def _text(*families: Family) -> bytes:

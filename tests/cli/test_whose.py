@@ -46,6 +46,18 @@ def test_the_exit_status_is_the_answer(image: Path) -> None:
         assert "host-b:/disk" in text
 
 
+def test_a_path_at_which_nothing_is(image: Path) -> None:
+    missing = image.with_name("disk.ing")
+    for command in (("whose",), ("take", "--yes"), ("release", "--yes")):
+        done = flexmigrate(*command, str(missing))
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert f"{missing}: there is no such image".encode() in done.stderr
+    # Of one that was unlinked once it was elsewhere, the journal tells.
+    write(beside(image), State.DONE)
+    image.unlink()
+    assert whose(image)[0] == 3
+
+
 def test_the_other_journal_tells_the_rest(image: Path, tmp_path: Path) -> None:
     write(beside(image), State.PREPARED)
     peer = tmp_path / "peer"

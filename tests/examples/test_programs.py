@@ -18,3 +18,12 @@ def test_an_application_serves_and_a_client_reads(children, tmp_path):
     first = image.read_bytes()[: 1 << 20]
     said = f"{2 << 20} bytes; of the first {1 << 20}, {len(first) - first.count(0)} aren't 0\n"
     assert client.stdout.decode() == said
+
+
+def test_the_conformance_suite_runs_as_the_page_shows_it(monkeypatch, tmp_path):
+    test = EXAMPLES / "devices/test_memory.py"
+    monkeypatch.chdir(test.parent)
+    words = ("-m", "twisted.trial", f"--temp-directory={tmp_path}/trial", test.stem)
+    done = run(sys.executable, *words)
+    assert done.returncode == 0, done.stdout
+    assert b"PASSED" in done.stdout

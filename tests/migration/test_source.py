@@ -323,6 +323,16 @@ class FirstAttemptTests(SynchronousTestCase):
             self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
             self.assertEqual(scene.core.attempts, 3)
 
+    def test_how_fast_an_attempt_was_says_nothing_of_the_next(self) -> None:
+        scene = Scene().until("copy")
+        rate = scene.core.progress.rate
+        scene.clock.advance(1.0)
+        rate.add(scene.clock.seconds(), 1000)
+        self.assertEqual(rate.value(scene.clock.seconds()), 1000.0)
+        scene.fail()
+        scene.clock.advance(RETRY_SECONDS / 2)
+        self.assertEqual(scene.core.progress.rate.value(scene.clock.seconds()), 0.0)
+
     def test_an_error_that_nobody_expects_is_logged_and_retried(self) -> None:
         scene = Scene().until("copy").fail(ZeroDivisionError())
         self.assertEqual(scene.state, "waiting")

@@ -38,7 +38,7 @@ class ListenPrivateTests(TestCase):
     def assert_refused(self, reason: str, number: int | None = None) -> None:
         with self.assertRaises(SocketPathError) as caught:
             listen_private(reactor, str(self.path), Factory())
-        self.assertEqual(str(caught.exception), f"{self.path}{reason}")
+        self.assertEqual(str(caught.exception), reason.format(path=self.path))
         self.assertEqual(caught.exception.errno, number)
 
     def test_the_file_is_for_its_owner_alone_whatever_the_umask(self) -> None:
@@ -57,7 +57,7 @@ class ListenPrivateTests(TestCase):
 
     def test_a_living_server_is_left_alone(self) -> None:
         self.listen()
-        self.assert_refused(" is in use by another server", errno.EADDRINUSE)
+        self.assert_refused("{path} is in use by another server", errno.EADDRINUSE)
         with socket.socket(socket.AF_UNIX) as client:
             client.connect(os.fspath(self.path))
 
@@ -66,20 +66,22 @@ class ListenPrivateTests(TestCase):
             busy.bind(os.fspath(self.path))
             busy.listen(0)
             client.connect(os.fspath(self.path))
-            self.assert_refused(" is in use by another server", errno.EADDRINUSE)
+            self.assert_refused("{path} is in use by another server", errno.EADDRINUSE)
 
     def test_a_file_that_is_no_socket_is_left_alone(self) -> None:
         self.path.write_text("precious")
-        self.assert_refused(" exists, and is not a socket")
+        self.assert_refused("{path} exists, and is not a socket")
         self.assertEqual(self.path.read_text(), "precious")
 
     def test_a_link_to_a_socket_is_left_alone(self) -> None:
         self.path.symlink_to("elsewhere")
-        self.assert_refused(" exists, and is not a socket")
+        self.assert_refused("{path} exists, and is not a socket")
 
     def test_a_folder_that_does_not_exist(self) -> None:
         self.path = self.folder / "missing" / "sock"
-        self.assert_refused(": No such file or directory", errno.ENOENT)
+        self.assert_refused(
+            "cannot open the socket {path}: No such file or directory", errno.ENOENT
+        )
 
     @inlineCallbacks
     def test_the_file_goes_away_with_the_port(self):

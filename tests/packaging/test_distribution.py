@@ -24,7 +24,7 @@ PROJECT = TESTS.parent
 
 # What the archive is made of; not .venv, nor what tests have left behind.
 SOURCES = ("CHANGELOG", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml")
-FOLDERS = (".ci", "bench", "demo", "docs", "flexmigrate", "systemd", "tests", "twisted")
+FOLDERS = (".ci", "bench", "demo", "docs", "examples", "flexmigrate", "systemd", "tests", "twisted")
 
 BUILD_ARCHIVE = (
     "import sys; from setuptools.build_meta import build_sdist; build_sdist(sys.argv[1])"
@@ -104,6 +104,8 @@ def test_what_is_in_the_archive(installed: Installed) -> None:
     with tarfile.open(installed.archive) as archive:
         names = {name.partition("/")[2] for name in archive.getnames()}
     assert names >= {"tests/conftest.py", "docs/index.rst", "systemd/flexmigrate-serve@.service"}
+    examples = [path for end in ("py", "tac") for path in PROJECT.glob(f"examples/**/*.{end}")]
+    assert names >= {str(path.relative_to(PROJECT)) for path in examples} != set()
     assert names >= {"Makefile", ".ci/run", "share/man/man1/flexmigrate.1"}
 
 

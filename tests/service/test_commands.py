@@ -7,6 +7,7 @@ import time
 
 import pytest
 
+from flexmigrate.commands import COMMANDS
 from support.images import MIB
 from support.processes import flexmigrate, run, script
 from support.servers import SIZE, Servers, stop
@@ -44,6 +45,16 @@ class TestRead:
         assert (done.returncode, done.stdout) == (1, b"")
         assert done.stderr.startswith(b"flexmigrate: ")
         assert len(done.stderr.splitlines()) == 1
+
+    def test_beyond_the_end_by_more_than_is_moved_at_once(self, servers: Servers) -> None:
+        done = flexmigrate("read", *place_of(servers), "-F", "0", "-S", str(2 * SIZE))
+        assert (done.returncode, done.stdout) == (1, b"")
+        assert f"the export has {SIZE}".encode() in done.stderr
+
+    def test_a_uri_that_makes_no_sense(self) -> None:
+        done = flexmigrate("read", "http://192.0.2.1", "-F", "0", "-S", "1")
+        assert (done.returncode, done.stdout) == (2, b"")
+        assert b"the scheme must be one of nbd" in done.stderr
 
     def test_into_a_pipe_that_nobody_reads_to_its_end(self, servers: Servers) -> None:
         words = (script("flexmigrate"), "read", *place_of(servers), "-F", "0", "-S", str(SIZE))
@@ -99,6 +110,12 @@ class TestWrite:
         assert done.returncode == 1
         assert servers.image.read_bytes() == before
 
+    def test_beyond_the_end_by_more_than_is_moved_at_once(self, servers: Servers) -> None:
+        before = servers.image.read_bytes()
+        words = ("write", *place_of(servers), "-F", "0", "-S", str(2 * SIZE))
+        assert flexmigrate(*words, stdin=bytes(2 * SIZE)).returncode == 1
+        assert servers.image.read_bytes() == before
+
     def test_to_a_read_only_server(self, servers: Servers) -> None:
         before = servers.image.read_bytes()
         done = flexmigrate(
@@ -147,7 +164,7 @@ class TestStatus:
 class TestHelp:
     COMMANDS = (
         *("serve", "listen", "mirror", "wait", "break", "acl", "status", "mirror-max-bps"),
-        *("converge", "read", "write"),
+        *("converge", "read", "write", "whose", "take", "release", "doctor", "completion"),
     )
 
     @pytest.mark.parametrize("words", ["help", "--help", "-h"])
@@ -163,6 +180,9 @@ class TestHelp:
         assert asked.returncode == told.returncode == 0
         assert asked.stdout == told.stdout
         assert asked.stdout.startswith(f"usage: flexmigrate {command} ".encode())
+
+    def test_every_command_has_one(self) -> None:
+        assert set(self.COMMANDS) == set(COMMANDS)
 
     def test_twistd_knows_the_plugin_from_any_directory(self) -> None:
         done = run("sh", "-c", f"cd / && {script('twistd')} --help")

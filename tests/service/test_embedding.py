@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import random
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,13 @@ from twisted.trial.unittest import TestCase
 
 import flexmigrate
 from flexmigrate import Action, Address, ExportService, ListenService, MirrorRequest, connect_uri
-from flexmigrate.errors import CommandError, ImageError, RequestFailed
+from flexmigrate.errors import CommandError, ImageError, RequestFailed, UsageError
 from flexmigrate.history import Sample
+from flexmigrate.image.disk import SYSTEM
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import Record
+from flexmigrate.service.embedding import NeverServed, StartedBefore
+from flexmigrate.wire.session import State
 from support.examples import example
 
 MIB = 1024 * 1024
@@ -49,8 +55,7 @@ class Embedded(TestCase):
         return random.Random(3).randbytes(size)
 
     async def stop(self, service: Any) -> None:
-        if service.running:
-            await service.stopService()
+        await service.stopService()
         # trial turns the reactor by hand when a test is over, and must not do so from within what
         # a thread has told it.
         await deferLater(reactor, 0)
@@ -204,3 +209,129 @@ class Beginnings(Embedded):
         await service.stopService()
         ended: Deferred[Any] = service.ended
         self.assertEqual((await ended).status, 0)
+
+    async def test_nothing_is_kept_open_by_a_service_that_could_not_be_made(self) -> None:
+        path = str(self.file(bytes(MIB)))
+        for exports, endpoints, error in (
+            ({"a": path, "b": self.mktemp()}, [ANYWHERE], ImageError),
+            ({"a": path}, ["nowhere"], UsageError),
+        ):
+            with self.assertRaises(error):
+                ExportService(reactor, exports, endpoints)
+        with self.assertRaises(UsageError):
+            ListenService(reactor, path, ["nowhere"])
+        await self.served({"": path})  # it isn't in use
+
+    async def test_it_is_started_once(self) -> None:
+        service = await self.served({"": str(self.file(bytes(MIB)))})
+        with self.assertRaisesRegex(StartedBefore, "each server needs a new one"):
+            service.startService()
+        client = await self.client(service)
+        self.assertEqual(await client.read(0, 512), bytes(512))
+        await client.disconnect()
+        await service.stopService()
+        await service.stopService()
+        with self.assertRaises(StartedBefore):
+            service.startService()
+
+    async def test_it_is_stopped_without_having_been_started(self) -> None:
+        path = self.file(bytes(MIB))
+        service = ExportService(reactor, {"": str(path)}, [ANYWHERE])
+        opened = service.opened
+        await service.stopService()
+        self.assertEqual((await service.ended).status, 0)
+        for each in (opened, service.opened):
+            await self.assertFailure(each, NeverServed)
+        listening = ListenService(reactor, str(path), [ANYWHERE])
+        await listening.stopService()
+        # Nothing was received, and the marker stays.
+        self.assertEqual((await listening.ended).status, 1)
+        self.assertTrue(path.with_name(f"{path.name}.INCOMPLETE").exists())
+        with self.assertRaises(StartedBefore):
+            listening.startService()
+        await deferLater(reactor, 0)
+
+    async def test_whoever_waits_may_give_up_and_others_go_on(self) -> None:
+        service = ExportService(reactor, {"": MemoryDevice(bytes(MIB))}, [ANYWHERE])
+        self.addCleanup(self.stop, service)
+        first, second = service.opened, service.opened
+        first.addErrback(lambda _: None).cancel()
+        service.startService()
+        await second
+        await service.opened
+
+    async def test_no_such_export_is_said_by_the_deferred(self) -> None:
+        service = await self.served({"": MemoryDevice(bytes(MIB))})
+        request = MirrorRequest(Address.tcp("127.0.0.1", 1), export="other")
+        begun: Deferred[Any] = service.migrate(request)
+        self.assertIn("no export", str(await self.assertFailure(begun, CommandError)))
+
+
+class Settling(Embedded):
+    """The image was handed over before, and its destination has not confirmed that."""
+
+    SESSION = b"s" * 16
+
+    def committed(self, address: Address) -> Path:
+        path = self.file(self.content(MIB))
+        mirror = tuple(MirrorRequest(address).lines())
+        self.record(path, State.COMMITTED, address=str(address), mirror=mirror)
+        return path
+
+    def record(self, path: Path, state: State, **more: Any) -> None:
+        record = Record(state, session=self.SESSION, attempt=1, size=MIB, peer="other", **more)
+        journal.store(SYSTEM, f"{path}.handover", record)
+
+    def said(self, path: Path) -> State:
+        found = journal.load(SYSTEM, f"{path}.handover")
+        assert found is not None
+        return found.state
+
+    async def settle(self, path: Path) -> ExportService:
+        service = ExportService(reactor, {"": str(path)}, [ANYWHERE])
+        self.addCleanup(self.stop, service)
+        self.assertEqual(service.places, [])
+        opened = service.opened
+        service.startService()
+        await self.assertFailure(opened, NeverServed)
+        return service
+
+    async def test_the_destination_says_that_the_image_is_there(self) -> None:
+        copy = self.file(self.content(MIB))
+        self.record(copy, State.OWNER, origin=self.SESSION)
+        destination = await self.served({"": str(copy)})
+        (address,) = destination.places
+        assert isinstance(address, Address)
+        path = self.committed(address)
+        service = await self.settle(path)
+        self.assertEqual((await service.ended).status, 0)
+        self.assertEqual(self.said(path), State.DONE)
+        await service.stopService()
+        with self.assertRaisesRegex(ImageError, "was migrated to"):
+            ExportService(reactor, {"": str(path)}, [ANYWHERE])
+
+    async def test_it_can_not_be_asked_and_another_service_asks_again(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as free:
+            address = Address.tcp("127.0.0.1", free.getsockname()[1])
+        path = self.committed(address)
+        for _ in range(2):
+            service = await self.settle(path)
+            ended = await service.ended
+            self.assertEqual(ended.status, 1)
+            self.assertIn("has not confirmed it", ended.reason)
+            await service.stopService()
+        self.assertEqual(self.said(path), State.COMMITTED)
+
+    async def test_it_is_stopped_while_it_asks(self) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = Address.tcp("127.0.0.1", silent.getsockname()[1])
+            path = self.committed(address)
+            service = ExportService(reactor, {"": str(path)}, [ANYWHERE])
+            service.startService()
+            begun: Deferred[Any] = service.migrate(MirrorRequest(address))
+            error = await self.assertFailure(begun, CommandError)
+            self.assertIn("was handed over to other", str(error))
+            await service.stopService()
+            self.assertEqual(await service.ended, flexmigrate.Ended(1, "the service was stopped"))
+            await deferLater(reactor, 0)
+        self.assertEqual(self.said(path), State.COMMITTED)

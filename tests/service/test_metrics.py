@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -13,7 +14,13 @@ from pathlib import Path
 
 import pytest
 
-from support.operator import wait_until
+from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.image.disk import SYSTEM
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import Record
+from flexmigrate.net.address import Address
+from flexmigrate.wire.session import State
+from support.operator import ask, status, wait_until
 from support.processes import TESTS, Child, flexmigrate
 from support.programs import Programs
 from support.servers import SIZE, Servers, stop
@@ -199,3 +206,39 @@ class TestMigrating:
         assert found['flexmigrate_export_owned{export=""}'] == 1
         # What the sender wrote was counted here, too.
         assert found['flexmigrate_request_size_bytes_total{command="write",export=""}'] >= SIZE
+
+
+class TestSettling:
+    def test_a_handover_that_its_destination_has_to_confirm(self, servers: Servers) -> None:
+        """The process before this one committed the image, and was killed."""
+        with socket.create_server(("127.0.0.1", 0)) as silent:
+            address = Address.tcp("127.0.0.1", silent.getsockname()[1])
+            mirror = tuple(MirrorRequest(address).lines())
+            record = Record(
+                *(State.COMMITTED, b"s" * 16, 1), size=SIZE, address=str(address), mirror=mirror
+            )
+            journal.store(SYSTEM, journal.path_of(str(servers.image)), record)
+            sock = str(servers.source_sock)
+            # That a place for it is taken is no reason not to settle it.
+            taken = servers.start(*self.serve(servers), "--metrics", str(address))
+            taken.wait_for("no metrics: .*in use")
+            taken.send(signal.SIGTERM)
+            taken.expect_exit(1)
+            asking = servers.start(*self.serve(servers), "--metrics", "127.0.0.1:0", "--sock", sock)
+            found = samples(scrape(asking))
+            assert found['flexmigrate_export_owned{export=""}'] == 0
+            assert found['flexmigrate_export_size_bytes{export=""}'] == SIZE
+            assert found['flexmigrate_migration_running{export=""}'] == 1
+            assert found['flexmigrate_migration_phase{export="",phase="committing"}'] == 1
+            assert found["flexmigrate_clients_allowed"] == 0
+            told = status(servers.source_sock)
+            assert (told["has_control"], told["migration_address"]) == ("false", str(address))
+            code, refusal = ask(servers.source_sock, "mirror", "127.0.0.1", "1")
+            assert code == 1
+            assert "was handed over to" in refusal
+            asking.send(signal.SIGTERM)
+            asking.expect_exit(1)
+
+    @staticmethod
+    def serve(servers: Servers) -> tuple[str, ...]:
+        return ("serve", "--addr", "127.0.0.1", "--port", "0", "--file", str(servers.image))

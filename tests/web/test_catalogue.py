@@ -7,8 +7,13 @@ import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.history import Tally
 from flexmigrate.migration import source
+from flexmigrate.server.measuring import MEASURED, Meter
+from flexmigrate.status import Status
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PHASES
+from flexmigrate.web.exposition import Exposition
+from flexmigrate.web.view import ExportView, ServerView
 from support.processes import TESTS
 
 DOCS = TESTS.parent / "docs"
@@ -54,3 +59,17 @@ class CatalogueTests(SynchronousTestCase):
         families = {metric.full_name for metric in (*OF_SERVER, *OF_EXPORTS)}
         self.assertEqual(named - known_names() - families, set())
         self.assertGreater(len(named), 20)
+
+    def test_an_answer_comes_in_short_pieces_that_stand_together(self) -> None:
+        idle = Status(0, 512, True, True, 0, False)
+        meter = Meter()
+        views = [ExportView(name, idle, 0, 0, meter.of(name), Tally()) for name in ("a", "b")]
+        pieces = [piece.decode() for piece in Exposition(lambda: ServerView(views)).pieces()]
+        name = "flexmigrate_request_duration_seconds"
+        found = [piece for piece in pieces if f"{name}_bucket" in piece]
+        self.assertEqual(len(found), len(views) * len(MEASURED))
+        first = pieces.index(found[0])
+        self.assertEqual(pieces[first : first + len(found)], found)
+        text = "".join(pieces)
+        self.assertEqual(text.count(f"# TYPE {name} "), 1)
+        self.assertTrue(found[0].startswith(f"# HELP {name} "))
