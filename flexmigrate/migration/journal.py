@@ -134,7 +134,8 @@ def encode(record: Record) -> bytes:
     body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
     body["version"] = VERSION
     body["checksum"] = _checksum(body)
-    return json.dumps(body, indent=2).encode() + b"\n"
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
 def decode(data: bytes) -> Record:

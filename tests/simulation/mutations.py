@@ -64,20 +64,21 @@ class Mutation:
     """Something that somebody could do wrong one day.
 
     :ivar plain: it is of the plain handover.
-    :ivar after: what faults have to be there, in their order, where it takes two that are rare
-        together; each as a schedule begins to name it.
+    :ivar after: what faults have to be there, in their order, where it takes one or two that are
+        rare; each as a schedule begins to name it.
     """
 
     name: str
     changes: tuple[Change, ...]
     plain: bool = False
-    after: tuple[str, str] | None = None
+    after: tuple[str, ...] = ()
 
     def hunted_in(self) -> Iterator[Schedule]:
         """Yield the schedules in which it has to be found: so many, and no more."""
         draw = random.Random(1)
-        if self.after is not None:
-            found = [each for each in pairs() if self._fits(each)]
+        if self.after:
+            family = pairs() if len(self.after) > 1 else singles()
+            found = [each for each in family if self._fits(each)]
             draw.shuffle(found)
             yield from found[:MOST]
             return
@@ -89,8 +90,7 @@ class Mutation:
                 yield each
 
     def _fits(self, schedule: Schedule) -> bool:
-        assert self.after is not None
-        return all(
+        return self.plain == ("plain" in schedule.options) and all(
             str(fault).startswith(begin)
             for fault, begin in zip(schedule.faults, self.after, strict=True)
         )
@@ -128,11 +128,16 @@ MUTATIONS = (
         (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._path)", "pass"),),
         after=("process:source", "host:source"),
     ),
-    _one(
+    Mutation(
         "a failed write of 'committed' is taken for none",
-        Ownership._restore,
-        "if journal.load(self._disk, path) != before:",
-        "if False:",
+        (
+            Change(
+                Ownership._restore,
+                "if journal.load(self._disk, path) != before:",
+                "if False:",
+            ),
+        ),
+        after=("error:source",),
     ),
     _one(
         "a flush is answered without being done",

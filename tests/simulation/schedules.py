@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexmigrate.testing.disk import FATES
 
@@ -53,6 +53,49 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """Everything dies at once, and what is left goes on.
+
+    :ivar fates: of the source and of the destination: ``process`` or ``machine``; see ``remains``.
+    :ivar number: when: at so many changes of what is on the disks or was promised, from 1.
+    :ivar back: seconds after which each is started again; None: never.
+    """
+
+    fates: tuple[str, str]
+    number: int
+    back: tuple[float | None, float | None]
+
+    def __str__(self) -> str:
+        back = "+".join("never" if each is None else f"{each:g}" for each in self.back)
+        return f"{ALL}:{'+'.join(self.fates)}@{self.number}~{back}"
+
+    def is_at(self, number: int, fates: tuple[str, str]) -> bool:
+        """Whether it is this one that could come now."""
+        return (number, fates) == (self.number, self.fates)
+
+    @classmethod
+    def parse(cls, text: str) -> Ending:
+        """Read what ``str`` wrote."""
+        what, _, rest = text.partition("@")
+        number, _, back = rest.partition("~")
+        one, other = what.partition(":")[2].split("+")
+        first, second = (None if each == "never" else float(each) for each in back.split("+"))
+        return cls((one, other), int(number), (first, second))
+
+
+ALL = "all"
+
+RETURNS: tuple[tuple[float | None, float | None], ...] = (
+    (0.0, 0.0),
+    (0.0, 3.0),
+    (3.0, 0.0),
+    (0.0, None),
+    (None, 0.0),
+)
+"""Who is back after how many seconds, once everything had died: the source, the destination."""
+
+
+@dataclass(frozen=True)
 class Schedule:
     """One simulated migration.
 
@@ -60,25 +103,39 @@ class Schedule:
     :ivar shuffled: whether the order of all things is drawn, too; else what has waited longest
         happens next.
     :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``; see ``stage``.
+    :ivar endings: of the whole, one after the other. From the first on nothing is shuffled.
     """
 
     seed: int
     shuffled: bool
     options: frozenset[str]
     faults: tuple[Fault, ...]
+    endings: tuple[Ending, ...] = ()
 
     def __str__(self) -> str:
         order = "shuffled" if self.shuffled else "ordered"
-        words = [f"{self.seed}", order, *sorted(self.options), *map(str, self.faults)]
-        return " ".join(words)
+        words = [f"{self.seed}", order, *sorted(self.options)]
+        return " ".join((*words, *map(str, self.faults), *map(str, self.endings)))
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
         """Read what ``str`` wrote."""
         seed, order, *words = text.split()
-        faults = tuple(Fault.parse(word) for word in words if "@" in word)
         options = frozenset(word for word in words if "@" not in word)
-        return cls(int(seed), order == "shuffled", options, faults)
+        happening = [word for word in words if "@" in word]
+        endings = [word for word in happening if word.startswith(f"{ALL}:")]
+        faults = [word for word in happening if word not in endings]
+        return cls(
+            int(seed),
+            order == "shuffled",
+            options,
+            tuple(map(Fault.parse, faults)),
+            tuple(map(Ending.parse, endings)),
+        )
+
+    def after(self, ending: Ending) -> Schedule:
+        """Return the schedule that is this one up to *ending*."""
+        return replace(self, endings=(*self.endings, ending))
 
 
 OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
@@ -115,11 +172,29 @@ def main_faults(since: str, after: int) -> Iterator[Fault]:
         yield Fault("cut", spared, since, after)
 
 
+KINDS = ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind")
+"""Of handovers."""
+
+
 def singles() -> Iterator[Schedule]:
     """Yield every fault at every step of the handover, in each kind of handover."""
-    for options in ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind"):
+    for options in KINDS:
         for after in range(STEPS):
             for fault in every_fault("parked", after):
+                yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
+
+
+def main_singles() -> Iterator[Schedule]:
+    """Yield those of ``singles`` that take a bearable time: every fault at every step of a session,
+    and every fourth once more in one of the other kinds of handovers.
+    """
+    number = 0
+    for after in range(STEPS):
+        for fault in every_fault("parked", after):
+            yield Schedule(1, False, frozenset(("busy",)), (fault,))
+            number += 1
+            if number % 4 == 0:
+                options = KINDS[1 + number // 4 % (len(KINDS) - 1)]
                 yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
 
 
