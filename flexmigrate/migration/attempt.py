@@ -399,7 +399,7 @@ class Attempt:
         self._not_listening = True
         await self._ground.stop_listening()
         if self._handing_over.is_session:
-            await self._handing_over.prepare()
+            await self._handing_over.prepare(self.digest)
 
     async def _while_parked(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* within what is left of the time for which clients may be parked."""

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
 from flexmigrate.image.disk import Disk
-from flexmigrate.wire.session import ID_LENGTH, MAX_SUPERSEDED, NO_ID, State
+from flexmigrate.wire.packing import ID_LENGTH
+from flexmigrate.wire.session import MAX_JOURNAL, MAX_SUPERSEDED, NO_ID, State
 
 SUFFIX = ".handover"
 
@@ -136,6 +137,16 @@ def encode(record: Record) -> bytes:
     body["checksum"] = _checksum(body)
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def told(record: Record | None) -> bytes:
+    """Return a record's bytes for whoever asks another server for them: without what only this side
+    has a use for; empty if there is none, or it is too long to be told.
+    """
+    if record is None:
+        return b""
+    data = encode(replace(record, mirror=()))
+    return data if len(data) <= MAX_JOURNAL else b""
 
 
 def decode(data: bytes) -> Record:

@@ -17,7 +17,8 @@ from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.opening import open_image
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import JournalError, Record
-from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, Standing, look
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
 from flexmigrate.wire.session import NO_ID, State
 
 BAD_SUFFIX = ".bad"

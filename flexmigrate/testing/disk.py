@@ -55,11 +55,15 @@ class SimulatedDisk:
         name, and the path that it is about. It may raise OSError, and then nothing has happened;
         or let the process die.
     :ivar may_wait: asked whether a call of an image that must not wait for the disk would have to.
+    :ivar touched: called with the bytes of an image that are about to be read or written: the
+        call's name, where they begin, how many they are, and what is written. Returns whether a
+        write is really done: a disk that lies only says so.
     """
 
     def __init__(self) -> None:
         self.before: Callable[[Mount, str, str], object] = lambda mount, call, path: None
         self.may_wait: Callable[[str], bool] = lambda call: False
+        self.touched: Callable[[str, int, int, bytes], bool] = lambda *which: True
         self._inodes = itertools.count(1)
         self._names: dict[str, SimulatedFile] = {}
         self._stable: dict[str, SimulatedFile] = {}
@@ -86,6 +90,13 @@ class SimulatedDisk:
     def is_synced(self) -> bool:
         """Whether nothing would be lost if the machine failed."""
         return not self._unsynced and not any(file.unsynced for file in self._names.values())
+
+    def flip(self, path: str, offset: int) -> None:
+        """Let one bit be another in the file at *path*, durably, and tell nobody."""
+        file = self.named(path)
+        for held in (file.seen, file.stable):
+            if offset < len(held):
+                held[offset] ^= 1
 
     def names(self, *, after_failure: bool = False) -> frozenset[str]:
         """Return all names that are there now; or that would surely be after a failure."""
@@ -289,6 +300,10 @@ class Mount(Disk):
     def may_wait(self, call: str) -> bool:
         """Whether *call* may not be made at once, because it could wait for the disk."""
         return self._disk.may_wait(call)
+
+    def touches(self, call: str, offset: int, length: int, data: bytes = b"") -> bool:
+        """Tell of the bytes of an image that a call is about; see ``SimulatedDisk.touched``."""
+        return self._disk.touched(call, offset, length, data)
 
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""

@@ -26,6 +26,9 @@ class Mounted(Disk, Protocol):
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""
 
+    def touches(self, call: str, offset: int, length: int, data: bytes = b"") -> bool:
+        """Tell of the bytes that a call is about; return whether a write is really done."""
+
     def unlock(self, file: SimulatedFile) -> None:
         """Let another have the image that is in *file*."""
 
@@ -62,10 +65,12 @@ class SimulatedImage(Image):
 
     def read_into(self, view: memoryview, offset: int) -> None:
         self._mount.begin_image_call("pread", self.path)
+        self._mount.touches("pread", offset, len(view))
         view[:] = self._file.seen[offset : offset + len(view)]
 
     def read(self, offset: int, length: int) -> bytes:
         self._mount.begin_image_call("pread", self.path)
+        self._mount.touches("pread", offset, length)
         return bytes(self._file.seen[offset : offset + length])
 
     def is_hole(self, view: Readable, offset: int) -> bool:
@@ -111,15 +116,18 @@ class SimulatedImage(Image):
 
     def write(self, view: Readable, offset: int) -> None:
         self._mount.begin_image_call("pwrite", self.path)
-        self._file.write(offset, bytes(view))
+        if self._mount.touches("pwrite", offset, len(view), bytes(view)):
+            self._file.write(offset, bytes(view))
 
     def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
         self._mount.begin_image_call("fallocate", self.path)
-        self._file.write(offset, bytes(length))
+        if self._mount.touches("fallocate", offset, length, bytes(length)):
+            self._file.write(offset, bytes(length))
 
     def trim(self, offset: int, length: int) -> None:
         self._mount.begin_image_call("fallocate", self.path)
-        self._file.write(offset, bytes(length))
+        if self._mount.touches("fallocate", offset, length, bytes(length)):
+            self._file.write(offset, bytes(length))
 
     def flush(self) -> None:
         self._mount.begin_image_call("fdatasync", self.path)

@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flexmigrate.migration import resolve
-from flexmigrate.migration.ownership import Serving, Standing
+from flexmigrate.migration.standing import Serving, Standing
 from flexmigrate.service.serve import ServeService
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.session import State
@@ -88,7 +88,7 @@ class Beside:
     @property
     def is_owner(self) -> bool:
         """Whether it says that the image is a destination's own."""
-        return self.standing.state is State.OWNER or (self.journal is None and not self.marker)
+        return self.standing.state is State.OWNER
 
 
 @functools.lru_cache(1000)
@@ -106,8 +106,8 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     if here is resolve.Verdict.UNKNOWN:
         if not plain:
             raise Violation(f"nobody knows whose it is: {states}")
-        # As docs/migration.rst tells a human to go on: by the file, then by the marker.
-        is_given = not source.has_image or not destination.marker
+        # As docs/migration.rst tells a human to go on: by the file, then by the destination.
+        is_given = not source.has_image or destination.is_owner
         canonical = "destination" if is_given else "source"
     else:
         canonical = "source" if here is resolve.Verdict.THIS else "destination"
@@ -246,7 +246,8 @@ class Trial(Stage):
         for source, destination in itertools.product(*ends):
             fates = source.fate, destination.fate
             self._judge_views((source.found[0], destination.found[0]), fates)
-            if self._afterlife is not None:
+            # What a disk has wrong is not remembered where everything has died.
+            if self._afterlife is not None and not self.destination.wrong:
                 seen = likeness((*source.found, *destination.found))
                 self._afterlife.see(self, fates, (len(source.found), seen))
             if self._until is not None and self._until.is_at(self.ends, fates):
@@ -254,10 +255,10 @@ class Trial(Stage):
 
     @staticmethod
     def _ends_of(side: Side) -> list[_End]:
-        now = View.of(side.disk, after_failure=False)
+        now = side.view(after_failure=False)
         if side.disk.is_synced:
             return [_End("process", (now,))]
-        failed = View.of(side.disk, after_failure=True)
+        failed = side.view(after_failure=True)
         return [_End("process", (now, failed)), _End("machine", (failed,))]
 
     def _judge_views(self, left: Sequence[View], fates: Sequence[str]) -> None:

@@ -16,10 +16,13 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from flexmigrate.image import disk
+from flexmigrate.migration import verifying
 from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.copying import Copier
-from flexmigrate.migration.handover import DestinationHandover, SourceHandover
-from flexmigrate.migration.ownership import Ownership, Standing
+from flexmigrate.migration.handover import SourceHandover
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.standing import Standing
+from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.transmission import Transmission
@@ -160,12 +163,22 @@ MUTATIONS = (
         "marks are cleared after their blocks were read, and what differs is called equal",
         (_CLEARED_LATE, Change(Verifier._judge, "if equal:", "if True:")),
     ),
+    Mutation(
+        "what differs at the destination is called equal there",
+        (Change(verifying.judge, "== each.digest", "!= b''"),),
+        after=("lost:destination",),
+    ),
+    Mutation(
+        "what differs at the destination is called equal at the source",
+        (Change(Verifier._judge, "if equal:", "if True:"),),
+        after=("lost:destination",),
+    ),
     _one("clients are not parked", Attempt._send_rest, "await self._export.park()"),
     # The source
     _one(
         "the destination is not asked to prepare",
         Attempt._make_way,
-        "await self._handing_over.prepare()",
+        "await self._handing_over.prepare(self.digest)",
     ),
     _one(
         "COMMIT is said before 'committed' is recorded",

@@ -20,7 +20,9 @@ class Fault:
 
     :ivar kind: ``process`` (it is killed), ``host`` (its machine fails), ``cut`` (the connection of
         the migration is), ``stall`` (nothing passes there for a while), ``part`` (and no other
-        connection can be made), ``error`` (the next sync or change of a name on a disk fails).
+        connection can be made), ``error`` (the next sync or change of a name on a disk fails),
+        ``flip`` (a bit of its image is another), ``lost`` (the next write into its image is said to
+        be done, and isn't), ``guest`` (somebody else connects there, and stays for a while).
     :ivar where: which side, or for ``cut`` what is let through.
     :ivar since: the event that it is counted from.
     :ivar after: so many things happen between the event and it.
@@ -144,6 +146,9 @@ STEPS = 72
 """In so many steps a handover is over that nothing befalls: from the parking of the clients to the
 end of the source's process. A test sees that it is so."""
 
+STEPS_BEFORE = 60
+"""So many steps it takes, at most, from when the operator asks to where clients are parked."""
+
 STEPS_AGAIN = 24
 """After so many further steps, whatever a first fault has caused is under way again or waits."""
 
@@ -160,6 +165,14 @@ def every_fault(since: str, after: int) -> Iterator[Fault]:
         yield Fault("part", side, since, after, back=15.0)
     for spared in CUTS:
         yield Fault("cut", spared, since, after)
+    yield from lies(since, after)
+    yield Fault("guest", "destination", since, after, back=3.0)
+
+
+def lies(since: str, after: int) -> Iterator[Fault]:
+    """Yield what a disk can do to what it was given, so that comparing has to find it."""
+    for kind in ("flip", "lost"):
+        yield Fault(kind, "destination", since, after)
 
 
 def main_faults(since: str, after: int) -> Iterator[Fault]:
@@ -179,6 +192,9 @@ KINDS = ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind")
 def singles() -> Iterator[Schedule]:
     """Yield every fault at every step of the handover, in each kind of handover."""
     for options in KINDS:
+        for after in range(STEPS_BEFORE):
+            for fault in lies("asked", after):
+                yield Schedule(after, False, frozenset((*options.split(), "busy")), (fault,))
         for after in range(STEPS):
             for fault in every_fault("parked", after):
                 yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
@@ -188,6 +204,9 @@ def main_singles() -> Iterator[Schedule]:
     """Yield those of ``singles`` that take a bearable time: every fault at every step of a session,
     and every fourth once more in one of the other kinds of handovers.
     """
+    for after in range(STEPS_BEFORE):
+        for fault in lies("asked", after):
+            yield Schedule(after, False, frozenset(("busy",)), (fault,))
     number = 0
     for after in range(STEPS):
         for fault in every_fault("parked", after):
@@ -219,17 +238,20 @@ def drawn(seed: int) -> Schedule:
     return Schedule(seed, draw.random() < 0.8, options, faults)
 
 
-_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error")
+_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error", "guest")
+_LIES = ("flip", "lost")
 
 
 def draw_fault(draw: random.Random) -> Fault:
     """Return a random fault."""
-    kind = draw.choice(_KINDS)
+    kind = draw.choice((*_KINDS, draw.choice(_LIES)))
     where = draw.choice(CUTS if kind == "cut" else SIDES)
+    if kind in (*_LIES, "guest"):
+        where = "destination"
     since, most = draw.choice((("asked", 200), ("parked", 80), ("parked", 40), ("again", 60)))
     fate = draw.choice(FATES) if kind == "host" else ""
     back: float | None = None
-    if kind in ("stall", "part"):
+    if kind in ("stall", "part", "guest"):
         back = draw.choice((0.5, 3.0, 15.0, 70.0))
     elif kind in ("process", "host") and draw.random() < 0.8:
         back = draw.choice((0.0, 0.5, 3.0, 15.0))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, Protocol
 
 from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig
@@ -9,7 +10,8 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Machine, Server, World
 from flexmigrate.testing.disk import Died, Mount
-from simulation.remains import IMAGE, Left
+from flexmigrate.testing.writer import SECTOR
+from simulation.remains import IMAGE, Left, View
 from simulation.schedules import Schedule
 
 SERVING_PORT = 10809
@@ -50,6 +52,9 @@ class Side:
     :ivar refusal: why its process didn't start, when that was last tried.
     :ivar down_for_good: nobody starts anything there any more.
     :ivar is_over: because it has ended as it was to.
+    :ivar losing: so many of the next writes into its image are only said to have been done.
+    :ivar wrong: what is wrong on its disk, and was not read since: where a sector begins, and what
+        should be there.
     """
 
     def __init__(self, stage: Around, name: str, host: str, left: Left) -> None:
@@ -59,6 +64,9 @@ class Side:
         self.role = left.role
         self.disk = left.disk.copy()
         self.disk.before = self._before
+        self.disk.touched = self._touched
+        self.losing = 0
+        self.wrong: dict[int, bytes] = {}
         self.machine: Machine | None = None
         self.server: Server | None = None
         self.statuses: list[int | None] = []
@@ -80,6 +88,43 @@ class Side:
         if self.errors:
             self.errors -= 1
             raise OSError(5, "Input/output error", path)
+
+    def _touched(self, call: str, offset: int, length: int, data: bytes) -> bool:
+        """Know what the disk has wrong: nobody can, until it is read; and what is read to be
+        compared has to be found out.
+        """
+        sectors = range(offset - offset % SECTOR, offset + length, SECTOR)
+        if call == "pread" or not self.losing:
+            for at in sectors if self.wrong else ():
+                self.wrong.pop(at, None)
+            return True
+        self.losing -= 1
+        for at in sectors:
+            self.wrong[at] = data[at - offset : at - offset + SECTOR]
+        return False
+
+    def flip(self, at: int) -> None:
+        """Let the disk have a bit wrong, in the sector that begins *at*."""
+        image = self.disk.find(IMAGE)
+        if image is not None:
+            self.wrong.setdefault(at, image[at : at + SECTOR])
+            self.disk.flip(IMAGE, at)
+
+    def view(self, *, after_failure: bool) -> View:
+        """Return what is found on its disk, now or after a failure that kept nothing."""
+        view = View.of(self.disk, after_failure=after_failure)
+        return replace(view, image=self.excused(view.image)) if self.wrong else view
+
+    def excused(self, image: bytes | None) -> bytes | None:
+        """Return *image*, which is on this side's disk, as it would be if that had nothing wrong
+        that nobody can know of.
+        """
+        if image is None or not self.wrong:
+            return image
+        found = bytearray(image)
+        for at, right in self.wrong.items():
+            found[at : at + SECTOR] = right
+        return bytes(found)
 
     @property
     def lives(self) -> bool:

@@ -13,12 +13,14 @@ from typing import Any
 
 from twisted.internet.error import ConnectionLost
 
+from flexmigrate.client import NBDClientProtocol
 from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
-from flexmigrate.errors import CommandError
+from flexmigrate.errors import CommandError, FlexmigrateError
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, World, Writer
 from flexmigrate.testing.disk import SimulatedDisk
-from flexmigrate.testing.writer import Promises
+from flexmigrate.testing.servers import connect_to
+from flexmigrate.testing.writer import SECTOR, Promises
 from simulation.remains import BLOCK, IMAGE, Left, Remains
 from simulation.schedules import Fault, Schedule
 from simulation.sides import INTAKE_PORT, SERVING_PORT, Side, Violation
@@ -124,8 +126,6 @@ class Stage:
 
     def _come_back(self, back: tuple[float | None, float | None]) -> None:
         """Start again what comes back, each in its time."""
-        if self.plain and self.is_owner:
-            self.destination.role = "serve"  # see `_kill`
         for side, seconds in zip(self.sides.values(), back, strict=True):
             if seconds is None:
                 side.down_for_good = True
@@ -323,9 +323,6 @@ class Stage:
         side = self.sides[fault.where]
         if side is self.destination:
             self.has_lived_through = False
-            if self.plain and self.is_owner:
-                # Without a journal, its human has to know that there is nothing to receive.
-                side.role = "serve"
         side.kill(host=host)
         if host:
             side.disk.fail(fault.fate, self.draw)
@@ -378,7 +375,26 @@ class Stage:
 
         self.world.clock.callLater(fault.back or 0.0, heal)
 
+    def _befall_flip(self, fault: Fault) -> None:
+        side = self.sides[fault.where]
+        side.flip(self.draw.randrange(0, SIZE, SECTOR))
+
+    def _befall_lost(self, fault: Fault) -> None:
+        self.sides[fault.where].losing += 1
+
+    def _befall_guest(self, fault: Fault) -> None:
+        """Somebody else comes to the destination, and stays for a while without a word."""
+        guest = Machine(self.world, "guest", "192.0.2.4")
+        address = Address.tcp(self.sides[fault.where].host, INTAKE_PORT)
+
+        def leave(client: NBDClientProtocol) -> None:
+            self.world.clock.callLater(
+                fault.back or 0.0, client.abort, FlexmigrateError("the guest leaves")
+            )
+
+        connect_to(guest, address).addCallbacks(
+            leave, lambda failure: failure.trap(FlexmigrateError)
+        )
+
     def _befall_error(self, fault: Fault) -> None:
-        if self.plain and fault.where == "source":
-            return  # it would go on without a journal, and then nothing is promised
         self.sides[fault.where].errors += 1
