@@ -96,9 +96,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def path_of(image_path: str) -> str:
-    """Return where the journal of the image at *image_path* (absolute, without links) is."""
-    return image_path + SUFFIX
+def path_of(place: str) -> str:
+    """Return where the journal of an image is whose things are at *place*: its path, absolute and
+    without links, or that of a device's: ``image.places.beside``.
+    """
+    return place + SUFFIX
 
 
 def load(disk: Disk, path: str) -> Record | None:

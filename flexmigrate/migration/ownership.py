@@ -30,6 +30,7 @@ from dataclasses import replace
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
+from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import JournalError, Record
@@ -76,6 +77,8 @@ class Ownership:
         self._writing = threading.Lock()
         self._doubt: str | None = None
         self.standing = look(path, disk)
+        self._beside = self.standing.place
+        places.make_folder(self._beside)
         self._make_durable()
 
     def _make_durable(self) -> None:
@@ -86,11 +89,16 @@ class Ownership:
         take the image would find itself ``sending``.
         """
         try:
-            disks.sync_folder(self._disk, self._path)
+            disks.sync_folder(self._disk, self._beside)
         except OSError as error:
             if self.standing.record is not None:
-                where = journal.path_of(self._path)
+                where = journal.path_of(self._beside)
                 raise ImageError(f"can't make durable what {where} says: {error}") from error
+
+    @property
+    def marker_path(self) -> str:
+        """Of the file that stands exactly while the image is incomplete."""
+        return self._beside + MARKER_SUFFIX
 
     @property
     def record(self) -> Record | None:
@@ -107,7 +115,7 @@ class Ownership:
 
         :raises OSError: it can't.
         """
-        path = journal.path_of(self._path) + ".probe"
+        path = journal.path_of(self._beside) + ".probe"
         try:
             disks.replace(self._disk, path, bytes(journal.PROBE_BYTES))
         finally:
@@ -160,7 +168,7 @@ class Ownership:
         as true; but once the new record has got its name, which of them would be found after a
         crash is known only when one of them is durable.
         """
-        path = journal.path_of(self._path)
+        path = journal.path_of(self._beside)
         try:
             if journal.load(self._disk, path) != before:
                 self._force(before)
@@ -178,7 +186,7 @@ class Ownership:
             self._write(replace(self._known(), state=State.SENDING))
         except OSError as error:
             raise UncertainError(
-                f"can't write {journal.path_of(self._path)}: {error}; it says 'committed'"
+                f"can't write {journal.path_of(self._beside)}: {error}; it says 'committed'"
             ) from error
 
     def done(self) -> None:
@@ -201,7 +209,7 @@ class Ownership:
         try:
             self._set_marker()
         except OSError as error:
-            marker = self._path + MARKER_SUFFIX
+            marker = self.marker_path
             raise ImageError(f"can't write the marker {marker}: {error.strerror}") from error
 
     def refusal(self, opening: Opening | None) -> str | None:
@@ -317,7 +325,7 @@ class Ownership:
         """See that the journal says *before* again, after *error*; if that fails too, let nobody
         send here: whether this copy is the image is known once the journal is read again.
         """
-        path = journal.path_of(self._path)
+        path = journal.path_of(self._beside)
         try:
             if journal.load(self._disk, path) != before:
                 if before is None:
@@ -340,7 +348,7 @@ class Ownership:
         :raises ImageError: it can't be removed.
         """
         if self.standing.is_of_another_file:
-            path = journal.path_of(self._path)
+            path = journal.path_of(self._beside)
             try:
                 disks.remove(self._disk, path)
             except OSError as error:
@@ -350,7 +358,7 @@ class Ownership:
             try:
                 self._remove_marker()
             except OSError as error:
-                marker = self._path + MARKER_SUFFIX
+                marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
 
     # By hand
@@ -388,15 +396,15 @@ class Ownership:
     def _force(self, record: Record) -> None:
         with self._writing:
             record = replace(record, time=journal.now())
-            journal.store(self._disk, journal.path_of(self._path), record)
+            journal.store(self._disk, journal.path_of(self._beside), record)
             self.standing = replace(self.standing, record=record)
 
     def _set_marker(self) -> None:
-        disks.replace(self._disk, self._path + MARKER_SUFFIX, _MARKER_TEXT.encode())
+        disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
         self.standing = replace(self.standing, marker=True)
 
     def _remove_marker(self) -> None:
-        disks.remove(self._disk, self._path + MARKER_SUFFIX)  # perhaps the operator has: so be it
+        disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
         self.standing = replace(self.standing, marker=False)
 
 

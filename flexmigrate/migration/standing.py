@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
+from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import Record
@@ -35,11 +36,18 @@ class Standing:
     :ivar path: of the image, absolute and without links.
     :ivar record: what its journal says; None without one.
     :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
+    :ivar beside: what the names of what lies beside it begin with; empty: its path.
     """
 
     path: str
     record: Record | None
     marker: bool
+    beside: str = ""
+
+    @property
+    def place(self) -> str:
+        """What the names of its journal and its marker begin with: see ``image.places``."""
+        return self.beside or self.path
 
     @property
     def state(self) -> State:
@@ -66,8 +74,8 @@ class Standing:
         """Return whether the image may be served, and why not."""
         if self.is_incomplete and self.state in (State.NONE, State.SENDING):
             return Serving.REFUSE, (
-                f"{self.path} is incomplete: {self.path}{MARKER_SUFFIX} says that a migration into "
-                "it never finished"
+                f"{self.path} is incomplete: {self.place}{MARKER_SUFFIX} says that a migration "
+                "into it never finished"
             )
         if self.record is None or self.is_of_another_file:
             return Serving.SERVE, ""
@@ -107,8 +115,10 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     :raises ImageError: what lies beside it can't be read, or can't be trusted.
     """
     real = os.path.realpath(path)
+    where = real
     try:
-        marker = disks.exists(disk, real + MARKER_SUFFIX)
+        where = places.beside(disk, real)
+        marker = disks.exists(disk, where + MARKER_SUFFIX)
     except OSError as error:
-        raise ImageError(f"can't look for {real}{MARKER_SUFFIX}: {error.strerror}") from error
-    return Standing(real, journal.load(disk, journal.path_of(real)), marker)
+        raise ImageError(f"can't look for {where}{MARKER_SUFFIX}: {error.strerror}") from error
+    return Standing(real, journal.load(disk, journal.path_of(where)), marker, where)

@@ -15,7 +15,6 @@ from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
 from flexmigrate.migration.ownership import Ownership
-from flexmigrate.migration.standing import MARKER_SUFFIX
 from flexmigrate.wire.session import Opening, Outcome, State, fit_text
 
 log = Logger()
@@ -56,7 +55,7 @@ class DestinationHandover:
 
         Beside the image itself: whoever comes by another link, or from another folder, finds it.
         """
-        return self._image.real_path + MARKER_SUFFIX
+        return self.ownership.marker_path
 
     def expect(self) -> None:
         """Set the marker, durably, before the first byte is received.
