@@ -14,10 +14,10 @@ import sys
 
 from flexmigrate.config import SettleConfig, WhoseConfig
 from flexmigrate.errors import FlexmigrateError
-from flexmigrate.migration import resolve
+from flexmigrate.migration import journal, resolve
 from flexmigrate.migration.journal import Record
-from flexmigrate.migration.ownership import look
 from flexmigrate.migration.resolve import Verdict
+from flexmigrate.migration.standing import look
 from flexmigrate.wire.session import Answer, State
 
 STATUS = {Verdict.THIS: 0, Verdict.OTHER: 3, Verdict.UNKNOWN: 4}
@@ -66,6 +66,15 @@ def _peer(config: WhoseConfig) -> Record | None:
 
 
 def _record(answer: Answer) -> Record:
+    """Return the record that the other side's journal has; an older server tells less of it.
+
+    :raises FlexmigrateError: what it tells isn't one.
+    """
+    if answer.journal:
+        try:
+            return journal.decode(answer.journal)
+        except ValueError as error:
+            raise FlexmigrateError(f"the journal that the other server told: {error}") from error
     return Record(
         answer.state,
         session=answer.session,

@@ -58,6 +58,7 @@ WITHOUT_TWISTED_EITHER = (
     "flexmigrate.migration.journal",
     "flexmigrate.migration.ownership",
     "flexmigrate.migration.resolve",
+    "flexmigrate.migration.standing",
     "flexmigrate.whose",
 )
 

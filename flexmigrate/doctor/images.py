@@ -13,8 +13,8 @@ from pathlib import Path
 from flexmigrate.doctor.findings import Finding, ok, problem, warning
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
-from flexmigrate.migration import ownership
-from flexmigrate.migration.ownership import Serving
+from flexmigrate.migration import standing as standings
+from flexmigrate.migration.standing import Serving
 
 SECTOR = 512
 
@@ -83,7 +83,7 @@ def _in_use(path: str, status: os.stat_result, is_device: bool) -> Finding:
 def _standing(path: str, *, receives: bool) -> Finding:
     advice = f"flexmigrate whose {path}"
     try:
-        standing = ownership.look(path)
+        standing = standings.look(path)
         if receives:
             refusal = standing.to_receive()
         else:

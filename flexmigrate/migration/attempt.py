@@ -1,15 +1,16 @@
 """One connection from source to destination: its steps, each a coroutine that the source's state
 machine runs.
 
-A step knows what to do, not what comes after it. ``abandon`` undoes whatever was done, at any
-point before the handover is settled: clients go on, and nothing of the attempt remains.
+A step knows what to do, not what comes after it. Whatever it does to the server, it first says how
+that is undone. ``abandon`` undoes it all, the last first, at any point before the handover is
+settled: clients go on, and nothing of the attempt remains.
 """
 
 from __future__ import annotations
 
 from collections.abc import Coroutine
-from dataclasses import dataclass
-from typing import Any, Protocol
+from contextlib import ExitStack
+from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
@@ -20,11 +21,11 @@ from flexmigrate.client import NBDClientProtocol
 from flexmigrate.client.bundle import Bundle
 from flexmigrate.client.splitting import all_of
 from flexmigrate.control.grammar import VerifyRule
-from flexmigrate.errors import ConnectionGone, FlexmigrateError, MigrationError
+from flexmigrate.errors import ConnectionGone, MigrationError
 from flexmigrate.image.dirty import DirtyMap
-from flexmigrate.image.file import Image
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
+from flexmigrate.migration.ground import Allowances, Ground, SizeMismatch, Stalled
 from flexmigrate.migration.handover import (
     Gift,
     NotConfirmed,
@@ -32,58 +33,14 @@ from flexmigrate.migration.handover import (
     confirm,
     settling,
 )
-from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
-from flexmigrate.migration.verifying import Verifier
+from flexmigrate.migration.verifying import Verifier, new_verifier
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
-from flexmigrate.wire.session import Answer, Digest, Opening, State, parse_answer
+from flexmigrate.wire.session import Answer, State, parse_answer
 
 WATCH_SECONDS = 1.0
 """How often it is looked whether the destination makes progress, and how much clients dirty."""
-
-
-class SizeMismatch(MigrationError):
-    """The destination's export is larger or smaller than the image."""
-
-
-@dataclass(frozen=True)
-class Allowances:
-    """What a destination may take.
-
-    :ivar hello_seconds: until the destination has said hello.
-    :ivar request_seconds: without any progress while requests are in flight.
-    :ivar connections: how many to use, where the destination takes more than one.
-    :ivar drop_cache: whether the source's page cache loses what was sent.
-    """
-
-    hello_seconds: float = 5.0
-    request_seconds: float = 60.0
-    connections: int = 1
-    drop_cache: bool = False
-
-
-class Ground(Protocol):
-    """The server whose image moves, as an attempt needs it."""
-
-    @property
-    def lock(self) -> OwnedLock:
-        """The migration lock."""
-
-    def dial(self, hello_seconds: float, opening: Opening | None) -> Deferred[NBDClientProtocol]:
-        """Connect to the destination.
-
-        :param opening: of the session that is wished for, or None for none.
-        """
-
-    def stop_listening(self) -> Deferred[None]:
-        """Free the serving address; clients stay connected."""
-
-    def resume_listening(self) -> Deferred[None]:
-        """Take the serving address again; may come before ``stop_listening`` has ended."""
-
-    def dismiss(self) -> None:
-        """Close the clients, who won't be served here any more: they find the image elsewhere."""
 
 
 class Attempt:
@@ -125,8 +82,8 @@ class Attempt:
         self._copier: Copier | None = None
         self._watchdog = LoopingCall(self._watch)
         self._watchdog.clock = reactor
-        self._holds_lock = False
-        self._not_listening = False
+        # What has to be undone if the image stays here; the last of it first.
+        self._undo = ExitStack()
         self._verifier: Verifier | None = None
         self._earlier: tuple[bytes, ...] = ()  # sessions that may have left something of use
         self._last = Pass(0, 0, 0.0, 0)
@@ -204,28 +161,6 @@ class Attempt:
         """The image's digest, as `ImageDigest.text` has it, of what was compared so far."""
         return self._verifier.digest.text if self._verifier else None
 
-    def _new_verifier(self, dirty: DirtyMap, answer: Answer | None) -> Verifier | None:
-        rule = self._gift.verify
-        if rule is VerifyRule.OFF:
-            return None
-        if answer is None or not answer.digests & Digest.BLAKE3:
-            self._log.warn("the destination can't compare: what arrives there is not verified")
-            return None
-        image = self._export.image
-        if not isinstance(image, Image):
-            self._log.warn("storage that is no file can't be compared: it is not verified")
-            return None
-        assert self._client is not None
-        return Verifier(
-            image,
-            self._export.background,
-            self._client,
-            dirty,
-            self._progress,
-            everything=rule is VerifyRule.FULL,
-            about=self._about,
-        )
-
     async def copy(self) -> None:
         """The first pass: everything, once; but for what an earlier attempt has left there, and
         is the same.
@@ -237,7 +172,9 @@ class Attempt:
         answer = None
         if self._handing_over.is_session and self._client.session is not None:
             answer = parse_answer(self._client.session)
-        verifier = self._verifier = self._new_verifier(dirty, answer)
+        verifier = self._verifier = new_verifier(
+            self._gift.verify, answer, export, self._client, dirty, self._progress, self._about
+        )
         self._copier = Copier(
             self._reactor,
             export.image,
@@ -248,6 +185,7 @@ class Attempt:
             self._progress,
             self._allowances.drop_cache,
         )
+        self._undo.callback(self._stop_marking)
         export.observer = dirty
         export.dirty_runs = dirty.runs
         if verifier is not None and answer is not None and self._has_something(answer):
@@ -327,6 +265,7 @@ class Attempt:
         await self._while_parked(self._send_rest())
 
     async def _send_rest(self) -> None:
+        self._undo.callback(self._export.unpark)
         await self._export.park()
         await self._copying.send_dirty()
         while not await self._flush_and_compare():
@@ -395,11 +334,10 @@ class Attempt:
 
     async def _make_way(self) -> None:
         await self._ground.lock.acquire(self)
-        self._holds_lock = True
-        self._not_listening = True
+        self._undo.callback(self._listen_again)
         await self._ground.stop_listening()
         if self._handing_over.is_session:
-            await self._handing_over.prepare()
+            await self._handing_over.prepare(self.digest)
 
     async def _while_parked(self, work: Coroutine[Any, Any, None]) -> None:
         """Do *work* within what is left of the time for which clients may be parked."""
@@ -417,34 +355,35 @@ class Attempt:
 
     def close(self) -> None:
         """The image is given away, or may be: free the lock. Clients stay parked."""
-        self._parked_until = self._reactor.seconds()
-        self._stop_watching()
-        if self._client is not None:
-            self._client.abort(ConnectionGone("the migration is over"))
+        self._undo.pop_all()
+        self._hang_up("the migration is over")
         self._free_lock()
 
     def abandon(self, reason: str) -> None:
         """The image stays here: clients go on, as if nothing had happened."""
+        self._hang_up(reason)
+        self._undo.close()
+        self._free_lock()  # last: who waits for it finds everything as it is to stay
+
+    def _hang_up(self, reason: str) -> None:
         self._parked_until = self._reactor.seconds()
         self._stop_watching()
         if self._client is not None:
             self._client.abort(ConnectionGone(reason))
-        export = self._export
-        export.observer = None
-        export.dirty_runs = None
-        export.free_writers()
-        if self._not_listening:
-            self._not_listening = False
-            # What goes wrong there must not keep those waiting who are connected.
-            maybeDeferred(self._ground.resume_listening).addErrback(
-                lambda failure: self._log.failure("listening again failed", failure)
-            )
-        export.unpark()
-        self._free_lock()
+
+    def _stop_marking(self) -> None:
+        self._export.observer = None
+        self._export.dirty_runs = None
+        self._export.free_writers()
+
+    def _listen_again(self) -> None:
+        # What goes wrong there must not keep those waiting who are connected.
+        maybeDeferred(self._ground.resume_listening).addErrback(
+            lambda failure: self._log.failure("listening again failed", failure)
+        )
 
     def _free_lock(self) -> None:
-        if self._holds_lock:
-            self._holds_lock = False
+        if self._ground.lock.owner is self:
             self._ground.lock.release(self)
 
     def _stop_watching(self) -> None:
@@ -509,8 +448,4 @@ class Attempt:
         silent = self._reactor.seconds() - bundle.last_progress
         if silent > self._allowances.request_seconds:
             self._stop_watching()
-            client.abort(_Stalled(f"the destination made no progress for {silent:.0f} s"))
-
-
-class _Stalled(FlexmigrateError):
-    pass
+            client.abort(Stalled(f"the destination made no progress for {silent:.0f} s"))

@@ -19,8 +19,8 @@ from twisted.python.failure import Failure
 
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.digests import ImageDigest
-from flexmigrate.migration.handover import DestinationHandover, Verdict
 from flexmigrate.migration.receiving import Reception, WriteBack
+from flexmigrate.migration.taking import DestinationHandover, Verdict
 from flexmigrate.server.export import Export
 from flexmigrate.wire.session import Outcome, fit_text
 
@@ -57,8 +57,12 @@ class Destination(Protocol):
     def resume(self) -> None:
         """The image was ours when the process was started; its source may not know."""
 
-    def _prepare(self, sender: Sender, outcome: Deferred[Outcome]) -> None:
-        """The sender said PREPARE, and can change nothing any more."""
+    def _prepare(
+        self, sender: Sender, outcome: Deferred[Outcome], claimed: str | None = None
+    ) -> None:
+        """The sender said PREPARE, and can change nothing any more; with its image's digest, or
+        without.
+        """
 
     def _sealed(self) -> None:
         """PREPARE was answered, and the sender is there still."""
@@ -186,7 +190,11 @@ def _decide(
 
 
 def _ask_to_prepare(
-    destination: Destination, core: DestinationCore, sender: Sender, outcome: Deferred[Outcome]
+    destination: Destination,
+    core: DestinationCore,
+    sender: Sender,
+    outcome: Deferred[Outcome],
+    claimed: str | None = None,
 ) -> Deferred[None]:
     """Ask the handover; the sender is answered, whatever comes of it."""
     core.phase = "preparing"
@@ -213,7 +221,8 @@ def _ask_to_prepare(
             destination._sealed()
         outcome.callback(result)
 
-    return core.handover.prepare(core.coverage, core.digest.text or "").addBoth(answer)
+    preparing = core.handover.prepare(core.coverage, core.digest.text or "", claimed)
+    return preparing.addBoth(answer)
 
 
 def _own(
@@ -294,6 +303,7 @@ def _said_prepare(
     delayed: IDelayedCall,
     sender: Sender,
     outcome: Deferred[Outcome],
+    claimed: str | None = None,
 ) -> None:
     _stop(delayed)
 

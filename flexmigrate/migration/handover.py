@@ -1,16 +1,17 @@
-"""The last step of a migration, as each end takes it: who owns the image is settled.
+"""The last step of a migration, as the source takes it: the image is given away.
 
-The rules, and what is written where, are ``ownership``'s. Here are the steps in their order, and
-what each failure means:
+The rules, and what is written where, are ``ownership``'s; the destination's part is ``taking``.
+Here are the source's steps in their order, and what each failure means:
 
 * *Session*, between two flexmigrates: PREPARE, until the destination has all, durably; then
   ``committed`` in the source's journal, from where no way leads back; then COMMIT, as often as it
   takes.
 * *Plain*, towards any NBD server: with ``unlink`` the source's file is removed, then DISC. A
   destination owns the image only by a DISC at the end of a valid stream that covered all of it;
-  then, and before it closes the connection, the image is flushed and its marker removed: the close
-  tells the source. Between the source's last step and that close there is a gap that no further
-  message would close; an error in it is :class:`HandoverUncertain`, and a matter for a human.
+  then, and before it closes the connection, the image is flushed, its journal says ``owner``, and
+  its marker is removed: the close tells the source. Between the source's last step and that close
+  there is a gap that no further message would close; an error in it is :class:`HandoverUncertain`,
+  and a matter for a human.
 
 When which step comes is decided by the state machines, ``source`` and ``destination``.
 """
@@ -19,10 +20,8 @@ from __future__ import annotations
 
 import secrets
 from dataclasses import dataclass, field
-from enum import Enum
 from typing import Any
 
-from twisted.internet.defer import Deferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.logger import Logger
 
@@ -36,18 +35,17 @@ from flexmigrate.errors import (
     RequestFailed,
 )
 from flexmigrate.image.background import Background
-from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.device import AnyImage
-from flexmigrate.image.file import Image
 from flexmigrate.migration.journal import Record
-from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, UncertainError
+from flexmigrate.migration.ownership import Ownership, UncertainError
 from flexmigrate.wire.session import (
+    Capability,
     Digest,
     Opening,
-    Outcome,
     PrivateCommand,
     Purpose,
     State,
+    encode_image_digest,
     fit_text,
     parse_answer,
     parse_outcome,
@@ -139,6 +137,7 @@ class Gift:
             name=fit_text(self.name),
             superseded=self.ownership.superseded_by(self.session),
             digests=Digest.BLAKE3,
+            capabilities=Capability.COMPARE,
         )
 
 
@@ -174,7 +173,7 @@ class SourceHandover:
         self._attempt = attempt
         self._client = client
         self._log = Logger(source=about)
-        self._keeps_journal = gift.action is not Action.NOTHING
+        self._keeps_journal = gift.action is not Action.NOTHING and gift.ownership.is_recorded
         self.is_session = gift.may_be_session and client.session is not None
 
     async def begin(self) -> None:
@@ -206,19 +205,25 @@ class SourceHandover:
         try:
             await gift.background.run(gift.ownership.send, record)
         except OSError as error:
-            text = f"can't write the journal of {gift.image.path}: {error}"
-            if self.is_session:
-                raise MigrationError(text) from error
-            self._log.warn("{text}; the handover goes without", text=text)
-            self._keeps_journal = False
+            raise MigrationError(
+                f"can't write the journal of {gift.image.path} ({error}), and without one nobody "
+                "would know after a crash that it was given away: make its folder writable, or use "
+                "'nothing' to send a copy and keep the image"
+            ) from error
 
-    async def prepare(self) -> None:
+    async def prepare(self, digest: str | None = None) -> None:
         """Have the destination see that it has all, and make that durable.
 
-        :raises MigrationError: it hasn't, or couldn't.
+        :param digest: of the image, where all of it was compared: the destination's has to be the
+            same, if it knows how to say so.
+        :raises MigrationError: it hasn't all, or another digest, or couldn't.
         """
+        command, payload = PrivateCommand.PREPARE, b""
+        assert self._client.session is not None
+        if digest and parse_answer(self._client.session).capabilities & Capability.COMPARE:
+            command, payload = PrivateCommand.PREPARE_EQUAL, encode_image_digest(digest)
         try:
-            outcome = parse_outcome(await self._client.private(PrivateCommand.PREPARE))
+            outcome = parse_outcome(await self._client.private(command, payload=payload))
         except RequestFailed as error:
             raise MigrationError(f"the destination did not prepare: {error}") from error
         if outcome.refusal:
@@ -345,128 +350,3 @@ async def finish(
         await client.disconnect().addTimeout(GOODBYE_SECONDS, reactor)
     except (FlexmigrateError, DeferredTimeout) as error:
         logger.info("the destination was not told that the session is over: {error}", error=error)
-
-
-class Verdict(Enum):
-    """What a plain sender's DISC means at a destination."""
-
-    OURS = "ours"
-    NOT_OURS = "not ours"
-
-
-class DestinationHandover:
-    """The steps of a destination.
-
-    :ivar owned: whether the image is ours.
-    :ivar by_session: whether it came by a session, whose source may ask again.
-    """
-
-    def __init__(
-        self,
-        image: Image,
-        background: Background,
-        ownership: Ownership,
-        *,
-        full_coverage: bool = True,
-    ) -> None:
-        self._image = image
-        self._background = background
-        self._full_coverage = full_coverage
-        self.ownership = ownership
-        self.owned = ownership.state is State.OWNER
-        self.by_session = self.owned
-
-    @property
-    def marker(self) -> str:
-        """Path of the file that stands exactly while the image is incomplete.
-
-        Beside the image itself: whoever comes by another link, or from another folder, finds it.
-        """
-        return self._image.real_path + MARKER_SUFFIX
-
-    def expect(self) -> None:
-        """Set the marker, durably, before the first byte is received.
-
-        :raises ImageError: where it can't be written.
-        """
-        self.ownership.expect()
-
-    def judge(self, coverage: Coverage) -> str | None:
-        """Return why what was received isn't the whole image, or None if it is."""
-        if not coverage.writes:
-            return "it sent no data"
-        if coverage.spoiled is not None:
-            return f"a write failed ({coverage.spoiled})"
-        if self._full_coverage and not coverage.complete:
-            missing = coverage.size - coverage.covered
-            return f"{missing} of {coverage.size} bytes were never written, zeroed or trimmed"
-        return None
-
-    # The plain handover
-
-    def take(self, coverage: Coverage) -> Deferred[Verdict]:
-        """Decide about a DISC: flush, remove the marker, own the image; or don't.
-
-        Fails with OSError where the image can't be flushed or the marker can't be removed; it
-        isn't ours then.
-        """
-        return Deferred.fromCoroutine(self._take(coverage))
-
-    async def _take(self, coverage: Coverage) -> Verdict:
-        refusal = self.judge(coverage)
-        if refusal is not None:
-            log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
-            return Verdict.NOT_OURS
-        await self._background.flush()
-        await self._background.run(self.ownership.own_plainly)
-        self.owned = True
-        return Verdict.OURS
-
-    # A session
-
-    def receive(self, opening: Opening, address: str) -> Deferred[None]:
-        """Record, before the first byte comes, what is received. Fails with OSError."""
-        return self._background.run(self.ownership.receive, opening, address)
-
-    def prepare(self, coverage: Coverage, digest: str = "") -> Deferred[Outcome]:
-        """See that all is here, make it durable, and be prepared for COMMIT. Fails with OSError.
-
-        :param digest: of the image, as it was compared, for the journal.
-        """
-        return Deferred.fromCoroutine(self._prepare(coverage, digest))
-
-    async def _prepare(self, coverage: Coverage, digest: str) -> Outcome:
-        refusal = self.judge(coverage)
-        if refusal is not None:
-            return Outcome(self.ownership.state, fit_text(refusal))
-        await self._background.flush()
-        await self._background.run(self.ownership.prepare, digest)
-        return Outcome(self.ownership.state)
-
-    def own(self) -> Deferred[None]:
-        """The source has committed: own the image. Fails with OSError; it may be asked again."""
-        return Deferred.fromCoroutine(self._own())
-
-    async def _own(self) -> None:
-        fault = await self._background.run(self.ownership.own)
-        if fault is not None:
-            log.error(
-                "{marker} can't be removed, and means nothing any more: {fault}",
-                marker=self.marker,
-                fault=fault,
-            )
-        self.owned = self.by_session = True
-
-    def acknowledge(self) -> Deferred[None]:
-        """The source knows that the image is ours; record it. Never fails."""
-        return acknowledge(self.ownership, self._background)
-
-
-def acknowledge(ownership: Ownership, background: Background) -> Deferred[None]:
-    """Record that the source knows that the image is ours. Never fails: it may be asked again."""
-    recording = background.run(ownership.acknowledge)
-    return recording.addErrback(
-        lambda failure: log.warn(
-            "that the source knows can't be recorded: {error}", error=failure.getErrorMessage()
-        )
-    )

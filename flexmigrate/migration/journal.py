@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import datetime, timezone
 from typing import Any
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
 from flexmigrate.image.disk import Disk
-from flexmigrate.wire.session import ID_LENGTH, MAX_SUPERSEDED, NO_ID, State
+from flexmigrate.wire.packing import ID_LENGTH
+from flexmigrate.wire.session import MAX_JOURNAL, MAX_SUPERSEDED, NO_ID, State
 
 SUFFIX = ".handover"
 
@@ -95,9 +96,11 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="seconds")
 
 
-def path_of(image_path: str) -> str:
-    """Return where the journal of the image at *image_path* (absolute, without links) is."""
-    return image_path + SUFFIX
+def path_of(place: str) -> str:
+    """Return where the journal of an image is whose things are at *place*: its path, absolute and
+    without links, or that of a device's: ``image.places.beside``.
+    """
+    return place + SUFFIX
 
 
 def load(disk: Disk, path: str) -> Record | None:
@@ -134,7 +137,18 @@ def encode(record: Record) -> bytes:
     body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
     body["version"] = VERSION
     body["checksum"] = _checksum(body)
-    return json.dumps(body, indent=2).encode() + b"\n"
+    lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
+    return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
+
+
+def told(record: Record | None) -> bytes:
+    """Return a record's bytes for whoever asks another server for them: without what only this side
+    has a use for; empty if there is none, or it is too long to be told.
+    """
+    if record is None:
+        return b""
+    data = encode(replace(record, mirror=()))
+    return data if len(data) <= MAX_JOURNAL else b""
 
 
 def decode(data: bytes) -> Record:

@@ -1,11 +1,10 @@
 """Who owns an image: the rules of both ends on one page, and the only place that changes a journal.
 
 A journal says in which of six states this side of a handover is (``STEPS`` has what may follow
-what); no journal is a state too. Two things are decided by it and nowhere else:
-
-* *Whether the image may be served, or received over*: ``to_serve`` and ``to_receive``.
-* *Whether a source that comes is the right one*: ``refusal`` at a destination that waits, and
-  ``settles`` at any server that has the image.
+what); no journal is a state too. What it means for whoever
+wants to serve the image, or to receive over it, is said in ``standing``; whether a source that
+comes is the right one, here: ``refusal`` at a destination that waits, and ``settles`` at any server
+that has the image.
 
 Why no crash, at either end, makes two owners: the source writes ``committed`` only after the
 destination has said that it is ``prepared``, and COMMIT leaves only after ``committed`` is durable.
@@ -13,9 +12,10 @@ So a destination becomes ``owner`` only once its source can never serve again, a
 not ``committed`` knows that nobody has become owner. Why none makes no owner: ``prepared`` is
 written once every byte is durable, and a ``committed`` source repeats COMMIT until it is answered.
 
-The plain handover has only the source's half of this. Its journal says ``committed`` from before
-the first act that can't be taken back, so that a source that doesn't know is not started again as
-if it did.
+The plain handover has no ``prepared``. The source's journal says ``committed`` from before the
+first act that can't be taken back, so that a source that doesn't know is not started again as if it
+did; the destination's says ``owner`` before the source can know, so that nothing is received over
+it.
 
 Everything here may wait for the disk: it is called in threads, by one caller at a time for each
 image. Twisted is not imported.
@@ -24,20 +24,18 @@ image. Twisted is not imported.
 from __future__ import annotations
 
 import contextlib
-import enum
 import errno
-import os
 import threading
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
+from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import JournalError, Record
+from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
 from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
-
-MARKER_SUFFIX = ".INCOMPLETE"
 
 _MARKER_TEXT = (
     "A migration into the image beside this file has not finished: the image is not whole.\n"
@@ -45,113 +43,19 @@ _MARKER_TEXT = (
 )
 
 STEPS: dict[State, frozenset[State]] = {
-    State.NONE: frozenset({State.SENDING, State.RECEIVING}),
+    # OWNER, as after RECEIVING, by the plain handover, which has no PREPARED.
+    State.NONE: frozenset({State.SENDING, State.RECEIVING, State.OWNER}),
     # A new session, or another attempt; or all is sent, and the destination is prepared.
     State.SENDING: frozenset({State.SENDING, State.COMMITTED}),
     # Back only while nobody can have been told: see `SourceOwnership.take_back`.
     State.COMMITTED: frozenset({State.SENDING, State.DONE}),
     # Its file was unlinked, too; or the image comes back; or another has its name: see `tidy`.
     State.DONE: frozenset({State.DONE, State.RECEIVING, State.OWNER}),
-    # To OWNER from the plain handover, which has no PREPARED.
     State.RECEIVING: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
     State.PREPARED: frozenset({State.RECEIVING, State.PREPARED, State.OWNER}),
     State.OWNER: frozenset({State.OWNER, State.SENDING}),
 }
 """What may be written after what; a human may write ``done`` and ``owner`` after anything."""
-
-
-class Serving(enum.Enum):
-    """What may become of an image that somebody wants to serve."""
-
-    SERVE = "serve"
-    SETTLE = "settle"  # its handover was committed: ask the destination to take it
-    REFUSE = "refuse"
-
-
-@dataclass(frozen=True)
-class Standing:
-    """How an image stands, by what lies beside it.
-
-    :ivar path: of the image, absolute and without links.
-    :ivar record: what its journal says; None without one.
-    :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
-    """
-
-    path: str
-    record: Record | None
-    marker: bool
-
-    @property
-    def state(self) -> State:
-        """What the journal says."""
-        return State.NONE if self.record is None else self.record.state
-
-    @property
-    def is_incomplete(self) -> bool:
-        """Whether a migration into it never finished.
-
-        A marker beside an ``owner`` is left of one that did: it is removed after the journal is
-        written.
-        """
-        return self.marker and self.state is not State.OWNER
-
-    @property
-    def is_of_another_file(self) -> bool:
-        """Whether the journal is that of a file which was unlinked once it was given away: what has
-        its name now is another.
-        """
-        return self.record is not None and self.state is State.DONE and self.record.unlinked
-
-    def to_serve(self) -> tuple[Serving, str]:
-        """Return whether the image may be served, and why not."""
-        if self.is_incomplete and self.state in (State.NONE, State.SENDING):
-            return Serving.REFUSE, (
-                f"{self.path} is incomplete: {self.path}{MARKER_SUFFIX} says that a migration into "
-                "it never finished"
-            )
-        if self.record is None or self.is_of_another_file:
-            return Serving.SERVE, ""
-        record, place = self.record, self.record.other_side
-        advice = f"see 'flexmigrate whose {self.path}'"
-        if record.state is State.COMMITTED and not record.plain:
-            return Serving.SETTLE, f"{self.path} was handed over to {place}"
-        text = {
-            State.COMMITTED: f"may be at {place} since {record.time}: its handover was begun, and "
-            f"not confirmed; {advice}, look there, then 'flexmigrate take' or 'release'",
-            State.DONE: f"was migrated to {place} ({record.time}); {advice}, and 'flexmigrate take "
-            f"{self.path}' if this copy is to be used all the same",
-            State.RECEIVING: f"is incomplete: a migration from {place} into it never finished",
-            State.PREPARED: f"is a complete copy of what {place} had, and may be the only one in "
-            f"use or not: it waits to be told by its source; start its 'listen' again, or {advice}",
-        }.get(record.state)
-        if text is None:
-            return Serving.SERVE, ""
-        return Serving.REFUSE, f"{self.path} {text}"
-
-    def to_receive(self) -> str | None:
-        """Return why nothing may be received over the image, or None."""
-        if self.record is None or self.state in (State.DONE, State.RECEIVING, State.PREPARED):
-            return None
-        if self.state is State.OWNER and not self.record.acknowledged:
-            return None  # its source may ask once more; nobody else gets past `refusal`
-        return (
-            f"{self.path} is the image itself, not a copy (its journal says "
-            f"{self.state.name.lower()}): receiving would overwrite it; if it is of no use any "
-            f"more, 'flexmigrate release {self.path}'"
-        )
-
-
-def look(path: str, disk: Disk = SYSTEM) -> Standing:
-    """Return how the image at *path* stands.
-
-    :raises ImageError: what lies beside it can't be read, or can't be trusted.
-    """
-    real = os.path.realpath(path)
-    try:
-        marker = disks.exists(disk, real + MARKER_SUFFIX)
-    except OSError as error:
-        raise ImageError(f"can't look for {real}{MARKER_SUFFIX}: {error.strerror}") from error
-    return Standing(real, journal.load(disk, journal.path_of(real)), marker)
 
 
 class Ownership:
@@ -161,14 +65,20 @@ class Ownership:
     :param size: of the image, in bytes.
     :raises ImageError: as `look`; or what a journal says can't be made durable.
     :ivar standing: how it stands, durably.
+    :cvar is_recorded: whether there is a journal at all.
     """
+
+    is_recorded = True
 
     def __init__(self, path: str, size: int, disk: Disk = SYSTEM) -> None:
         self._path = path
         self._size = size
         self._disk = disk
         self._writing = threading.Lock()
+        self._doubt: str | None = None
         self.standing = look(path, disk)
+        self._beside = self.standing.place
+        places.make_folder(self._beside)
         self._make_durable()
 
     def _make_durable(self) -> None:
@@ -179,11 +89,16 @@ class Ownership:
         take the image would find itself ``sending``.
         """
         try:
-            disks.sync_folder(self._disk, self._path)
+            disks.sync_folder(self._disk, self._beside)
         except OSError as error:
             if self.standing.record is not None:
-                where = journal.path_of(self._path)
+                where = journal.path_of(self._beside)
                 raise ImageError(f"can't make durable what {where} says: {error}") from error
+
+    @property
+    def marker_path(self) -> str:
+        """Of the file that stands exactly while the image is incomplete."""
+        return self._beside + MARKER_SUFFIX
 
     @property
     def record(self) -> Record | None:
@@ -200,7 +115,7 @@ class Ownership:
 
         :raises OSError: it can't.
         """
-        path = journal.path_of(self._path) + ".probe"
+        path = journal.path_of(self._beside) + ".probe"
         try:
             disks.replace(self._disk, path, bytes(journal.PROBE_BYTES))
         finally:
@@ -253,7 +168,7 @@ class Ownership:
         as true; but once the new record has got its name, which of them would be found after a
         crash is known only when one of them is durable.
         """
-        path = journal.path_of(self._path)
+        path = journal.path_of(self._beside)
         try:
             if journal.load(self._disk, path) != before:
                 self._force(before)
@@ -271,7 +186,7 @@ class Ownership:
             self._write(replace(self._known(), state=State.SENDING))
         except OSError as error:
             raise UncertainError(
-                f"can't write {journal.path_of(self._path)}: {error}; it says 'committed'"
+                f"can't write {journal.path_of(self._beside)}: {error}; it says 'committed'"
             ) from error
 
     def done(self) -> None:
@@ -294,7 +209,7 @@ class Ownership:
         try:
             self._set_marker()
         except OSError as error:
-            marker = self._path + MARKER_SUFFIX
+            marker = self.marker_path
             raise ImageError(f"can't write the marker {marker}: {error.strerror}") from error
 
     def refusal(self, opening: Opening | None) -> str | None:
@@ -303,6 +218,8 @@ class Ownership:
         :param opening: what it said of its session; None for a plain sender.
         """
         record = self.record
+        if self._doubt is not None:
+            return self._doubt
         if opening is not None and opening.purpose is Purpose.SETTLE:
             return self.settles(opening)
         if record is None or record.state in (State.RECEIVING, State.DONE):
@@ -368,35 +285,55 @@ class Ownership:
         record = self._known()
         if record.state is not State.OWNER:
             self._write(replace(record, state=State.OWNER, origin=record.session))
+        return self._try_to_remove_marker()
+
+    def _try_to_remove_marker(self) -> str | None:
         try:
             self._remove_marker()
         except OSError as error:
             return str(error)
         return None
 
-    def own_plainly(self) -> None:
+    def own_plainly(self) -> str | None:
         """A plain sender has brought everything, all is durable, and it said DISC: it's ours.
 
-        :raises OSError: it isn't, and the marker says so.
+        From here ``listen`` does not receive over it: it may be the only copy.
+
+        :return: why the marker could not be removed, as `own`.
+        :raises OSError: it can't be recorded, so it isn't ours.
         """
-        if self.record is not None:
+        before = self.record
+        settled = () if before is None else before.settled
+        peer = "a sender that knows no sessions"
+        try:
             self._write(
                 Record(
                     State.OWNER,
                     size=self._size,
                     plain=True,
                     acknowledged=True,
-                    settled=self.record.settled,
+                    peer=peer,
+                    settled=settled,
                 )
             )
+        except OSError as error:
+            self._put_back(before, error)
+            raise
+        return self._try_to_remove_marker()
+
+    def _put_back(self, before: Record | None, error: OSError) -> None:
+        """See that the journal says *before* again, after *error*; if that fails too, let nobody
+        send here: whether this copy is the image is known once the journal is read again.
+        """
+        path = journal.path_of(self._beside)
         try:
-            self._remove_marker()
-        except OSError:
-            if self.record is None and not disks.exists(self._disk, self._path + MARKER_SUFFIX):
-                # It may come back after a crash. The image isn't ours then, and the marker says so.
-                self._set_marker()
-            if self.record is None:
-                raise
+            if journal.load(self._disk, path) != before:
+                if before is None:
+                    disks.remove(self._disk, path)
+                else:
+                    self._force(before)
+        except (OSError, JournalError):
+            self._doubt = f"can't write {path} ({error}), and what it says isn't known"
 
     def acknowledge(self) -> None:
         """The source knows that the image is ours."""
@@ -411,7 +348,7 @@ class Ownership:
         :raises ImageError: it can't be removed.
         """
         if self.standing.is_of_another_file:
-            path = journal.path_of(self._path)
+            path = journal.path_of(self._beside)
             try:
                 disks.remove(self._disk, path)
             except OSError as error:
@@ -421,7 +358,7 @@ class Ownership:
             try:
                 self._remove_marker()
             except OSError as error:
-                marker = self._path + MARKER_SUFFIX
+                marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
 
     # By hand
@@ -459,15 +396,15 @@ class Ownership:
     def _force(self, record: Record) -> None:
         with self._writing:
             record = replace(record, time=journal.now())
-            journal.store(self._disk, journal.path_of(self._path), record)
+            journal.store(self._disk, journal.path_of(self._beside), record)
             self.standing = replace(self.standing, record=record)
 
     def _set_marker(self) -> None:
-        disks.replace(self._disk, self._path + MARKER_SUFFIX, _MARKER_TEXT.encode())
+        disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
         self.standing = replace(self.standing, marker=True)
 
     def _remove_marker(self) -> None:
-        disks.remove(self._disk, self._path + MARKER_SUFFIX)  # perhaps the operator has: so be it
+        disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
         self.standing = replace(self.standing, marker=False)
 
 
@@ -476,14 +413,18 @@ class UncertainError(Exception):
 
 
 class Unrecorded(Ownership):
-    """Of what is no file: it has no place for a journal, so its handovers are plain ones.
+    """Of what is no file: it has no place for a journal, so its handovers are plain ones, and
+    whoever has brought the storage has to remember what became of it.
 
     :param name: what it is called, in logs.
     """
 
+    is_recorded = False
+
     def __init__(self, name: str) -> None:
         # Not its own beginning, which looks at what lies beside a file.
         self.standing = Standing(name, None, False)
+        self._doubt = None
 
     def probe(self) -> None:
         """See that no journal can be written.

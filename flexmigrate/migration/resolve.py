@@ -13,11 +13,13 @@ import os
 from dataclasses import dataclass
 
 from flexmigrate.errors import ImageError
+from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.opening import open_image
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import JournalError, Record
-from flexmigrate.migration.ownership import MARKER_SUFFIX, Ownership, Standing, look
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
 from flexmigrate.wire.session import NO_ID, State
 
 BAD_SUFFIX = ".bad"
@@ -102,8 +104,8 @@ def _alone(standing: Standing) -> Judgement:
     if record is None and standing.marker:
         return Judgement(
             Verdict.OTHER,
-            f"{path} is not canonical: {path}{MARKER_SUFFIX} says that a migration into it never "
-            "finished; its source has the image.",
+            f"{path} is not canonical: {standing.place}{MARKER_SUFFIX} says that a migration into "
+            "it never finished; its source has the image.",
         )
     if record is None:
         return Judgement(
@@ -235,6 +237,6 @@ def _ownership(path: str, size: int) -> Ownership:
     try:
         return Ownership(path, size)
     except JournalError:
-        bad = journal.path_of(path)
+        bad = journal.path_of(places.beside(SYSTEM, path))
         os.replace(bad, bad + BAD_SUFFIX)
         return Ownership(path, size)

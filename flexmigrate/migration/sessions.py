@@ -22,10 +22,11 @@ from twisted.python.failure import Failure
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
+from flexmigrate.migration import journal
 from flexmigrate.migration.destination import Destination, DestinationCore
-from flexmigrate.migration.handover import acknowledge
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.taking import acknowledge
 from flexmigrate.migration.verifying import fault_in, judge, tell
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
@@ -36,6 +37,7 @@ from flexmigrate.wire.session import (
     SESSION_OPTION,
     SESSION_REPLY,
     Answer,
+    Capability,
     Digest,
     Opening,
     Outcome,
@@ -43,7 +45,9 @@ from flexmigrate.wire.session import (
     Purpose,
     encode_verdicts,
     fit_text,
+    is_private,
     parse_claims,
+    parse_image_digest,
     parse_opening,
 )
 
@@ -68,13 +72,22 @@ def _opening_in(private: Mapping[int, bytes]) -> Opening | None:
 
 
 def answer(
-    ownership: Ownership, size: int, name: str, refusal: str | None, digests: int = 0
+    opening: Opening,
+    ownership: Ownership,
+    size: int,
+    name: str,
+    refusal: str | None,
+    *,
+    compares: bool = False,
 ) -> Replies:
     """Return the replies to a session option.
 
-    :param digests: by which we can compare.
+    :param compares: whether we can compare what we have with what the source has.
     """
     record = ownership.record
+    known = Capability.JOURNAL if opening.purpose is Purpose.ASK else Capability(0)
+    if compares:
+        known |= Capability.COMPARE
     told = Answer(
         ownership.state,
         NO_ID if record is None else record.session,
@@ -82,7 +95,9 @@ def answer(
         size,
         fit_text(name),
         fit_text(refusal or ""),
-        digests,
+        opening.digests & Digest.BLAKE3 if compares else 0,
+        opening.capabilities & known,
+        journal.told(record),
     )
     return [(SESSION_REPLY, told.encode()), (OptionReply.ACK, b"")]
 
@@ -130,11 +145,12 @@ class Receiving(OpenSession):
     def _answer(self, data: bytes) -> Replies:
         opening = parse_opening(data)
         return answer(
+            opening,
             self._ownership,
             self._core.export.size,
             self._name,
             self._refusal(opening),
-            opening.digests & Digest.BLAKE3 if isinstance(self._core.export.image, Image) else 0,
+            compares=isinstance(self._core.export.image, Image),
         )
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
@@ -193,14 +209,22 @@ class Receiving(OpenSession):
     ) -> Deferred[bytes] | None:
         """PREPARE, COMMIT and VERIFY, within a session."""
         opening = opening_of(connection)
-        if opening is not None and command == PrivateCommand.VERIFY:
-            return self._verify(connection, payload)
-        if opening is None or command not in (PrivateCommand.PREPARE, PrivateCommand.COMMIT):
+        if opening is None or not is_private(command):
             return None
+        if command == PrivateCommand.VERIFY:
+            return self._verify(connection, payload)
         if offset or length:
             return _refused("neither offset nor length belong there")
-        work = self._prepare if command == PrivateCommand.PREPARE else self._commit
-        return Deferred.fromCoroutine(work(connection, opening)).addCallback(Outcome.encode)
+        if command == PrivateCommand.COMMIT:
+            work = self._commit(connection, opening)
+        elif command == PrivateCommand.PREPARE:
+            work = self._prepare(connection, None)
+        else:
+            try:
+                work = self._prepare(connection, parse_image_digest(payload))
+            except RemoteProtocolError as error:
+                return _refused(str(error))
+        return Deferred.fromCoroutine(work).addCallback(Outcome.encode)
 
     def _verify(self, connection: NBDServerProtocol, payload: bytes) -> Deferred[bytes]:
         """Compare ranges with what their source says that they hold; what is equal is covered."""
@@ -228,7 +252,7 @@ class Receiving(OpenSession):
             return _refused("storage that is no file can't be compared")
         return core.export.background.run(judge, image, claims).addCallback(found)
 
-    async def _prepare(self, connection: NBDServerProtocol, opening: Opening) -> Outcome:
+    async def _prepare(self, connection: NBDServerProtocol, claimed: str | None) -> Outcome:
         if not connection.seal():
             return self._refuse(connection, "requests are under way")
         await self._lock.acquire(connection)
@@ -236,7 +260,7 @@ class Receiving(OpenSession):
             if not self._core.is_from(connection) or self._core.phase != "receiving":
                 return self._refuse(connection, "there is nothing to prepare")
             outcome: Deferred[Outcome] = Deferred()
-            self._destination._prepare(connection, outcome)
+            self._destination._prepare(connection, outcome, claimed)
             return await outcome
         finally:
             self._lock.release(connection)
@@ -377,7 +401,7 @@ class Serving(OpenSession):
         refusal = None
         if opening.purpose is Purpose.SETTLE:
             refusal = held.ownership.settles(opening)
-        return answer(held.ownership, held.size, held.full_name, refusal)
+        return answer(opening, held.ownership, held.size, held.full_name, refusal)
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Who only asks, or can't settle, goes no further."""

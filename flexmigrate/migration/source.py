@@ -26,9 +26,10 @@ from twisted.python.failure import Failure
 from flexmigrate.control.grammar import Action, ConvergeChange
 from flexmigrate.errors import Broken, FlexmigrateError
 from flexmigrate.image.dirty import DirtyMap
-from flexmigrate.migration.attempt import Allowances, Attempt, Ground
+from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.ground import Allowances, Ground
 from flexmigrate.migration.handover import Gift, HandoverUncertain, NotGiven
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export

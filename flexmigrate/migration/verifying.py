@@ -23,6 +23,7 @@ from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
 from flexmigrate.client.splitting import all_of
+from flexmigrate.control.grammar import VerifyRule
 from flexmigrate.errors import MigrationError, RequestFailed
 from flexmigrate.image.background import Background
 from flexmigrate.image.digests import (
@@ -36,10 +37,13 @@ from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
 from flexmigrate.migration.copying import Progress
+from flexmigrate.server.export import Export
 from flexmigrate.wire.session import (
     MAX_CLAIMS,
     ZEROES_DIGEST,
+    Answer,
     Claim,
+    Digest,
     PrivateCommand,
     encode_claims,
     parse_verdicts,
@@ -281,6 +285,34 @@ class Verifier:
         self.repaired += self._dirty.dirtied - before
         if self._expects_equal:
             self._differing.append(claim)
+
+
+def new_verifier(
+    rule: VerifyRule,
+    answer: Answer | None,
+    export: Export,
+    client: Asked,
+    dirty: DirtyMap,
+    progress: Progress,
+    about: object = None,
+) -> Verifier | None:
+    """Return what compares as *rule* says, or None, and say so, where it can't be done.
+
+    :param answer: the destination's, if a session was agreed on.
+    """
+    if rule is VerifyRule.OFF:
+        return None
+    log, image = Logger(source=about), export.image
+    if answer is None or not answer.digests & Digest.BLAKE3:
+        log.warn("the destination can't compare: what arrives there is not verified")
+        return None
+    if not isinstance(image, Image):
+        log.warn("storage that is no file can't be compared: it is not verified")
+        return None
+    everything = rule is VerifyRule.FULL
+    return Verifier(
+        image, export.background, client, dirty, progress, everything=everything, about=about
+    )
 
 
 # A destination's side

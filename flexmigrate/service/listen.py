@@ -22,10 +22,10 @@ from flexmigrate.migration.destination import (
     DestinationCore,
     DestinationMachine,
 )
-from flexmigrate.migration.handover import DestinationHandover
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.sessions import Receiving
 from flexmigrate.migration.sessions import Serving as ServingSession
+from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory

@@ -32,9 +32,9 @@ from flexmigrate.errors import (
     UsageError,
 )
 from flexmigrate.history import Summary, Tally, Verdict
-from flexmigrate.migration.attempt import Allowances, SizeMismatch
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.ground import Allowances, SizeMismatch
 from flexmigrate.migration.handover import Gift
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit

@@ -30,7 +30,15 @@ from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
 from flexmigrate.service.supervisor import Supervisor
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
-from flexmigrate.wire.session import NO_ID, Answer, Opening, Purpose, State, parse_answer
+from flexmigrate.wire.session import (
+    NO_ID,
+    Answer,
+    Capability,
+    Opening,
+    Purpose,
+    State,
+    parse_answer,
+)
 
 PIECE = 1024 * 1024
 """Bytes that ``read`` and ``write`` move at a time."""
@@ -150,7 +158,15 @@ def ask_peer(config: WhoseConfig) -> Answer:
 
     the_reactor: Any = reactor
     assert config.peer is not None
-    opening = Opening(Purpose.ASK, NO_ID, 0, State.NONE, 0, export=config.remote_export)
+    opening = Opening(
+        Purpose.ASK,
+        NO_ID,
+        0,
+        State.NONE,
+        0,
+        export=config.remote_export,
+        capabilities=Capability.JOURNAL,
+    )
     tls = client_tls(config.tls, config.peer.host)
     wish = Wish(tls=TLSMode(config.tls.rule), session=opening.encode())
     endpoint = client_endpoint(the_reactor, config.peer, timeout=CONNECT_SECONDS)

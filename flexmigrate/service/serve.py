@@ -19,8 +19,8 @@ from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.ownership import Serving as MayServe
 from flexmigrate.migration.sessions import Serving as ServingSession
+from flexmigrate.migration.standing import Serving as MayServe
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context

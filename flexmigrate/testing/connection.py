@@ -316,7 +316,7 @@ class End:
     def _tell(self, reason: Exception) -> None:
         self.connected = False
         for lane in (self.wire, self._news):
-            self.machine.world.lanes.remove(lane)
+            lane.close()
         self.machine.note(f"is told of a connection's end: {type(reason).__name__}")
         if self._producer is not None:
             self._producer.stopProducing()

@@ -19,18 +19,13 @@ import itertools
 import os
 import random
 import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.disk import Disk
-from flexmigrate.image.exact import Readable
-from flexmigrate.image.extents import Extent
-from flexmigrate.image.file import SECTOR, Image
-
-BLOCK = 4096
-"""What is a hole, or isn't, in bytes."""
-
-_ZEROES = bytes(BLOCK)
+from flexmigrate.image.file import Image
+from flexmigrate.testing.file import SimulatedFile
+from flexmigrate.testing.image import SimulatedImage
 
 _KEEP: dict[str, Callable[[random.Random], bool]] = {
     "nothing": lambda draw: False,
@@ -49,63 +44,8 @@ class Died(BaseException):
     """
 
 
-class _File:
-    """What names lead to.
-
-    :ivar seen: its bytes, as processes see them.
-    :ivar stable: its bytes, as far as they were synced.
-    :ivar unsynced: what makes one of the other: (offset, bytes) were written, or (size, None): it
-        was cut there.
-    :ivar user: who has it locked.
-    """
-
-    __slots__ = ("inode", "links", "seen", "stable", "unsynced", "user")
-
-    def __init__(self, inode: int, data: bytes = b"") -> None:
-        self.inode = inode
-        self.links = 1
-        self.seen = bytearray(data)
-        self.stable = bytearray(data)
-        self.unsynced: list[tuple[int, bytes | None]] = []
-        self.user: Mount | None = None
-
-    def write(self, offset: int, data: bytes) -> None:
-        _put(self.seen, offset, data)
-        self.unsynced.append((offset, data))
-
-    def cut(self, size: int) -> None:
-        del self.seen[size:]
-        self.unsynced.append((size, None))
-
-    def sync(self) -> None:
-        if self.unsynced:
-            self.stable[:] = self.seen
-            self.unsynced = []
-
-    def fail(self, keep: Callable[[random.Random], bool], draw: random.Random) -> None:
-        for offset, data in self.unsynced:
-            if data is None:
-                if keep(draw):
-                    del self.stable[offset:]
-                continue
-            for at in range(0, len(data), SECTOR):
-                piece = data[at : at + SECTOR]
-                if keep(draw):
-                    _put(self.stable, offset + at, piece)
-                elif len(piece) < SECTOR and draw.random() < 0.5:
-                    _put(self.stable, offset + at, piece[: draw.randrange(len(piece) + 1)])
-        self.unsynced = []
-        self.seen[:] = self.stable
-
-
-def _put(where: bytearray, offset: int, data: bytes) -> None:
-    if offset > len(where):
-        where.extend(bytes(offset - len(where)))
-    where[offset : offset + len(data)] = data
-
-
 # A name that came, and what it leads to; or that went.
-_Change = tuple[str, "_File | None"]
+_Change = tuple[str, "SimulatedFile | None"]
 
 
 class SimulatedDisk:
@@ -115,20 +55,24 @@ class SimulatedDisk:
         name, and the path that it is about. It may raise OSError, and then nothing has happened;
         or let the process die.
     :ivar may_wait: asked whether a call of an image that must not wait for the disk would have to.
+    :ivar touched: called with the bytes of an image that are about to be read or written: the
+        call's name, where they begin, how many they are, and what is written. Returns whether a
+        write is really done: a disk that lies only says so.
     """
 
     def __init__(self) -> None:
         self.before: Callable[[Mount, str, str], object] = lambda mount, call, path: None
         self.may_wait: Callable[[str], bool] = lambda call: False
+        self.touched: Callable[[str, int, int, bytes], bool] = lambda *which: True
         self._inodes = itertools.count(1)
-        self._names: dict[str, _File] = {}
-        self._stable: dict[str, _File] = {}
+        self._names: dict[str, SimulatedFile] = {}
+        self._stable: dict[str, SimulatedFile] = {}
         # By what was done together: a name that is given away goes as the other comes.
         self._unsynced: list[list[_Change]] = []
 
     def put(self, path: str, data: bytes) -> None:
         """Let there be a file, as if it had always been there."""
-        self._names[path] = self._stable[path] = _File(next(self._inodes), data)
+        self._names[path] = self._stable[path] = SimulatedFile(next(self._inodes), data)
 
     def find(self, path: str) -> bytes | None:
         """Return what is in the file at *path* for whoever looks at it now; None: there is none."""
@@ -141,6 +85,44 @@ class SimulatedDisk:
         """
         file = self._stable.get(path)
         return None if file is None else bytes(file.stable)
+
+    @property
+    def is_synced(self) -> bool:
+        """Whether nothing would be lost if the machine failed."""
+        return not self._unsynced and not any(file.unsynced for file in self._names.values())
+
+    def flip(self, path: str, offset: int) -> None:
+        """Let one bit be another in the file at *path*, durably, and tell nobody."""
+        file = self.named(path)
+        for held in (file.seen, file.stable):
+            if offset < len(held):
+                held[offset] ^= 1
+
+    def names(self, *, after_failure: bool = False) -> frozenset[str]:
+        """Return all names that are there now; or that would surely be after a failure."""
+        return frozenset(self._stable if after_failure else self._names)
+
+    def copy(self) -> SimulatedDisk:
+        """Return another disk that is as this one is now, and is used by no process."""
+        copies: dict[SimulatedFile, SimulatedFile] = {}
+
+        def copied(names: dict[str, SimulatedFile]) -> dict[str, SimulatedFile]:
+            return {path: copy_of(file) for path, file in names.items()}
+
+        def copy_of(file: SimulatedFile) -> SimulatedFile:
+            if file not in copies:
+                copies[file] = file.copy()
+            return copies[file]
+
+        other = SimulatedDisk()
+        other._inodes = itertools.count(next(self._inodes))
+        other._names = copied(self._names)
+        other._stable = copied(self._stable)
+        other._unsynced = [
+            [(path, file and copy_of(file)) for path, file in together]
+            for together in self._unsynced
+        ]
+        return other
 
     def mount(self) -> Mount:
         """Return the disk as a new process has it."""
@@ -162,16 +144,16 @@ class SimulatedDisk:
 
     # What processes do to it
 
-    def named(self, path: str) -> _File:
+    def named(self, path: str) -> SimulatedFile:
         """Return the file at *path*, or raise FileNotFoundError."""
         try:
             return self._names[path]
         except KeyError:
             raise _error(errno.ENOENT, path) from None
 
-    def create(self, path: str) -> _File:
+    def create(self, path: str) -> SimulatedFile:
         """Let there be a new file."""
-        file = _File(next(self._inodes))
+        file = SimulatedFile(next(self._inodes))
         self.change([(path, file)])
         return file
 
@@ -181,7 +163,7 @@ class SimulatedDisk:
         self._unsynced.append(together)
 
     @staticmethod
-    def _change(names: dict[str, _File], together: list[_Change]) -> None:
+    def _change(names: dict[str, SimulatedFile], together: list[_Change]) -> None:
         for path, file in together:
             if file is None:
                 names.pop(path, None)
@@ -210,8 +192,8 @@ class Mount(Disk):
         self._disk = disk
         self._numbers = itertools.count(3)
         # A folder is there by its path alone.
-        self._open: dict[int, tuple[_File | str, list[int]]] = {}
-        self._locked: list[_File] = []
+        self._open: dict[int, tuple[SimulatedFile | str, list[int]]] = {}
+        self._locked: list[SimulatedFile] = []
 
     def die(self) -> None:
         """The process is dead: its locks are free, and no call of its has an effect any more."""
@@ -228,7 +210,7 @@ class Mount(Disk):
 
     def open(self, path: str, flags: int, mode: int = 0o777) -> int:
         self._begin("open", path)
-        found: _File | str = path
+        found: SimulatedFile | str = path
         if not flags & os.O_DIRECTORY:
             try:
                 found = file = self._disk.named(path)
@@ -242,7 +224,7 @@ class Mount(Disk):
         self._open[number] = (found, [0])
         return number
 
-    def _file(self, fd: int) -> tuple[_File, list[int]]:
+    def _file(self, fd: int) -> tuple[SimulatedFile, list[int]]:
         file, position = self._open[fd]
         if isinstance(file, str):
             raise _error(errno.EISDIR, file)
@@ -310,7 +292,7 @@ class Mount(Disk):
         self._locked.append(file)
         return SimulatedImage(self, path, fd, file, read_only=read_only)
 
-    def unlock(self, file: _File) -> None:
+    def unlock(self, file: SimulatedFile) -> None:
         """Let another have the image that is in *file*."""
         file.user = None
         self._locked.remove(file)
@@ -319,112 +301,16 @@ class Mount(Disk):
         """Whether *call* may not be made at once, because it could wait for the disk."""
         return self._disk.may_wait(call)
 
+    def touches(self, call: str, offset: int, length: int, data: bytes = b"") -> bool:
+        """Tell of the bytes of an image that a call is about; see ``SimulatedDisk.touched``."""
+        return self._disk.touched(call, offset, length, data)
+
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""
         self._begin(call, path)
 
 
-class SimulatedImage(Image):
-    """An image on a :class:`SimulatedDisk`: what it does to bytes, it does there."""
-
-    __slots__ = ("_file", "_mount")
-
-    def __init__(self, mount: Mount, path: str, fd: int, file: _File, *, read_only: bool) -> None:
-        # Not the image's own beginning, which looks at a descriptor of the kernel's.
-        self.path = self._name = path
-        self.read_only = read_only
-        self.fd = fd
-        self.file_size = len(file.seen)
-        self.size = self.file_size // SECTOR * SECTOR
-        self.identity = (1, file.inode)
-        self.is_block_device = False
-        self.in_memory = False
-        self.disk = mount
-        self._mount = mount
-        self._file = file
-        self._may_have_holes = False
-
-    # Reading
-
-    def try_read_into(self, view: memoryview, offset: int) -> bool:
-        if self._mount.may_wait("read"):
-            return False
-        self.read_into(view, offset)
-        return True
-
-    def read_into(self, view: memoryview, offset: int) -> None:
-        self._mount.begin_image_call("pread", self.path)
-        view[:] = self._file.seen[offset : offset + len(view)]
-
-    def read(self, offset: int, length: int) -> bytes:
-        self._mount.begin_image_call("pread", self.path)
-        return bytes(self._file.seen[offset : offset + length])
-
-    def is_hole(self, view: Readable, offset: int) -> bool:
-        return False
-
-    def is_resident(self, offset: int, length: int) -> bool:
-        return not self._mount.may_wait("is resident")
-
-    def make_resident(self, offset: int, length: int) -> None:
-        self._mount.begin_image_call("make resident", self.path)
-
-    def write_back(self) -> None:
-        self._mount.begin_image_call("write back", self.path)
-
-    def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._mount.begin_image_call("will need", self.path)
-
-    def drop_cached(self, ranges: Iterable[tuple[int, int]]) -> None:
-        self._mount.begin_image_call("drop cached", self.path)
-
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        end = offset + length
-        while offset < end:
-            extent = self.extent_at(offset)
-            yield Extent(offset, min(extent.end, end) - offset, extent.data)
-            offset = extent.end
-
-    def extent_at(self, offset: int) -> Extent:
-        data = self._is_data(offset)
-        end = offset // BLOCK * BLOCK + BLOCK
-        while end < self.size and self._is_data(end) == data:
-            end += BLOCK
-        return Extent(offset, min(end, self.size) - offset, data)
-
-    def _is_data(self, offset: int) -> bool:
-        at = offset // BLOCK * BLOCK
-        return self._file.seen[at : at + BLOCK] != _ZEROES
-
-    # Writing
-
-    def may_block_write(self, offset: int, length: int) -> bool:
-        return self._mount.may_wait("write")
-
-    def write(self, view: Readable, offset: int) -> None:
-        self._mount.begin_image_call("pwrite", self.path)
-        self._file.write(offset, bytes(view))
-
-    def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
-        self._mount.begin_image_call("fallocate", self.path)
-        self._file.write(offset, bytes(length))
-
-    def trim(self, offset: int, length: int) -> None:
-        self._mount.begin_image_call("fallocate", self.path)
-        self._file.write(offset, bytes(length))
-
-    def flush(self) -> None:
-        self._mount.begin_image_call("fdatasync", self.path)
-        self._file.sync()
-
-    def close(self) -> None:
-        if self.fd >= 0:
-            self._mount.close(self.fd)
-            self.fd = -1
-            self._mount.unlock(self._file)
-
-
-def _status(file: _File) -> os.stat_result:
+def _status(file: SimulatedFile) -> os.stat_result:
     size = len(file.seen)
     return os.stat_result((stat.S_IFREG | 0o644, file.inode, 1, file.links, 0, 0, size, 0, 0, 0))
 

@@ -111,7 +111,8 @@ class Machine:
         for connection in world.connections:
             if (end := connection.end_of(self)) is not None:
                 end.die(silently=silently)
-        world.lanes = [lane for lane in world.lanes if lane.owner is not self]
+        for lane in [lane for lane in world.lanes if lane.owner is self]:
+            lane.close()
         world.ports = {at: port for at, port in world.ports.items() if port.machine is not self}
         if silently:
             world.unreachable.add(self.host)

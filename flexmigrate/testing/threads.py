@@ -47,7 +47,7 @@ class _OneThread(Lane):
     """A lane for one job."""
 
     def step(self) -> None:
-        self.world.lanes.remove(self)
+        self.close()
         super().step()
 
 

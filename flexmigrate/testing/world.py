@@ -49,12 +49,17 @@ class Lane:
         self.owner = owner
         self.blocked = False
         self._waiting: deque[tuple[int, Any]] = deque()
-        if owner is None or owner.alive:
+        self._is_listed = False
+        self._is_open = owner is None or owner.alive
+        if self._is_open:
             world.lanes.append(self)
 
     def add(self, what: Any) -> None:
         """Let *what*, called without arguments, happen after all that is in this lane."""
         self._waiting.append((next(self.world.numbers), what))
+        if not self._is_listed:
+            self._is_listed = True
+            self.world.busy.append(self)
 
     @property
     def ready(self) -> bool:
@@ -74,11 +79,28 @@ class Lane:
         """Forget all that waits."""
         self._waiting.clear()
 
+    def close(self) -> None:
+        """Let nothing of it happen any more."""
+        if self._is_open:
+            self._is_open = False
+            self.world.lanes.remove(self)
+
+    def is_next(self) -> bool:
+        """Whether something of it can happen now; if nothing waits in it, it isn't listed any more
+        among those that are busy.
+        """
+        if self._waiting and self._is_open:
+            return self.ready
+        self._is_listed = False
+        return False
+
 
 class World:
     """What happens, and when.
 
     :ivar clock: the time, in seconds.
+    :ivar lanes: all in which something may happen.
+    :ivar busy: those in which something waits, and perhaps some in which nothing does any more.
     :ivar connections: all that were ever made, in their order.
     :ivar trace: what was told by ``note``, in its order: who, and what.
     :ivar listen_errors: the errno with which opening a port fails, by (host, port).
@@ -96,6 +118,7 @@ class World:
         self.clock = Clock()
         self.numbers = itertools.count()
         self.lanes: list[Lane] = []
+        self.busy: list[Lane] = []
         self.ports: dict[tuple[str, int], Port] = {}
         self.connections: list[Connection] = []
         self.listen_errors: dict[tuple[str, int], int] = {}
@@ -119,7 +142,9 @@ class World:
 
     def step(self) -> bool:
         """Let one thing happen that needs no time; return whether there was one."""
-        ready = [lane for lane in self.lanes if lane._waiting and lane.ready]
+        ready = [lane for lane in self.busy if lane.is_next()]
+        if len(ready) < len(self.busy):
+            self.busy = [lane for lane in self.busy if lane._is_listed]
         due = self._is_due()
         if not ready and not due:
             return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -27,6 +28,44 @@ RECONNECT_SECONDS = 0.1
 _ZEROES = bytes(SECTOR)
 
 
+@dataclass
+class Promises:
+    """What a client was promised.
+
+    :ivar history: of each sector all that it was ever to hold.
+    :ivar known: which of these was the last to be acknowledged, of each sector.
+    :ivar durable: which was the last to be flushed.
+    :ivar known_at: the same as *known*, on a machine that has failed while another had the image.
+    """
+
+    history: list[list[bytes]]
+    known: list[int]
+    durable: list[int]
+    known_at: dict[str, list[int]] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, image: bytes) -> Promises:
+        """Return those of a client that has found *image*, and it was durable."""
+        history = [[image[at : at + SECTOR]] for at in range(0, len(image), SECTOR)]
+        return cls(history, [0] * len(history), [0] * len(history))
+
+    def copy(self) -> Promises:
+        """Return others that are the same now."""
+        known_at = {name: list(known) for name, known in self.known_at.items()}
+        history = [list(each) for each in self.history]
+        return Promises(history, list(self.known), list(self.durable), known_at)
+
+    def lose_unflushed(self, name: str, *, had_image: bool) -> None:
+        """The machine *name* has failed: only what was flushed is sure to be there; if it *had
+        image*, or anywhere.
+        """
+        if had_image:
+            self.known = list(self.durable)
+            self.known_at = {}
+        else:
+            self.known_at[name] = list(self.durable)
+
+
 class Writer:
     """Writes random sectors of an image, each one again only when the last write to it is over: one
     each *beat* of the world's time, and one whenever ``write`` is called.
@@ -37,6 +76,7 @@ class Writer:
     :param reconnect: seconds until it tries the next address, where the last one failed.
     :param flushes: whether some writes are to be durable once they are answered (FUA), and some
         flushes are between them.
+    :param promised: what an earlier client was promised, who is gone; else nothing was.
     :param told: called with the name of the machine that acknowledged a write, each time.
     :ivar acknowledged: writes that were answered.
     :ivar is_connected: whether there is a server to write to.
@@ -53,6 +93,7 @@ class Writer:
         reconnect: float = RECONNECT_SECONDS,
         flushes: bool = False,
         told: Callable[[str], object] = lambda name: None,
+        promised: Promises | None = None,
     ) -> None:
         self._beat_seconds = beat
         self._machine = machine
@@ -66,11 +107,7 @@ class Writer:
         self._told = told
         self._is_flushing = False
         self._failed: NBDClientProtocol | None = None
-        # Of each sector: all that it was ever to hold; which of these was the last to be
-        # acknowledged, and which to be flushed.
-        self._history = [[image[at : at + SECTOR]] for at in range(0, len(image), SECTOR)]
-        self._known = [0] * len(self._history)
-        self._durable = [0] * len(self._history)
+        self._promises = promised.copy() if promised else Promises.of(image)
         self._busy: set[int] = set()
         self.acknowledged = 0
 
@@ -78,6 +115,11 @@ class Writer:
     def is_connected(self) -> bool:
         """Whether there is a server to write to."""
         return self._client is not None
+
+    @property
+    def promised(self) -> Promises:
+        """Return what it was promised so far."""
+        return self._promises.copy()
 
     def start(self) -> None:
         """Begin."""
@@ -121,7 +163,7 @@ class Writer:
     def write(self) -> None:
         """Write one sector, if there is a server and a sector that isn't being written."""
         client = self._client
-        free = [sector for sector in range(len(self._known)) if sector not in self._busy]
+        free = [sector for sector in range(len(self._promises.known)) if sector not in self._busy]
         if client is None or not free:
             return
         if self._flushes and not self._is_flushing and self._random.randrange(6) == 0:
@@ -131,7 +173,7 @@ class Writer:
         if self._random.randrange(4) == 0:
             data = bytes(SECTOR)
         self._busy.add(sector)
-        history = self._history[sector]
+        history = self._promises.history[sector]
         number = len(history)
         history.append(data)
         fua = self._flushes and self._random.randrange(6) == 0
@@ -146,16 +188,19 @@ class Writer:
         self.acknowledged += 1
         transport: Any = client.transport
         self._told(transport.peer.machine.name)
+        promises = self._promises
         if fua:
-            self._durable[sector] = number
+            promises.durable[sector] = number
         elif client is not self._failed:
-            self._known[sector] = number
+            for known in (promises.known, *promises.known_at.values()):
+                known[sector] = number
 
     def _flush(self, client: NBDClientProtocol) -> None:
-        covered = [max(pair) for pair in zip(self._known, self._durable, strict=True)]
+        promises = self._promises
+        covered = list(map(max, promises.known, promises.durable))
 
         def done(_: object) -> None:
-            self._durable = [max(pair) for pair in zip(self._durable, covered, strict=True)]
+            promises.durable = list(map(max, promises.durable, covered))
 
         def over(_: object) -> None:
             self._is_flushing = False
@@ -163,9 +208,9 @@ class Writer:
         self._is_flushing = True
         client.flush().addCallbacks(done, self._unanswered).addBoth(over)
 
-    def lose_unflushed(self) -> None:
-        """The machine that served has failed: only what was flushed is sure to be there."""
-        self._known = list(self._durable)
+    def lose_unflushed(self, name: str, *, had_image: bool) -> None:
+        """The machine *name* has failed; see :meth:`Promises.lose_unflushed`."""
+        self._promises.lose_unflushed(name, had_image=had_image)
         # What it still had to say may be under way.
         self._failed = self._client
 
@@ -173,17 +218,18 @@ class Writer:
         """What the sector holds now isn't known until another write to it is answered."""
         failure.trap(FlexmigrateError)
 
-    def faults(self, image: bytes, *, flushed: bool = False) -> list[str]:
-        """Return what *image* doesn't hold of what was acknowledged, or, if *flushed*, of what was
-        flushed; sector by sector.
+    def faults(self, image: bytes, *, flushed: bool = False, at: str = "") -> list[str]:
+        """Return what *image*, on the machine *at*, doesn't hold of what was acknowledged, or, if
+        *flushed*, of what was flushed; sector by sector.
         """
         found = [image[at : at + SECTOR] for at in range(0, len(image), SECTOR)]
-        since = self._durable
+        promises = self._promises
+        since = promises.durable
         if not flushed:
-            since = list(map(max, self._known, self._durable))
+            since = list(map(max, promises.known_at.get(at, promises.known), since))
         what = "flushed" if flushed else "acknowledged"
         return [
             f"sector {sector} has neither its last {what} write nor a later one"
             for sector, data in enumerate(found)
-            if data not in self._history[sector][since[sector] :]
+            if data not in promises.history[sector][since[sector] :]
         ]

@@ -13,16 +13,25 @@ Layouts: docs/handover-protocol.rst, to the byte. All numbers are big-endian.
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from struct import Struct
-from typing import Any
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.constants import Command, name_of
 from flexmigrate.wire.frames import display_text
+from flexmigrate.wire.packing import (
+    ID_LENGTH,
+    MAX_TEXT,
+    VERSION,
+    VERSION_FIELD,
+    Fields,
+    blob_field,
+    checked_id,
+    pack,
+    text_field,
+)
 
 SESSION_OPTION = 0x666D6967  # ASCII "fmig"
 """The number of our option. The specification gives out small numbers, and has none for private
@@ -30,14 +39,6 @@ use; whoever doesn't know an option answers ERR_UNSUP."""
 
 SESSION_REPLY = 0x666D6967
 """The type of the reply that carries an answer; an ACK follows it."""
-
-VERSION = 1
-
-ID_LENGTH = 16
-"""Bytes of a session's id: drawn at random, so that no two are ever the same."""
-
-MAX_TEXT = 1024
-"""Bytes of UTF-8 in a name or a reason."""
 
 MAX_SUPERSEDED = 16
 """Ids of earlier sessions that an opening may name."""
@@ -51,8 +52,6 @@ DIGEST_LENGTH = 32
 ZEROES_DIGEST = bytes(DIGEST_LENGTH)
 """Stands for the digest of a range that reads as zeroes, which then may be long: see `Claim`."""
 
-_VERSION = Struct(">H")
-_LENGTH = Struct(">H")
 # purpose, state, id, attempt, size, digests, capabilities, count of superseded ids
 _OPENING = Struct(f">BB{ID_LENGTH}sIQIIH")
 # state, id, attempt, size, digests, capabilities
@@ -62,9 +61,16 @@ _OUTCOME = Struct(">BB")
 # offset, length, digest
 _CLAIM = Struct(f">QQ{DIGEST_LENGTH}s")
 _COUNT = Struct(">H")
+# kind, digest
+_IMAGE_DIGEST = Struct(f">B{DIGEST_LENGTH}s")
+_DIGEST_KINDS = {1: "blake3", 2: "blake3-chained"}
 
-MAX_CLAIMS = (MAX_PRIVATE_PAYLOAD - _VERSION.size - _COUNT.size) // _CLAIM.size
+MAX_CLAIMS = (MAX_PRIVATE_PAYLOAD - VERSION_FIELD.size - _COUNT.size) // _CLAIM.size
 """Ranges that one VERIFY may be about."""
+
+MAX_JOURNAL = 12 * 1024
+"""Bytes of a journal that an answer may carry: far more than one has, and with the rest of it no
+more than the reply to an option may have (``constants.MAX_OPTION_REPLY``)."""
 
 NO_ID = bytes(ID_LENGTH)
 """Stands where there is no session."""
@@ -96,6 +102,7 @@ class PrivateCommand(IntEnum):
     PREPARE = 0xF100  # is all here, and durable? then you may become the owner
     COMMIT = 0xF101  # you are the owner
     VERIFY = 0xF102  # do these ranges have these digests?
+    PREPARE_EQUAL = 0xF103  # PREPARE, if your image has this digest
 
 
 PRIVATE_CHUNK = 0x7100
@@ -110,7 +117,12 @@ class Digest(IntFlag):
 
 
 class Capability(IntFlag):
-    """What else a side can do (32 bits); nothing yet."""
+    """What else a side can do (32 bits). A source says what it knows, a destination which of that
+    it goes along with.
+    """
+
+    COMPARE = 1  # PREPARE_EQUAL
+    JOURNAL = 2  # the answer has the journal's record behind it
 
 
 @dataclass(frozen=True)
@@ -148,19 +160,25 @@ class Opening:
         """Return the option's data; LocalProtocolError if it can't be said."""
         if len(self.superseded) > MAX_SUPERSEDED:
             raise LocalProtocolError(f"more than {MAX_SUPERSEDED} superseded sessions")
-        fields = _pack(
+        fields = pack(
             _OPENING,
             self.purpose,
             self.state,
-            _checked_id(self.session),
+            checked_id(self.session),
             self.attempt,
             self.size,
             self.digests,
             self.capabilities,
             len(self.superseded),
         )
-        superseded = b"".join(map(_checked_id, self.superseded))
-        return _VERSION.pack(VERSION) + fields + superseded + _text(self.export) + _text(self.name)
+        superseded = b"".join(map(checked_id, self.superseded))
+        return (
+            VERSION_FIELD.pack(VERSION)
+            + fields
+            + superseded
+            + text_field(self.export)
+            + text_field(self.name)
+        )
 
 
 @dataclass(frozen=True)
@@ -174,7 +192,9 @@ class Answer:
     :ivar name: of the destination, for people.
     :ivar refusal: why the session is not agreed on; empty if it is.
     :ivar digests: those chosen; see ``Digest``.
-    :ivar capabilities: see ``Capability``.
+    :ivar capabilities: those chosen; see ``Capability``.
+    :ivar journal: the bytes of its journal, at most MAX_JOURNAL; empty without one. Told only with
+        the capability JOURNAL.
     """
 
     state: State
@@ -185,19 +205,23 @@ class Answer:
     refusal: str = ""
     digests: int = 0
     capabilities: int = 0
+    journal: bytes = b""
 
     def encode(self) -> bytes:
         """Return the reply's data; LocalProtocolError if it can't be said."""
-        fields = _pack(
+        fields = pack(
             _ANSWER,
             self.state,
-            _checked_id(self.session),
+            checked_id(self.session),
             self.attempt,
             self.size,
             self.digests,
             self.capabilities,
         )
-        return _VERSION.pack(VERSION) + fields + _text(self.name) + _text(self.refusal)
+        texts = text_field(self.name) + text_field(self.refusal)
+        if not self.capabilities & Capability.JOURNAL:
+            return VERSION_FIELD.pack(VERSION) + fields + texts
+        return VERSION_FIELD.pack(VERSION) + fields + texts + blob_field(self.journal)
 
 
 @dataclass(frozen=True)
@@ -213,8 +237,8 @@ class Outcome:
 
     def encode(self) -> bytes:
         """Return the payload; LocalProtocolError if it can't be said."""
-        done = _pack(_OUTCOME, self.state, 0 if self.refusal else 1)
-        return _VERSION.pack(VERSION) + done + _text(self.refusal)
+        done = pack(_OUTCOME, self.state, 0 if self.refusal else 1)
+        return VERSION_FIELD.pack(VERSION) + done + text_field(self.refusal)
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,13 +263,13 @@ def encode_claims(claims: Sequence[Claim]) -> bytes:
     """Return the payload of VERIFY; LocalProtocolError if it can't be said."""
     if len(claims) > MAX_CLAIMS:
         raise LocalProtocolError(f"{len(claims)} ranges to verify (at most {MAX_CLAIMS})")
-    packed = [_pack(_CLAIM, each.offset, each.length, each.digest) for each in claims]
-    return _VERSION.pack(VERSION) + _COUNT.pack(len(claims)) + b"".join(packed)
+    packed = [pack(_CLAIM, each.offset, each.length, each.digest) for each in claims]
+    return VERSION_FIELD.pack(VERSION) + _COUNT.pack(len(claims)) + b"".join(packed)
 
 
 def parse_claims(data: bytes) -> list[Claim]:
     """Take the payload of VERIFY apart."""
-    fields = _Fields(data)
+    fields = Fields(data)
     (count,) = fields.take(_COUNT)
     claims = [Claim(*fields.take(_CLAIM)) for _ in range(count)]
     fields.end()
@@ -254,12 +278,12 @@ def parse_claims(data: bytes) -> list[Claim]:
 
 def encode_verdicts(verdicts: Sequence[bool]) -> bytes:
     """Return the payload of the reply to VERIFY: which of its ranges are equal, in its order."""
-    return _VERSION.pack(VERSION) + _COUNT.pack(len(verdicts)) + bytes(verdicts)
+    return VERSION_FIELD.pack(VERSION) + _COUNT.pack(len(verdicts)) + bytes(verdicts)
 
 
 def parse_verdicts(data: bytes, expected: int) -> list[bool]:
     """Take the payload of the reply to a VERIFY of *expected* ranges apart."""
-    fields = _Fields(data)
+    fields = Fields(data)
     (count,) = fields.take(_COUNT)
     if count != expected:
         raise RemoteProtocolError(f"{count} verdicts about {expected} ranges")
@@ -270,9 +294,31 @@ def parse_verdicts(data: bytes, expected: int) -> list[bool]:
     return [bool(each) for each in verdicts]
 
 
+def encode_image_digest(text: str) -> bytes:
+    """Return the payload of PREPARE_EQUAL; LocalProtocolError if *text* is no image's digest.
+
+    :param text: as ``image.digests.ImageDigest.text``.
+    """
+    name, _, digits = text.partition(":")
+    for kind, known in _DIGEST_KINDS.items():
+        if name == known and len(digits) == 2 * DIGEST_LENGTH:
+            return VERSION_FIELD.pack(VERSION) + pack(_IMAGE_DIGEST, kind, bytes.fromhex(digits))
+    raise LocalProtocolError(f"{text!r} is no image's digest")
+
+
+def parse_image_digest(data: bytes) -> str:
+    """Take the payload of PREPARE_EQUAL apart; return it as ``ImageDigest.text``."""
+    fields = Fields(data)
+    kind, digest = fields.take(_IMAGE_DIGEST)
+    fields.end()
+    if kind not in _DIGEST_KINDS:
+        raise RemoteProtocolError(f"an image's digest of the unknown kind {kind}")
+    return f"{_DIGEST_KINDS[kind]}:{digest.hex()}"
+
+
 def parse_opening(data: bytes) -> Opening:
     """Take a session option's data apart."""
-    fields = _Fields(data)
+    fields = Fields(data)
     purpose, state, session, attempt, size, digests, capabilities, count = fields.take(_OPENING)
     if count > MAX_SUPERSEDED:
         raise RemoteProtocolError(f"{count} superseded sessions (at most {MAX_SUPERSEDED})")
@@ -295,16 +341,19 @@ def parse_opening(data: bytes) -> Opening:
 
 def parse_answer(data: bytes) -> Answer:
     """Take the data of the reply to a session option apart."""
-    fields = _Fields(data)
+    fields = Fields(data)
     state, session, attempt, size, digests, capabilities = fields.take(_ANSWER)
     name, refusal = fields.text(), fields.text()
+    journal = fields.blob(MAX_JOURNAL) if capabilities & Capability.JOURNAL else b""
     fields.end()
-    return Answer(_state(state), session, attempt, size, name, refusal, digests, capabilities)
+    return Answer(
+        _state(state), session, attempt, size, name, refusal, digests, capabilities, journal
+    )
 
 
 def parse_outcome(data: bytes) -> Outcome:
     """Take the payload of the reply to PREPARE or COMMIT apart."""
-    fields = _Fields(data)
+    fields = Fields(data)
     state, done = fields.take(_OUTCOME)
     refusal = fields.text()
     fields.end()
@@ -331,7 +380,7 @@ def command_name(command: int) -> str:
 
 def has_payload(command: int) -> bool:
     """Return whether a request of type *command* carries a payload, within a session."""
-    return command == PrivateCommand.VERIFY
+    return command in (PrivateCommand.VERIFY, PrivateCommand.PREPARE_EQUAL)
 
 
 _PRIVATE = frozenset(int(each) for each in PrivateCommand)
@@ -349,73 +398,3 @@ def _state(value: int) -> State:
         return State(value)
     except ValueError:
         raise RemoteProtocolError(f"a journal in the unknown state {value}") from None
-
-
-def _pack(layout: Struct, *values: int | bytes) -> bytes:
-    try:
-        return layout.pack(*values)
-    except struct.error as error:
-        raise LocalProtocolError(f"{values} can't be said in a session: {error}") from None
-
-
-def _checked_id(session: bytes) -> bytes:
-    if len(session) != ID_LENGTH:
-        raise LocalProtocolError(f"a session id of {len(session)} bytes (it has {ID_LENGTH})")
-    return session
-
-
-def _text(text: str) -> bytes:
-    try:
-        data = text.encode()
-    except UnicodeEncodeError:
-        raise LocalProtocolError(f"{text!r} can't be written in UTF-8") from None
-    if len(data) > MAX_TEXT or b"\0" in data:
-        raise LocalProtocolError(f"a text of {len(data)} bytes (at most {MAX_TEXT}, none of 0)")
-    return _LENGTH.pack(len(data)) + data
-
-
-class _Fields:
-    """Walks over the fields behind the version; the first that reaches past the end raises."""
-
-    def __init__(self, data: bytes) -> None:
-        self._data = data
-        self._at = 0
-        (self._version,) = self.take(_VERSION)
-        if not self._version:
-            raise RemoteProtocolError("a session message of version 0")
-
-    def take(self, layout: Struct) -> tuple[Any, ...]:
-        return layout.unpack(self.raw(layout.size))
-
-    def raw(self, length: int) -> bytes:
-        end = self._at + length
-        if end > len(self._data):
-            raise RemoteProtocolError(f"a field of {length} bytes that ends outside its message")
-        taken = self._data[self._at : end]
-        self._at = end
-        return taken
-
-    def string(self) -> str:
-        """Return a string that has to be exact."""
-        data = self._counted()
-        if b"\0" in data:
-            raise RemoteProtocolError("a text with a NUL character in it")
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            raise RemoteProtocolError("a text that isn't UTF-8") from None
-
-    def text(self) -> str:
-        """Return a string that is for people: what could steer a terminal is replaced."""
-        return display_text(self.string().encode())
-
-    def _counted(self) -> bytes:
-        (length,) = _LENGTH.unpack(self.raw(_LENGTH.size))
-        if length > MAX_TEXT:
-            raise RemoteProtocolError(f"a text of {length} bytes (at most {MAX_TEXT})")
-        return self.raw(length)
-
-    def end(self) -> None:
-        """See that nothing is left, unless a higher version may have it."""
-        if self._version == VERSION and self._at != len(self._data):
-            raise RemoteProtocolError(f"{len(self._data) - self._at} bytes behind a message")

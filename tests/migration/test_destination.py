@@ -14,7 +14,7 @@ from flexmigrate.migration.destination import (
     DestinationCore,
     DestinationMachine,
 )
-from flexmigrate.migration.handover import Verdict
+from flexmigrate.migration.taking import Verdict
 from flexmigrate.wire.session import Outcome, State
 from support.machines import state_of, states, undeclared
 
@@ -45,7 +45,7 @@ class RecordedHandover:
         self.decision: Deferred[Any] | None = None
         self.at_once: Verdict | Exception | None = None
 
-    def prepare(self, coverage: Coverage, digest: str) -> Deferred[Any]:
+    def prepare(self, coverage: Coverage, digest: str, claimed: str | None = None) -> Deferred[Any]:
         return self.take(coverage)
 
     def own(self) -> Deferred[Any]:

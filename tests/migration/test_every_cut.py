@@ -11,8 +11,8 @@ import random
 from collections import Counter
 
 from flexmigrate.control.grammar import Action, HandoverRule
-from flexmigrate.migration.ownership import Standing, look
 from flexmigrate.migration.resolve import Verdict, judge
+from flexmigrate.migration.standing import Standing, look
 from support.scene import Scene, SceneCase
 
 BLOCK = 4096

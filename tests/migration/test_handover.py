@@ -16,21 +16,20 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.control.grammar import Action
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
-from flexmigrate.image import disk
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
 from flexmigrate.migration.handover import (
     CLOSE_SECONDS,
-    DestinationHandover,
     Gift,
     HandoverUncertain,
     NotGiven,
     SourceHandover,
-    Verdict,
 )
 from flexmigrate.migration.journal import Record
-from flexmigrate.migration.ownership import Ownership, UncertainError, look
+from flexmigrate.migration.ownership import Ownership, UncertainError
+from flexmigrate.migration.standing import look
+from flexmigrate.migration.taking import DestinationHandover, Verdict
 from flexmigrate.testing import InlineClock, InlineThreads
 from flexmigrate.wire.session import Answer, State
 
@@ -108,6 +107,8 @@ class RecordedClient:
 class RecordedOwnership:
     """A journal of which only is known what it was told; see ``test_ownership`` for the rest."""
 
+    is_recorded = True
+
     def __init__(self, log: list[str]) -> None:
         self.log = log
         self.errors: dict[str, Exception] = {}
@@ -162,12 +163,28 @@ class SourceHandoverTests(ImageCase):
         self.successResultOf(Deferred.fromCoroutine(self.giving.finish(client)))
         self.assertEqual(self.log[-1], "done")
 
-    def test_without_a_journal_it_goes_on_as_ever(self) -> None:
+    def begin(self, action: Action) -> Deferred[None]:
+        client: Any = RecordedClient(self.log, self.path)
+        ownership: Any = self.ownership
+        gift = Gift(self.image, self.background, ownership, action)
+        return Deferred.fromCoroutine(SourceHandover(self.clock, gift, 1, client).begin())
+
+    def test_without_a_journal_nothing_is_given_away(self) -> None:
         self.ownership.errors["sending, plain"] = OSError(errno.EROFS, "Read-only file system")
-        given = self.give()
-        self.assertEqual(self.log, ["DISC, the file is there"])
-        self.client.goodbye.callback(None)
-        self.successResultOf(given)
+        for action in (Action.EXIT, Action.UNLINK):
+            text = self.failureResultOf(self.begin(action), MigrationError).getErrorMessage()
+            for part in ("Read-only file system", str(self.path), "'nothing'"):
+                self.assertIn(part, text)
+        self.assertNotIn("committing", self.log)
+
+    def test_a_copy_needs_no_journal(self) -> None:
+        self.ownership.errors["sending, plain"] = OSError(errno.EROFS, "Read-only file system")
+        self.successResultOf(self.begin(Action.NOTHING))
+
+    def test_what_is_no_file_goes_without(self) -> None:
+        self.ownership.errors["sending, plain"] = OSError(errno.ENOTSUP, "it is no file")
+        self.ownership.is_recorded = False
+        self.successResultOf(self.begin(Action.EXIT))
 
     def test_what_the_journal_does_not_take_is_not_given(self) -> None:
         self.ownership.errors["committing"] = OSError(errno.ENOSPC, "No space left")
@@ -262,6 +279,8 @@ class SourceHandoverTests(ImageCase):
 
 
 class SessionOrPlainTests(ImageCase):
+    is_recorded = True
+
     def setUp(self) -> None:
         super().setUp()
         self.fault: OSError | None = None
@@ -354,10 +373,12 @@ class TakeTests(MarkerCase):
 
     def test_flushes_before_the_marker_goes(self) -> None:
         self.watch(os, "fdatasync", lambda fd: f"flush, {self.marker.exists()}")
+        self.watch(os, "replace", lambda old, new: f"record, {self.handover.owned}")
         self.watch(os, "unlink", lambda path: f"unlink, {self.handover.owned}")
-        self.watch(os, "fsync", lambda fd: f"sync folder, {self.handover.owned}")
+        self.watch(os, "fsync", what_is)
         self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
-        self.assertEqual(self.log, ["flush, True", "unlink, False", "sync folder, False"])
+        recorded = ["a file with text", "record, False", "a folder"]
+        self.assertEqual(self.log, ["flush, True", *recorded, "unlink, False", "a folder"])
         self.assertTrue(self.handover.owned)
         self.assertFalse(self.marker.exists())
 
@@ -367,23 +388,17 @@ class TakeTests(MarkerCase):
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)
 
-    def test_a_marker_that_can_not_be_removed_means_not_ours(self) -> None:
+    def test_what_can_not_be_recorded_is_not_ours(self) -> None:
+        self.fail_at("replace", errno.EROFS)
+        self.failureResultOf(self.take(), OSError)
+        self.assertTrue(self.marker.exists())
+        self.assertFalse(self.handover.owned)
+
+    def test_a_marker_that_can_not_be_removed_means_nothing(self) -> None:
         self.fail_at("unlink", errno.EROFS)
-        self.failureResultOf(self.take(), OSError)
+        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
         self.assertTrue(self.marker.exists())
-        self.assertFalse(self.handover.owned)
-
-    def test_a_marker_that_may_come_back_is_set_again_and_means_not_ours(self) -> None:
-        syncs = iter((OSError(errno.EIO, "I/O error"), None))
-
-        def sync(where: object, path: str) -> None:
-            if (error := next(syncs)) is not None:
-                raise error
-
-        self.patch(disk, "sync_folder", sync)
-        self.failureResultOf(self.take(), OSError)
-        self.assertTrue(self.marker.exists())
-        self.assertFalse(self.handover.owned)
+        self.assertFalse(incomplete(str(self.path)))
 
     def test_a_marker_that_somebody_has_removed_is_no_hindrance(self) -> None:
         self.marker.unlink()

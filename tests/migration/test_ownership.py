@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -19,15 +20,9 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration import journal, resolve
 from flexmigrate.migration.journal import JournalError, Record
-from flexmigrate.migration.ownership import (
-    STEPS,
-    Ownership,
-    Serving,
-    Standing,
-    UncertainError,
-    look,
-)
+from flexmigrate.migration.ownership import STEPS, Ownership, UncertainError
 from flexmigrate.migration.resolve import Verdict, judge
+from flexmigrate.migration.standing import Serving, Standing, look
 from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
 
 SIZE = 8192
@@ -340,15 +335,45 @@ class DestinationTests(JournalCase):
         self.disk.failing = lambda name, args: False
         self.assertEqual(self.found(), State.OWNER)
 
-    def test_a_plain_sender_leaves_a_journal_only_where_one_was(self) -> None:
-        self.marker.touch()
-        self.ownership().own_plainly()
-        self.assertFalse(self.marker.exists() or self.journal.exists())
-        for state in (State.DONE, State.RECEIVING):
+    def test_what_a_plain_sender_brought_is_not_received_over(self) -> None:
+        for state in (State.NONE, State.DONE, State.RECEIVING):
+            self.journal.unlink(missing_ok=True)
             self.marker.touch()
-            self.put(state).own_plainly()
+            ownership = self.ownership() if state is State.NONE else self.put(state)
+            self.assertIsNone(ownership.own_plainly())
+            self.assertFalse(self.marker.exists())
             self.assertEqual(self.ownership().standing.to_serve()[0], Serving.SERVE)
-            self.assertIsNotNone(self.ownership().standing.to_receive())
+            self.assertIn("flexmigrate release", self.ownership().standing.to_receive() or "")
+            self.assertIn("here already", self.ownership().refusal(None) or "")
+
+    def own_while_syncs_fail(self, ownership: Ownership, failing: Callable[[int], bool]) -> None:
+        """Try to; each sync fails whose number, from 1, *failing* says."""
+        fsync, numbers = os.fsync, itertools.count(1)
+
+        def sync(fd: int) -> None:
+            if failing(next(numbers)):
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            fsync(fd)
+
+        with mock.patch.object(os, "fsync", sync):
+            self.assertRaises(OSError, ownership.own_plainly)
+
+    def test_a_plain_owner_that_can_not_be_recorded_is_none(self) -> None:
+        self.marker.touch()
+        for state in (State.NONE, State.RECEIVING):
+            self.journal.unlink(missing_ok=True)
+            ownership = self.ownership() if state is State.NONE else self.put(state)
+            # The folder can't be synced when the record has its name; afterwards it can.
+            self.own_while_syncs_fail(ownership, lambda number: number == 2)
+            self.assertIs(self.ownership().state, state)
+            self.assertTrue(self.marker.exists())
+            self.assertIsNone(ownership.refusal(None))
+
+    def test_nobody_sends_to_where_it_is_not_known_what_the_journal_says(self) -> None:
+        self.marker.touch()
+        ownership = self.ownership()
+        self.own_while_syncs_fail(ownership, lambda number: number > 1)
+        self.assertIn("isn't known", ownership.refusal(None) or "")
 
 
 class StepsTests(JournalCase):

@@ -12,9 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action
 from flexmigrate.errors import Broken, MigrationError
-from flexmigrate.migration.attempt import Allowances
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.ground import Allowances
 from flexmigrate.migration.handover import Gift, HandoverUncertain, NotConfirmed, NotGiven
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import RETRY_SECONDS, Core, Source, SourceMachine

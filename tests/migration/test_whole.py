@@ -5,6 +5,9 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Callable
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
 from unittest import mock
 
 from twisted.internet.defer import Deferred
@@ -13,7 +16,13 @@ from twisted.internet.error import ConnectionLost
 from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action, ConvergeChange, HandoverRule, MirrorRequest
 from flexmigrate.errors import CommandError
-from flexmigrate.wire.session import State
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.digests import ImageDigest
+from flexmigrate.image.disk import SYSTEM
+from flexmigrate.migration import journal, sessions, verifying
+from flexmigrate.migration.handover import Gift
+from flexmigrate.migration.taking import DestinationHandover
+from flexmigrate.wire.session import Claim, Opening, Outcome, State
 from support.scene import INTAKE, Scene, SceneCase
 
 BLOCK = 4096
@@ -418,3 +427,77 @@ class SlowLinkTests(SceneCase):
         scene.migrating.set_max_bps(0)
         scene.world.run_until(lambda: scene.source.is_over, 5)
         self.assert_moved(scene)
+
+
+class PrepareTests(SceneCase):
+    """Both ends have to have the same digest of the whole image, where both know how to say so."""
+
+    def watched(self, scene: Scene) -> list[tuple[str, str | None]]:
+        """Return where what the destination is asked to prepare will be: its digest, the claim."""
+        asked: list[tuple[str, str | None]] = []
+        prepare = DestinationHandover.prepare
+
+        def watch(
+            handover: DestinationHandover, coverage: Coverage, digest: str, claimed: str | None
+        ) -> Deferred[Outcome]:
+            asked.append((digest, claimed))
+            return prepare(handover, coverage, digest, claimed)
+
+        self.patch(DestinationHandover, "prepare", watch)
+        return asked
+
+    def test_both_have_the_same(self) -> None:
+        for handover in (HandoverRule.AUTO, HandoverRule.PLAIN):
+            with closing(Scene(self.folder, self.image, handover=handover)) as scene:
+                asked = self.watched(scene)
+                scene.world.result_of(scene.mirror())
+                scene.finish()
+                self.assert_moved(scene)
+            expected = 0 if handover is HandoverRule.PLAIN else 1
+            self.assertEqual(len(asked), expected)
+            for digest, claimed in asked:
+                self.assertRegex(digest, "^blake3")
+                self.assertEqual(digest, claimed)
+
+    def test_another_one_is_refused_and_the_next_attempt_begins_anew(self) -> None:
+        def wrong(digest: ImageDigest, claim: Claim) -> None:
+            verifying.tell(digest, replace(claim, digest=b"x" * 32))
+
+        for spoiled, found in ((wrong, "the image's digest is blake3"), (mock.Mock(), "not known")):
+            with closing(Scene(self.folder, self.image)) as scene:
+                asked = self.watched(scene)
+                with mock.patch.object(sessions, "tell", spoiled):
+                    scene.world.result_of(scene.mirror())
+                    scene.world.run_until(lambda asked=asked: asked)
+                    scene.world.run_until(lambda scene=scene: scene.migrating.migration.last_error)
+                error = scene.migrating.migration.last_error or ""
+                self.assertIn(found, error)
+                self.assertIn(f"{asked[0][1]} at the source", error)
+                state = journal.load(SYSTEM, f"{scene.destination_image}.handover")
+                self.assertIs(state and state.state, State.RECEIVING)
+                scene.finish()
+                self.assert_moved(scene)
+            self.assertEqual(asked[-1][0], asked[-1][1])
+
+    def test_who_does_not_know_how_to_say_it_is_asked_as_ever(self) -> None:
+        answers, opening = sessions.answer, Gift.opening
+
+        def old_source(gift: Gift, attempt: int) -> Opening:
+            return replace(opening(gift, attempt), capabilities=0)
+
+        def old_destination(asked: Opening, *args: Any, **more: Any) -> sessions.Replies:
+            return answers(replace(asked, capabilities=0), *args, **more)
+
+        for where, name, old in (
+            (Gift, "opening", old_source),
+            (sessions, "answer", old_destination),
+        ):
+            with (
+                closing(Scene(self.folder, self.image)) as scene,
+                mock.patch.object(where, name, old),
+            ):
+                asked = self.watched(scene)
+                scene.world.result_of(scene.mirror())
+                scene.finish()
+                self.assert_moved(scene)
+            self.assertEqual([claimed for _, claimed in asked], [None])

@@ -18,7 +18,7 @@ from support.servers import SIZE, Servers, stop
 OWN, OTHER, UNKNOWN = 0, 3, 4
 
 # Requests as they stand on the wire (docs/handover-protocol.rst).
-PREPARE, COMMIT = (bytes.fromhex(f"25609513 0000 {number}") for number in ("f100", "f101"))
+PREPARE, COMMIT = (bytes.fromhex(f"25609513 0000 {number}") for number in ("f103", "f101"))
 
 
 def whose(image: Path, *words: str | Path) -> int:
@@ -170,6 +170,11 @@ class TestTheAnswerToCommitIsLost:
             server.listening()
             peer = ("--peer", f"127.0.0.1:{port}")
             assert whose(servers.image, *peer) == OTHER
+            told = flexmigrate("whose", str(servers.image), *peer)
+            known = flexmigrate(
+                "whose", str(servers.image), "--peer-journal", str(journal(servers.copy))
+            )
+            assert told.stdout == known.stdout
             relay.start_again()
             source.expect_exit(0)
             stop(server)
@@ -224,9 +229,17 @@ class TestPlainly:
         source, destination = servers.serve(), servers.listen()
         servers.start_mirroring("--handover", "plain")
         servers.complete(source, destination)
-        assert not journal(servers.copy).exists()
         assert (whose(servers.image), whose(servers.copy)) == (OTHER, OWN)
+        again = ("listen", "--addr", "127.0.0.1", "--port", "0", "--file", str(servers.copy))
+        refused = servers.start(*again)
+        refused.expect_exit(1)
+        refused.wait_for("flexmigrate release")
         serve_again(servers).expect_exit(1)
         assert flexmigrate("take", "--yes", str(servers.image)).returncode == 0
         stop(servers.serve())
         assert_same(servers.image, servers.copy)
+        assert flexmigrate("release", "--yes", str(servers.copy)).returncode == 0
+        listening = servers.start(*again)
+        listening.listening()
+        listening.send(signal.SIGTERM)
+        listening.expect_exit(1)

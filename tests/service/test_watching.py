@@ -14,9 +14,9 @@ from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action
 from flexmigrate.errors import CommandError
 from flexmigrate.history import History, Summary
-from flexmigrate.migration.attempt import Allowances
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
+from flexmigrate.migration.ground import Allowances
 from flexmigrate.migration.handover import Gift
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.source import Core

@@ -1,7 +1,7 @@
 """Plays schedules; see docs/simulation.rst.
 
     python -m simulation SCHEDULE
-    python -m simulation random|singles|pairs LAST [FIRST [STEP]]
+    python -m simulation random|main|singles|pairs LAST [FIRST [STEP]]
     python -m simulation mutations [FIRST [STEP]]
 
 With one schedule, as a failure prints it, all that happens in it is told.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import sys
 
+from simulation import judge
 from simulation.judge import Trial
 from simulation.running import hunt, play, prepare
 from simulation.schedules import Schedule
@@ -19,14 +20,16 @@ from simulation.schedules import Schedule
 def replay(text: str) -> int:
     """Play one schedule, and tell what happens in it."""
     fault = ""
-    trial: Trial | None = None
+    trials: list[Trial] = []
     try:
-        trial = Trial(Schedule.parse(text))
-        trial.play()
+        judge.replay(Schedule.parse(text), trials.append)
     except Exception as error:  # noqa: BLE001  # whatever it is, it is told
         fault = f"{type(error).__name__}: {error}"
-    for who, what in trial.world.trace if trial else ():
-        print(f"{who:12} {what}")
+    for number, trial in enumerate(trials):
+        if number:
+            print(f"{'fate':12} {trial.schedule.endings[-1]}")
+        for who, what in trial.world.trace:
+            print(f"{who:12} {what}")
     print(fault or "all is as it must be")
     return 1 if fault else 0
 

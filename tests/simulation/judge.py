@@ -12,8 +12,11 @@ The invariants:
 * A source that isn't committed can be served again.
 * When everybody is back, the migration comes to its end.
 
-Those about what lies on the disks are judged after every single thing that changes any of it: as if
-both processes had died just then, and as if both machines had failed and kept only what they must.
+Those about what lies on the disks are judged after every single thing that changes any of it, or
+that promises something: as if both had died just then, each of them as a process or as a machine
+that keeps only what it must. And it goes on from there: both are started again, in any order, or
+one of them never, and all of this has to hold again (``Afterlife``). Where the same was left before
+(``remains.likeness``), what comes of it has been played.
 
 The plain handover has the exceptions that are documented in ``docs/migration.rst``, and no others:
 they are what ``plain`` is asked for below.
@@ -22,16 +25,30 @@ they are what ``plain`` is asked for below.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
+import itertools
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from flexmigrate.migration import journal, resolve
-from flexmigrate.migration.ownership import Serving, Standing
+from flexmigrate.migration import resolve
+from flexmigrate.migration.standing import Serving, Standing
 from flexmigrate.service.serve import ServeService
-from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.session import State
-from simulation.stage import IMAGE, JOURNAL, MARKER, Side, Stage, Violation
+from simulation.remains import (
+    IMAGE,
+    JOURNAL,
+    MARKER,
+    Likeness,
+    Remains,
+    View,
+    decode,
+    likeness,
+)
+from simulation.schedules import RETURNS, SIDES, Ending, Schedule
+from simulation.sides import Side, Violation
+from simulation.stage import Stage
 
 PATIENCE = 400.0
 """Seconds in which a migration ends once everybody is back."""
@@ -51,20 +68,14 @@ class Beside:
     has_image: bool
 
     @classmethod
-    def now(cls, disk: SimulatedDisk) -> Beside:
-        """Return what processes find."""
-        return cls(disk.find(JOURNAL), disk.find(MARKER) is not None, disk.find(IMAGE) is not None)
-
-    @classmethod
-    def after_failure(cls, disk: SimulatedDisk) -> Beside:
-        """Return what is left if the machine fails and keeps only what it must."""
-        look = disk.find_after_failure
-        return cls(look(JOURNAL), look(MARKER) is not None, look(IMAGE) is not None)
+    def of(cls, view: View) -> Beside:
+        """Return what is beside the image there."""
+        return cls(view.journal, MARKER in view.names, IMAGE in view.names)
 
     @functools.cached_property
     def standing(self) -> Standing:
         """Return how the image stands, as the program sees it."""
-        record = None if self.journal is None else journal.decode(self.journal)
+        record = None if self.journal is None else decode(self.journal)
         return Standing(IMAGE, record, self.marker)
 
     @property
@@ -77,10 +88,10 @@ class Beside:
     @property
     def is_owner(self) -> bool:
         """Whether it says that the image is a destination's own."""
-        return self.standing.state is State.OWNER or (self.journal is None and not self.marker)
+        return self.standing.state is State.OWNER
 
 
-@functools.lru_cache(100)
+@functools.lru_cache(1000)
 def judge(source: Beside, destination: Beside, plain: bool) -> str:
     """Return whose copy is canonical, as ``whose`` says.
 
@@ -95,8 +106,8 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     if here is resolve.Verdict.UNKNOWN:
         if not plain:
             raise Violation(f"nobody knows whose it is: {states}")
-        # As docs/migration.rst tells a human to go on: by the file, then by the marker.
-        is_given = not source.has_image or not destination.marker
+        # As docs/migration.rst tells a human to go on: by the file, then by the destination.
+        is_given = not source.has_image or destination.is_owner
         canonical = "destination" if is_given else "source"
     else:
         canonical = "source" if here is resolve.Verdict.THIS else "destination"
@@ -128,19 +139,77 @@ def _waits_for_a_human(source: Beside, destination: Beside, plain: bool) -> bool
     return committed and destination.standing.state is State.PREPARED
 
 
+class Afterlife:
+    """What comes of all that is left where everything has died: each likeness of it is played once.
+
+    :param claim: called with each likeness that is new here; whether it is for us to play it.
+    :ivar ways: how many ways there are to go on from all that was seen, were it the same or not.
+    """
+
+    def __init__(self, claim: Callable[[Likeness], bool] = lambda likeness: True) -> None:
+        self._claim = claim
+        self._known: set[Likeness] = set()
+        self._waiting: deque[tuple[Schedule, Remains]] = deque()
+        self.ways = 0
+
+    def see(self, trial: Trial, fates: tuple[str, str], seen: Likeness) -> None:
+        """Everything could die in *trial* now, as *fates* say, and *seen* would be left."""
+        source_is_over = trial.source.is_over
+        ways = [back for back in RETURNS if not source_is_over or back == (None, 0.0)]
+        self.ways += len(ways)
+        options = tuple(sorted(trial.schedule.options - {"brief", "busy"}))
+        ends = tuple((side.role, side.is_over) for side in trial.sides.values())
+        key = (options, ends, tuple(trial.served_by), seen)
+        if key in self._known:
+            return
+        self._known.add(key)
+        if not self._claim(key):
+            return
+        remains = trial.remains(fates)
+        for back in ways:
+            schedule = trial.schedule.after(Ending(fates, trial.ends, back))
+            self._waiting.append((schedule, remains))
+
+    def next(self) -> tuple[Schedule, Remains] | None:
+        """Return what is to be played next, if anything is."""
+        return self._waiting.popleft() if self._waiting else None
+
+
+class _End(NamedTuple):
+    """An end of one side: its fate, and what is found then, or after another failure."""
+
+    fate: str
+    found: tuple[View, ...]
+
+
 class Trial(Stage):
     """A stage, with a judge on it.
 
-    :ivar ends: how many ends were judged.
+    :param afterlife: told of all that could be left.
+    :param until: the ending at which *reached* is set to what is left then.
+    :ivar ends: at how many moments the end was judged.
     """
 
     ends = 0
+    reached: Remains | None = None
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        remains: Remains | None = None,
+        *,
+        afterlife: Afterlife | None = None,
+        until: Ending | None = None,
+    ) -> None:
+        self._afterlife = afterlife
+        self._until = until
+        super().__init__(schedule, remains)
 
     # While it goes on
 
     def ended(self, side: Side, status: int | None) -> None:
         if status == 0:
-            found = Beside.now(self.destination.disk)
+            found = self._beside(self.destination)
             if side is self.destination and side.role == "listen" and not found.is_owner:
                 raise Violation("the destination ended with status 0, and isn't the owner")
             if side is self.source and not self._may_leave(found):
@@ -152,7 +221,7 @@ class Trial(Stage):
             return True
         # Its process was killed after it had read DISC, and so its kernel closed the connection as
         # if it had been done with it. All data had been flushed.
-        is_plain = self.plain or Beside.now(self.source.disk).is_plain
+        is_plain = self.plain or self._beside(self.source).is_plain
         return is_plain and not self.has_lived_through
 
     def changes(self, side: Side) -> None:
@@ -166,18 +235,39 @@ class Trial(Stage):
         super().look()
         if self.has_changed and self.has_begun:
             self.has_changed = False
-            self._judge(Beside.now, SimulatedDisk.find, flushed=False)
-            self._judge(Beside.after_failure, SimulatedDisk.find_after_failure, flushed=True)
+            self._judge()
 
-    def _judge(self, beside: Any, find: Any, *, flushed: bool) -> None:
-        """Judge it as if everything ended now."""
+    def _judge(self) -> None:
+        """Judge it as if everything ended now: each side's process, or its machine, where that
+        comes to anything else.
+        """
         self.ends += 1
-        ends = beside(self.source.disk), beside(self.destination.disk)
-        canonical = judge(*ends, self.plain)
-        image = find(self.sides[canonical].disk, IMAGE)
+        ends = [self._ends_of(side) for side in self.sides.values()]
+        for source, destination in itertools.product(*ends):
+            fates = source.fate, destination.fate
+            self._judge_views((source.found[0], destination.found[0]), fates)
+            # What a disk has wrong is not remembered where everything has died.
+            if self._afterlife is not None and not self.destination.wrong:
+                seen = likeness((*source.found, *destination.found))
+                self._afterlife.see(self, fates, (len(source.found), seen))
+            if self._until is not None and self._until.is_at(self.ends, fates):
+                self.reached = self.remains(fates)
+
+    @staticmethod
+    def _ends_of(side: Side) -> list[_End]:
+        now = side.view(after_failure=False)
+        if side.disk.is_synced:
+            return [_End("process", (now,))]
+        failed = side.view(after_failure=True)
+        return [_End("process", (now, failed)), _End("machine", (failed,))]
+
+    def _judge_views(self, left: Sequence[View], fates: Sequence[str]) -> None:
+        canonical = judge(Beside.of(left[0]), Beside.of(left[1]), self.plain)
+        at = SIDES.index(canonical)
+        image = left[at].image
         if image is None:
             raise Violation(f"the {canonical}'s copy is canonical, and there is none")
-        if faults := self.writer.faults(image, flushed=flushed):
+        if faults := self.writer.faults(image, flushed=fates[at] == "machine", at=canonical):
             raise Violation(f"the {canonical}'s copy is canonical, and {faults[0]}")
 
     # What is on the disks
@@ -185,12 +275,22 @@ class Trial(Stage):
     @property
     def is_owner(self) -> bool:
         """Whether the image is the destination's own, as what is on its disk says."""
-        return Beside.now(self.destination.disk).is_owner
+        return self._beside(self.destination).is_owner
 
     def canonical(self) -> str:
         """Return whose copy is canonical, as ``whose`` says."""
-        ends = Beside.now(self.source.disk), Beside.now(self.destination.disk)
-        return judge(*ends, self.plain)
+        return self.canonical_after(("process", "process"))
+
+    def canonical_after(self, fates: Sequence[str]) -> str:
+        left = [
+            self._beside(side, after_failure=fate == "machine")
+            for fate, side in zip(fates, self.sides.values(), strict=True)
+        ]
+        return judge(left[0], left[1], self.plain)
+
+    @staticmethod
+    def _beside(side: Side, *, after_failure: bool = False) -> Beside:
+        return Beside.of(View.of(side.disk, after_failure=after_failure))
 
     @property
     def _is_given(self) -> bool:
@@ -226,10 +326,11 @@ class Trial(Stage):
         :raises Violation: what must not have happened.
         """
         try:
-            self.world.run_until(self.is_settled, PATIENCE)
+            self.world.run_until(lambda: self.reached or self.is_settled(), PATIENCE)
         except Stuck as error:
             raise Violation(f"it never ends: {error}") from error
-        self.examine()
+        if self.reached is None:
+            self.examine()
 
     def examine(self) -> None:
         """Look at what is left once all processes are dead, and what comes of starting them.
@@ -240,7 +341,7 @@ class Trial(Stage):
         self.world.upon.clear()
         for side in self.sides.values():
             side.kill(host=False)
-        self._judge(Beside.now, SimulatedDisk.find, flushed=False)
+        self._judge()
         canonical = self.canonical()
         served = [name for name, side in self.sides.items() if self._can_serve(side)]
         if served not in ([], [canonical]):
@@ -252,3 +353,22 @@ class Trial(Stage):
         side.errors = 0
         side.start("serve")
         return side.server is not None and isinstance(side.server.service, ServeService)
+
+
+def replay(schedule: Schedule, told: Callable[[Trial], object]) -> None:
+    """Play *schedule* from its beginning, through all its endings.
+
+    :param told: called with each trial before it is played.
+    :raises Violation: what must not have happened.
+    """
+    remains: Remains | None = None
+    endings = schedule.endings
+    for at in range(len(endings) + 1):
+        part = replace(schedule, endings=endings[:at])
+        until = endings[at] if at < len(endings) else None
+        trial = Trial(part, remains, until=until)
+        told(trial)
+        trial.play()
+        remains = trial.reached
+        if until is not None and remains is None:
+            raise Violation(f"it is over before {until}")

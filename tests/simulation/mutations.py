@@ -16,10 +16,13 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from flexmigrate.image import disk
+from flexmigrate.migration import verifying
 from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.copying import Copier
-from flexmigrate.migration.handover import DestinationHandover, SourceHandover
-from flexmigrate.migration.ownership import Ownership, Standing
+from flexmigrate.migration.handover import SourceHandover
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.migration.standing import Standing
+from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.transmission import Transmission
@@ -64,20 +67,21 @@ class Mutation:
     """Something that somebody could do wrong one day.
 
     :ivar plain: it is of the plain handover.
-    :ivar after: what faults have to be there, in their order, where it takes two that are rare
-        together; each as a schedule begins to name it.
+    :ivar after: what faults have to be there, in their order, where it takes one or two that are
+        rare; each as a schedule begins to name it.
     """
 
     name: str
     changes: tuple[Change, ...]
     plain: bool = False
-    after: tuple[str, str] | None = None
+    after: tuple[str, ...] = ()
 
     def hunted_in(self) -> Iterator[Schedule]:
         """Yield the schedules in which it has to be found: so many, and no more."""
         draw = random.Random(1)
-        if self.after is not None:
-            found = [each for each in pairs() if self._fits(each)]
+        if self.after:
+            family = pairs() if len(self.after) > 1 else singles()
+            found = [each for each in family if self._fits(each)]
             draw.shuffle(found)
             yield from found[:MOST]
             return
@@ -89,8 +93,7 @@ class Mutation:
                 yield each
 
     def _fits(self, schedule: Schedule) -> bool:
-        assert self.after is not None
-        return all(
+        return self.plain == ("plain" in schedule.options) and all(
             str(fault).startswith(begin)
             for fault, begin in zip(schedule.faults, self.after, strict=True)
         )
@@ -128,11 +131,16 @@ MUTATIONS = (
         (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._path)", "pass"),),
         after=("process:source", "host:source"),
     ),
-    _one(
+    Mutation(
         "a failed write of 'committed' is taken for none",
-        Ownership._restore,
-        "if journal.load(self._disk, path) != before:",
-        "if False:",
+        (
+            Change(
+                Ownership._restore,
+                "if journal.load(self._disk, path) != before:",
+                "if False:",
+            ),
+        ),
+        after=("error:source",),
     ),
     _one(
         "a flush is answered without being done",
@@ -155,12 +163,22 @@ MUTATIONS = (
         "marks are cleared after their blocks were read, and what differs is called equal",
         (_CLEARED_LATE, Change(Verifier._judge, "if equal:", "if True:")),
     ),
+    Mutation(
+        "what differs at the destination is called equal there",
+        (Change(verifying.judge, "== each.digest", "!= b''"),),
+        after=("lost:destination",),
+    ),
+    Mutation(
+        "what differs at the destination is called equal at the source",
+        (Change(Verifier._judge, "if equal:", "if True:"),),
+        after=("lost:destination",),
+    ),
     _one("clients are not parked", Attempt._send_rest, "await self._export.park()"),
     # The source
     _one(
         "the destination is not asked to prepare",
         Attempt._make_way,
-        "await self._handing_over.prepare()",
+        "await self._handing_over.prepare(self.digest)",
     ),
     _one(
         "COMMIT is said before 'committed' is recorded",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 import subprocess
 import sys
@@ -21,23 +22,35 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.server import transmission
 from flexmigrate.testing.disk import Died
 from flexmigrate.wire import reply_parser
-from simulation.judge import Trial
+from simulation.judge import Afterlife, Trial
 from simulation.mutations import MUTATIONS
-from simulation.schedules import Schedule, drawn, pairs, singles
-from simulation.stage import Violation
+from simulation.remains import Remains
+from simulation.schedules import Schedule, drawn, main_singles, pairs, singles
+from simulation.sides import Violation
 
-COLLECT_EVERY = 250
-"""Schedules between two collections of garbage: each leaves a world of circles behind."""
+COLLECT_EVERY = 50
+"""Schedules between two collections of garbage: each leaves a world of circles behind, and to take
+new memory for more of them costs more than to collect them."""
 
 SMALL = 16 * 1024
 """Bytes of the buffers that each connection or server has: no request here is as long, and to clear
 larger ones would take a third of the time."""
 
+CLAIMS = "FLEXMIGRATE_SIMULATE_CLAIMS"
+"""The name of the folder that processes have in common; see `claimed`."""
+
 _PATHS = (str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", ""))
-_ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
+
+
+def _environment() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, _PATHS))}
+
 
 ends_judged = 0
 """In all schedules of this process; see ``judge``."""
+
+gone_on = 0
+"""How many of them went on from an end."""
 
 bugs: list[str] = []
 """What was logged as a failure that nobody expects, in the schedule that is played."""
@@ -50,6 +63,8 @@ def prepare() -> None:
     # Coroutines of processes that died are closed by the collector, and complain.
     sys.unraisablehook = lambda what: None
     gc.disable()
+    gc.collect()
+    gc.freeze()  # what is here by now stays
     transmission.Scratch.__init__.__defaults__ = (SMALL,)
     transmission.SMALL_READ = SMALL
     reply_parser.BUFFER = SMALL
@@ -63,13 +78,18 @@ def _emit(logger: Logger, level: NamedConstant, format: str | None = None, **eve
         bugs.append(f"{failure.type.__name__}: {failure.getErrorMessage()}")
 
 
-def try_out(schedule: Schedule) -> str | None:
-    """Play *schedule*; return what is wrong, or None."""
+def try_out(
+    schedule: Schedule, remains: Remains | None = None, seen_by: Afterlife | None = None
+) -> str | None:
+    """Play *schedule*, from what is left at its last ending; return what is wrong, or None.
+
+    :param seen_by: what is told of all its ends, to go on from them.
+    """
     global ends_judged  # noqa: PLW0603  # what a process has done
     bugs.clear()
     trial: Trial | None = None
     try:
-        trial = Trial(schedule)
+        trial = Trial(schedule, remains, afterlife=seen_by)
         trial.play()
     except Violation as violation:
         return str(violation)
@@ -81,17 +101,32 @@ def try_out(schedule: Schedule) -> str | None:
     return f"a bug was logged: {bugs[0]}" if bugs else None
 
 
-def faults_in(schedules: Iterable[Schedule]) -> Iterator[tuple[Schedule, str | None]]:
-    """Play them all; yield each with what is wrong, or None."""
+def faults_in(
+    schedules: Iterable[Schedule], seen_by: Afterlife | None = None
+) -> Iterator[tuple[Schedule, str | None]]:
+    """Play them all, and what comes of their ends, if *seen_by* is there to know that; yield each
+    with what is wrong, or None.
+    """
+    global gone_on  # noqa: PLW0603  # what a process has done
     for number, schedule in enumerate(schedules):
         if number % COLLECT_EVERY == 0:
             gc.collect()
-        yield schedule, try_out(schedule)
+        yield schedule, try_out(schedule, seen_by=seen_by)
+        while seen_by is not None and (found := seen_by.next()) is not None:
+            gone_on += 1
+            if gone_on % COLLECT_EVERY == 0:
+                gc.collect()
+            yield found[0], try_out(*found, seen_by)
 
 
 def named(what: str) -> Iterator[Schedule]:
     """Return all the schedules that are called *what*; of ``random`` there is no end."""
-    families = {"singles": singles, "pairs": pairs, "random": lambda: map(drawn, count())}
+    families = {
+        "singles": singles,
+        "main": main_singles,
+        "pairs": pairs,
+        "random": lambda: map(drawn, count()),
+    }
     return families[what]()
 
 
@@ -101,15 +136,16 @@ def play(what: str, first: int, last: int, step: int) -> int:
     :return: how many were wrong.
     """
     began, played, wrong = time.perf_counter(), 0, 0
-    for schedule, fault in faults_in(islice(named(what), first, last, step)):
-        played += 1
+    afterlife = Afterlife(claimed)
+    for schedule, fault in faults_in(islice(named(what), first, last, step), afterlife):
+        played += not schedule.endings
         if fault is not None:
             wrong += 1
             print(f"{fault}\n    make simulate SCHEDULE='{schedule}'", flush=True)
     seconds = time.perf_counter() - began
     print(
-        f"{what}: {played} schedules, {ends_judged} ends, {wrong} wrong, "
-        f"{played / seconds:.0f} schedules a second",
+        f"{what}: {played} schedules, {ends_judged} ends, {afterlife.ways} ways to go on, "
+        f"{gone_on} of them played, {wrong} wrong, {(played + gone_on) / seconds:.0f} a second",
         flush=True,
     )
     return wrong
@@ -140,6 +176,22 @@ def hunt(first: int, step: int) -> int:
     return missed
 
 
+def claimed(what: object) -> bool:
+    """Whether *what* is for this process to do, because no process was told of it before.
+
+    Of those that have one folder in common; a process that has none does everything itself.
+    """
+    folder = os.environ.get(CLAIMS)
+    if folder is None:
+        return True
+    name = hashlib.sha256(repr(what).encode()).hexdigest()
+    try:
+        os.close(os.open(os.path.join(folder, name), os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
 def beside(*arguments: object) -> tuple[int, list[str]]:
     """Run ``python -m simulation`` with *arguments* in as many processes as there are cores, of
     which each does its part; the last two arguments are where to begin, and in which steps to go.
@@ -154,7 +206,7 @@ def beside(*arguments: object) -> tuple[int, list[str]]:
         subprocess.Popen(
             [sys.executable, "-m", "simulation"]
             + [str(each) for each in (*what, first + core * step, step * cores)],
-            env=_ENVIRONMENT,
+            env=_environment(),
             stdout=subprocess.PIPE,
             text=True,
         )
@@ -168,7 +220,7 @@ def told_of(schedule: str) -> list[str]:
     """Return what a process of its own tells of *schedule*, as of one that is played again."""
     return subprocess.run(
         [sys.executable, "-m", "simulation", schedule],
-        env=_ENVIRONMENT,
+        env=_environment(),
         stdout=subprocess.PIPE,
         text=True,
         timeout=60,

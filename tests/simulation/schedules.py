@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexmigrate.testing.disk import FATES
 
@@ -20,7 +20,9 @@ class Fault:
 
     :ivar kind: ``process`` (it is killed), ``host`` (its machine fails), ``cut`` (the connection of
         the migration is), ``stall`` (nothing passes there for a while), ``part`` (and no other
-        connection can be made), ``error`` (the next sync or change of a name on a disk fails).
+        connection can be made), ``error`` (the next sync or change of a name on a disk fails),
+        ``flip`` (a bit of its image is another), ``lost`` (the next write into its image is said to
+        be done, and isn't), ``guest`` (somebody else connects there, and stays for a while).
     :ivar where: which side, or for ``cut`` what is let through.
     :ivar since: the event that it is counted from.
     :ivar after: so many things happen between the event and it.
@@ -53,6 +55,49 @@ class Fault:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """Everything dies at once, and what is left goes on.
+
+    :ivar fates: of the source and of the destination: ``process`` or ``machine``; see ``remains``.
+    :ivar number: when: at so many changes of what is on the disks or was promised, from 1.
+    :ivar back: seconds after which each is started again; None: never.
+    """
+
+    fates: tuple[str, str]
+    number: int
+    back: tuple[float | None, float | None]
+
+    def __str__(self) -> str:
+        back = "+".join("never" if each is None else f"{each:g}" for each in self.back)
+        return f"{ALL}:{'+'.join(self.fates)}@{self.number}~{back}"
+
+    def is_at(self, number: int, fates: tuple[str, str]) -> bool:
+        """Whether it is this one that could come now."""
+        return (number, fates) == (self.number, self.fates)
+
+    @classmethod
+    def parse(cls, text: str) -> Ending:
+        """Read what ``str`` wrote."""
+        what, _, rest = text.partition("@")
+        number, _, back = rest.partition("~")
+        one, other = what.partition(":")[2].split("+")
+        first, second = (None if each == "never" else float(each) for each in back.split("+"))
+        return cls((one, other), int(number), (first, second))
+
+
+ALL = "all"
+
+RETURNS: tuple[tuple[float | None, float | None], ...] = (
+    (0.0, 0.0),
+    (0.0, 3.0),
+    (3.0, 0.0),
+    (0.0, None),
+    (None, 0.0),
+)
+"""Who is back after how many seconds, once everything had died: the source, the destination."""
+
+
+@dataclass(frozen=True)
 class Schedule:
     """One simulated migration.
 
@@ -60,25 +105,39 @@ class Schedule:
     :ivar shuffled: whether the order of all things is drawn, too; else what has waited longest
         happens next.
     :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``; see ``stage``.
+    :ivar endings: of the whole, one after the other. From the first on nothing is shuffled.
     """
 
     seed: int
     shuffled: bool
     options: frozenset[str]
     faults: tuple[Fault, ...]
+    endings: tuple[Ending, ...] = ()
 
     def __str__(self) -> str:
         order = "shuffled" if self.shuffled else "ordered"
-        words = [f"{self.seed}", order, *sorted(self.options), *map(str, self.faults)]
-        return " ".join(words)
+        words = [f"{self.seed}", order, *sorted(self.options)]
+        return " ".join((*words, *map(str, self.faults), *map(str, self.endings)))
 
     @classmethod
     def parse(cls, text: str) -> Schedule:
         """Read what ``str`` wrote."""
         seed, order, *words = text.split()
-        faults = tuple(Fault.parse(word) for word in words if "@" in word)
         options = frozenset(word for word in words if "@" not in word)
-        return cls(int(seed), order == "shuffled", options, faults)
+        happening = [word for word in words if "@" in word]
+        endings = [word for word in happening if word.startswith(f"{ALL}:")]
+        faults = [word for word in happening if word not in endings]
+        return cls(
+            int(seed),
+            order == "shuffled",
+            options,
+            tuple(map(Fault.parse, faults)),
+            tuple(map(Ending.parse, endings)),
+        )
+
+    def after(self, ending: Ending) -> Schedule:
+        """Return the schedule that is this one up to *ending*."""
+        return replace(self, endings=(*self.endings, ending))
 
 
 OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
@@ -86,6 +145,9 @@ OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
 STEPS = 72
 """In so many steps a handover is over that nothing befalls: from the parking of the clients to the
 end of the source's process. A test sees that it is so."""
+
+STEPS_BEFORE = 60
+"""So many steps it takes, at most, from when the operator asks to where clients are parked."""
 
 STEPS_AGAIN = 24
 """After so many further steps, whatever a first fault has caused is under way again or waits."""
@@ -103,6 +165,14 @@ def every_fault(since: str, after: int) -> Iterator[Fault]:
         yield Fault("part", side, since, after, back=15.0)
     for spared in CUTS:
         yield Fault("cut", spared, since, after)
+    yield from lies(since, after)
+    yield Fault("guest", "destination", since, after, back=3.0)
+
+
+def lies(since: str, after: int) -> Iterator[Fault]:
+    """Yield what a disk can do to what it was given, so that comparing has to find it."""
+    for kind in ("flip", "lost"):
+        yield Fault(kind, "destination", since, after)
 
 
 def main_faults(since: str, after: int) -> Iterator[Fault]:
@@ -115,11 +185,35 @@ def main_faults(since: str, after: int) -> Iterator[Fault]:
         yield Fault("cut", spared, since, after)
 
 
+KINDS = ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind")
+"""Of handovers."""
+
+
 def singles() -> Iterator[Schedule]:
     """Yield every fault at every step of the handover, in each kind of handover."""
-    for options in ("", "unlink", "rebind", "plain", "plain unlink", "plain rebind"):
+    for options in KINDS:
+        for after in range(STEPS_BEFORE):
+            for fault in lies("asked", after):
+                yield Schedule(after, False, frozenset((*options.split(), "busy")), (fault,))
         for after in range(STEPS):
             for fault in every_fault("parked", after):
+                yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
+
+
+def main_singles() -> Iterator[Schedule]:
+    """Yield those of ``singles`` that take a bearable time: every fault at every step of a session,
+    and every fourth once more in one of the other kinds of handovers.
+    """
+    for after in range(STEPS_BEFORE):
+        for fault in lies("asked", after):
+            yield Schedule(after, False, frozenset(("busy",)), (fault,))
+    number = 0
+    for after in range(STEPS):
+        for fault in every_fault("parked", after):
+            yield Schedule(1, False, frozenset(("busy",)), (fault,))
+            number += 1
+            if number % 4 == 0:
+                options = KINDS[1 + number // 4 % (len(KINDS) - 1)]
                 yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
 
 
@@ -144,17 +238,20 @@ def drawn(seed: int) -> Schedule:
     return Schedule(seed, draw.random() < 0.8, options, faults)
 
 
-_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error")
+_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error", "guest")
+_LIES = ("flip", "lost")
 
 
 def draw_fault(draw: random.Random) -> Fault:
     """Return a random fault."""
-    kind = draw.choice(_KINDS)
+    kind = draw.choice((*_KINDS, draw.choice(_LIES)))
     where = draw.choice(CUTS if kind == "cut" else SIDES)
+    if kind in (*_LIES, "guest"):
+        where = "destination"
     since, most = draw.choice((("asked", 200), ("parked", 80), ("parked", 40), ("again", 60)))
     fate = draw.choice(FATES) if kind == "host" else ""
     back: float | None = None
-    if kind in ("stall", "part"):
+    if kind in ("stall", "part", "guest"):
         back = draw.choice((0.5, 3.0, 15.0, 70.0))
     elif kind in ("process", "host") and draw.random() < 0.8:
         back = draw.choice((0.0, 0.5, 3.0, 15.0))

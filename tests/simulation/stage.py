@@ -8,26 +8,22 @@ are simulated (:mod:`flexmigrate.testing`).
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Any
 
 from twisted.internet.error import ConnectionLost
 
-from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig
+from flexmigrate.client import NBDClientProtocol
 from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
 from flexmigrate.errors import CommandError, FlexmigrateError
 from flexmigrate.net.address import Address
-from flexmigrate.testing import Connection, Machine, Server, World, Writer
-from flexmigrate.testing.disk import Died, Mount, SimulatedDisk
+from flexmigrate.testing import Connection, Machine, World, Writer
+from flexmigrate.testing.disk import SimulatedDisk
+from flexmigrate.testing.servers import connect_to
+from flexmigrate.testing.writer import SECTOR, Promises
+from simulation.remains import BLOCK, IMAGE, Left, Remains
 from simulation.schedules import Fault, Schedule
-
-# In a folder that is quick to look for: its program does so often.
-IMAGE = "/image"
-JOURNAL = IMAGE + ".handover"
-MARKER = IMAGE + ".INCOMPLETE"
-SERVING_PORT = 10809
-INTAKE_PORT = 10810
-SECTOR = 512
-BLOCK = 4096
+from simulation.sides import INTAKE_PORT, SERVING_PORT, Side, Violation
 
 SIZE = 2 * BLOCK
 """A block of data and a hole: with each more, a schedule takes longer and shows no more."""
@@ -35,7 +31,7 @@ SIZE = 2 * BLOCK
 MOST_MOMENTS = 6000
 """More than any schedule needs: one that goes round in circles is told of."""
 
-MANY_WRITES = 40
+MANY_WRITES = 16
 """A client that is busy makes so many quickly, from the beginning and after each fault."""
 
 MOST_STARTS = 40
@@ -44,109 +40,21 @@ MOST_STARTS = 40
 STARTS_ALONE = 2
 """The same, where the other side never comes back."""
 
-# Calls of a disk after which something is there that wasn't, or may be lost that was written.
-_COUNTED = frozenset(("write", "fsync", "fsync folder", "replace", "unlink", "fdatasync"))
-
 # Between two of them nothing else may happen.
 _FROM_PARKED = ("parked", "settling", "committing", "given")
-
-_CHANGING = frozenset(("pwrite", "fallocate"))
 
 _CONTENT = random.Random(3).randbytes(BLOCK) + bytes(SIZE - BLOCK)
 _GARBAGE = random.Random(7).randbytes(SIZE)
 
 
-class Violation(AssertionError):
-    """Something has happened that must never."""
-
-
-class Side:
-    """A machine, and its one process, if there is one.
-
-    :ivar role: what its supervisor starts: ``serve`` or ``listen``.
-    :ivar statuses: with which status its processes have ended.
-    :ivar refusal: why its process didn't start, when that was last tried.
-    :ivar down_for_good: nobody starts anything there any more.
-    """
-
-    def __init__(self, stage: Stage, name: str, host: str, role: str, content: bytes) -> None:
-        self.stage = stage
-        self.name = name
-        self.host = host
-        self.role = role
-        self.disk = SimulatedDisk()
-        self.disk.put(IMAGE, content)
-        self.disk.before = self._before
-        self.machine: Machine | None = None
-        self.server: Server | None = None
-        self.statuses: list[int | None] = []
-        self.refusal: str | None = None
-        self.down_for_good = False
-        self.errors = 0
-
-    def __str__(self) -> str:
-        return self.name
-
-    def _before(self, mount: Mount, call: str, path: str) -> None:
-        if call in _CHANGING:
-            self.stage.has_changed = True
-            self.stage.changes(self)
-        if call not in _COUNTED:
-            return
-        self.stage.has_changed = True
-        self.stage.world.moment()
-        if self.errors:
-            self.errors -= 1
-            raise OSError(5, "Input/output error", path)
-
-    @property
-    def lives(self) -> bool:
-        """Whether its process does."""
-        return self.machine is not None and self.machine.alive
-
-    def start(self, role: str | None = None) -> None:
-        """Start its process."""
-        self.role = role or self.role
-        world = self.stage.world
-        world.unreachable.discard(self.host)
-        machine = Machine(world, self.name, self.host, self.disk.mount())
-        self.machine, self.server = machine, None
-        try:
-            self.server = Server(machine, self.config())
-            self.refusal = None
-        except Died:
-            pass  # killed while it began
-        except FlexmigrateError as error:
-            self.refusal = str(error)
-            self.ended(1)
-
-    def config(self) -> Any:
-        """Return what its process is told."""
-        serving = Address.tcp(self.host, SERVING_PORT)
-        if self.role == "serve":
-            return ServeConfig(places=(serving,), exports=(ExportConfig("", IMAGE),))
-        rebind = serving if "rebind" in self.stage.schedule.options else None
-        return ListenConfig(
-            places=(Address.tcp(self.host, INTAKE_PORT),), file=IMAGE, rebind=rebind
-        )
-
-    def ended(self, status: int | None) -> None:
-        """Its process has ended by itself."""
-        assert self.machine is not None
-        self.machine.die()
-        self.statuses.append(status)
-        self.stage.ended(self, status)
-
-    def kill(self, *, host: bool) -> None:
-        """Let its process die, or its whole machine."""
-        if self.lives:
-            assert self.machine is not None
-            self.machine.die(silently=host)
-
-    def look(self) -> None:
-        """See whether its process has ended."""
-        if self.server is not None and self.server.is_over and self.lives:
-            self.ended(self.server.status)
+def _beginning() -> Remains:
+    """Return what there is before anything has happened."""
+    sides = {}
+    for name, role, content in (("source", "serve", _CONTENT), ("destination", "listen", _GARBAGE)):
+        disk = SimulatedDisk()
+        disk.put(IMAGE, content)
+        sides[name] = Left(disk, role, is_over=False)
+    return Remains(sides, Promises.of(_CONTENT), ())
 
 
 class Stage:
@@ -160,34 +68,35 @@ class Stage:
     :ivar has_changed: whether a disk was changed, or a client was promised something.
     :ivar starting: how many processes are about to be started.
     :ivar acknowledged_before: how many writes had been acknowledged when something last went wrong.
+    :param remains: what is left, if everything has died at the last of the schedule's endings.
     """
 
-    def __init__(self, schedule: Schedule) -> None:
+    def __init__(self, schedule: Schedule, remains: Remains | None = None) -> None:
         self.schedule = schedule
         self.draw = random.Random(schedule.seed)
-        self.world = World(schedule.seed if schedule.shuffled else None)
-        self.source = Side(self, "source", "192.0.2.1", "serve", _CONTENT)
-        self.destination = Side(self, "destination", "192.0.2.2", "listen", _GARBAGE)
+        is_shuffled = schedule.shuffled and remains is None
+        self.world = World(schedule.seed if is_shuffled else None)
+        found = remains or _beginning()
+        self.source = Side(self, "source", "192.0.2.1", found.sides["source"])
+        self.destination = Side(self, "destination", "192.0.2.2", found.sides["destination"])
         self.sides = {"source": self.source, "destination": self.destination}
-        if schedule.shuffled:
+        if is_shuffled:
             for side in self.sides.values():
                 side.disk.may_wait = lambda call: self.draw.random() < 0.25
-        self.served_by: list[str] = []
+        self.served_by = list(found.served_by)
         self.migrations: list[Connection] = []
         self.plain = "plain" in schedule.options
         self.brief = "brief" in schedule.options
-        self.has_lived_through = True
+        self.has_lived_through = remains is None
         self.starting = 0
         self.acknowledged_before = 0
-        self._waiting = list(schedule.faults)
+        self._waiting = list(schedule.faults) if remains is None else []
         self.has_changed = False
         self._accusation: str | None = None
         self._hurried = MANY_WRITES
         self._events: set[str] = set()
         self.world.connected = self._connected
         self.world.every(1, self.look)
-        self.source.start()
-        self.destination.start()
         client = Machine(self.world, "client", "192.0.2.3")
         self.writer = Writer(
             client,
@@ -198,13 +107,45 @@ class Stage:
             reconnect=3.0,
             flushes=True,
             told=self._acknowledged,
+            promised=found.promises,
         )
-        if "busy" in schedule.options:
+        if remains is None:
+            self._begin()
+        else:
+            self._come_back(schedule.endings[-1].back)
+        self._happens("asked")
+        self._operate()
+
+    def _begin(self) -> None:
+        self.source.start()
+        self.destination.start()
+        if "busy" in self.schedule.options:
             self.world.every(5, self._write)
         self.writer.start()
         self.world.run_until(lambda: self.writer.acknowledged)
-        self._happens("asked")
-        self._operate()
+
+    def _come_back(self, back: tuple[float | None, float | None]) -> None:
+        """Start again what comes back, each in its time."""
+        for side, seconds in zip(self.sides.values(), back, strict=True):
+            if seconds is None:
+                side.down_for_good = True
+            elif not side.down_for_good:
+                self._start(side, seconds)
+        self.writer.start()
+
+    def remains(self, fates: Sequence[str]) -> Remains:
+        """Return what would be left if everything died now, each side as *fates* say."""
+        left: dict[str, Left] = {}
+        promises = self.writer.promised
+        canonical = self.canonical_after(fates)
+        for fate, side in zip(fates, self.sides.values(), strict=True):
+            disk = side.disk.copy()
+            if fate == "machine":
+                disk.fail("nothing", self.draw)
+                if side.name == canonical or side is self.source:
+                    promises.lose_unflushed(side.name, had_image=side.name == canonical)
+            left[side.name] = Left(disk, side.role, side.is_over)
+        return Remains(left, promises, tuple(self.served_by))
 
     def _write(self) -> None:
         """Write more, for a while: time would stand still if there was always something to do."""
@@ -273,7 +214,7 @@ class Stage:
             if side is self.destination and side.role == "listen":
                 self._start(side, 0.1, "serve")
             else:
-                side.down_for_good = True
+                side.is_over = side.down_for_good = True
         elif side.down_for_good:
             pass
         elif side.refusal is not None and side.role == "listen" and self.is_owner:
@@ -288,11 +229,12 @@ class Stage:
 
     def _start(self, side: Side, seconds: float, role: str | None = None) -> None:
         self.starting += 1
+        side.role = role or side.role
 
         def start() -> None:
             self.starting -= 1
             if not side.lives and not side.down_for_good:
-                side.start(role)
+                side.start()
 
         self.world.clock.callLater(seconds, start)
 
@@ -310,6 +252,10 @@ class Stage:
 
     def canonical(self) -> str:
         """Return whose copy is canonical."""
+        raise NotImplementedError
+
+    def canonical_after(self, fates: Sequence[str]) -> str:
+        """Return whose copy would be canonical if everything died, each side as *fates* say."""
         raise NotImplementedError
 
     # What befalls it
@@ -377,14 +323,12 @@ class Stage:
         side = self.sides[fault.where]
         if side is self.destination:
             self.has_lived_through = False
-            if self.plain and self.is_owner:
-                # Without a journal, its human has to know that there is nothing to receive.
-                side.role = "serve"
         side.kill(host=host)
         if host:
             side.disk.fail(fault.fate, self.draw)
-            if self.canonical() == side.name:
-                self.writer.lose_unflushed()
+            had_image = self.canonical() == side.name
+            if had_image or side is self.source:
+                self.writer.lose_unflushed(side.name, had_image=had_image)
             self._lose_later(side)
         if fault.back is None:
             side.down_for_good = True
@@ -431,7 +375,26 @@ class Stage:
 
         self.world.clock.callLater(fault.back or 0.0, heal)
 
+    def _befall_flip(self, fault: Fault) -> None:
+        side = self.sides[fault.where]
+        side.flip(self.draw.randrange(0, SIZE, SECTOR))
+
+    def _befall_lost(self, fault: Fault) -> None:
+        self.sides[fault.where].losing += 1
+
+    def _befall_guest(self, fault: Fault) -> None:
+        """Somebody else comes to the destination, and stays for a while without a word."""
+        guest = Machine(self.world, "guest", "192.0.2.4")
+        address = Address.tcp(self.sides[fault.where].host, INTAKE_PORT)
+
+        def leave(client: NBDClientProtocol) -> None:
+            self.world.clock.callLater(
+                fault.back or 0.0, client.abort, FlexmigrateError("the guest leaves")
+            )
+
+        connect_to(guest, address).addCallbacks(
+            leave, lambda failure: failure.trap(FlexmigrateError)
+        )
+
     def _befall_error(self, fault: Fault) -> None:
-        if self.plain and fault.where == "source":
-            return  # it would go on without a journal, and then nothing is promised
         self.sides[fault.where].errors += 1

@@ -11,7 +11,7 @@ MIB = 1 << 20
 SIZE = 4 * MIB
 
 PREPARE, COMMIT, DISC = (
-    bytes.fromhex(f"25609513 0000 {kind}") for kind in ("f100", "f101", "0002")
+    bytes.fromhex(f"25609513 0000 {kind}") for kind in ("f103", "f101", "0002")
 )
 
 # What can happen, and to whom. "end" is SIGTERM, as when an operator restarts a service.

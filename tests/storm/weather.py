@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from flexmigrate.migration.ownership import look
+from flexmigrate.migration.standing import look
 from flexmigrate.wire.session import State
 from storm.judging import Ends, Violation
 from storm.plans import SIZE, Moment, Plan

@@ -138,6 +138,34 @@ class BytesTests(SimulatedDiskCase):
         self.mount.die()
         self.assertEqual(self.disk.find(PATH), b"x" * 512)
 
+    def test_a_copy_has_all_of_it_and_goes_its_own_way(self) -> None:
+        self.disk.put(PATH, b"." * 512)
+        self.mount.open_image(PATH).write(b"x" * 512, 0)
+        self.write("/disk/other", b"text", sync=True)
+        copy = self.disk.copy()
+        self.assertEqual(copy.find(PATH), b"x" * 512)
+        self.assertEqual(copy.names(), {PATH, "/disk/other"})
+        self.assertEqual(copy.names(after_failure=True), {PATH})
+        self.assertIsNone(copy.named(PATH).user)
+        copy.fail("nothing", self.draw)
+        self.assertEqual((copy.find(PATH), copy.find("/disk/other")), (b"." * 512, None))
+        self.assertEqual(
+            (self.disk.find(PATH), self.disk.find("/disk/other")), (b"x" * 512, b"text")
+        )
+
+    def test_it_is_synced_when_nothing_could_be_lost(self) -> None:
+        self.disk.put(PATH, b"." * 512)
+        image = self.mount.open_image(PATH)
+        self.assertTrue(self.disk.is_synced)
+        image.write(b"x" * 512, 0)
+        self.assertFalse(self.disk.is_synced)
+        image.flush()
+        self.assertTrue(self.disk.is_synced)
+        self.mount.unlink(PATH)
+        self.assertFalse(self.disk.is_synced)
+        disks.sync_folder(self.mount, PATH)
+        self.assertTrue(self.disk.is_synced)
+
     def test_a_fate_may_be_chosen(self) -> None:
         found = {}
         for fate in FATES:

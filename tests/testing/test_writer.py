@@ -51,16 +51,32 @@ class WriterTests(SynchronousTestCase):
 
     def test_after_a_failure_what_was_never_flushed_need_not_be(self) -> None:
         self.start(flushes=False)
-        self.writer.lose_unflushed()
+        self.writer.lose_unflushed("server", had_image=True)
         self.assertEqual(self.writer.faults(IMAGE), [])
         self.assertEqual(len(self.writer.faults(os.urandom(SECTOR))), 1)
+
+    def test_a_failed_machine_that_had_not_the_image_is_excused_alone(self) -> None:
+        self.start(flushes=False)
+        self.writer.lose_unflushed("server", had_image=False)
+        self.assertEqual(self.writer.faults(IMAGE, at="server"), [])
+        self.assertEqual(len(self.writer.faults(IMAGE, at="another")), 1)
+
+    def test_another_client_can_be_told_of_the_promises(self) -> None:
+        self.start(flushes=False)
+        promised = self.writer.promised
+        other = Writer(
+            Machine(self.world, "other", "192.0.2.9"), [], IMAGE, seed=2, promised=promised
+        )
+        self.assertEqual(len(other.faults(IMAGE)), 1)
+        other.lose_unflushed("server", had_image=True)
+        self.assertEqual(len(self.writer.faults(IMAGE)), 1)
 
     def test_what_was_flushed_has_to_be_there_after_a_failure(self) -> None:
         found = 0
         for seed in range(20):
             self.start(flushes=True, seed=seed)
             self.machine.die(silently=True)
-            self.writer.lose_unflushed()
+            self.writer.lose_unflushed("server", had_image=True)
             synced = bytes(self.disk.named("/image").stable)
             self.assertEqual(self.writer.faults(synced), [])
             if synced != IMAGE:

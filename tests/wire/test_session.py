@@ -19,12 +19,13 @@ from flexmigrate.image.digests import ImageDigest
 from flexmigrate.wire.agreement import Close, CloseKind, Ready, Told
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, Wish
-from flexmigrate.wire.constants import OptionReply
+from flexmigrate.wire.constants import MAX_OPTION_REPLY, OptionReply
 from flexmigrate.wire.handshake import ServerHandshake
 from flexmigrate.wire.replies import reply_style
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.session import (
     MAX_CLAIMS,
+    MAX_JOURNAL,
     MAX_PRIVATE_PAYLOAD,
     MAX_SUPERSEDED,
     MAX_TEXT,
@@ -32,6 +33,7 @@ from flexmigrate.wire.session import (
     SESSION_REPLY,
     ZEROES_DIGEST,
     Answer,
+    Capability,
     Claim,
     Opening,
     Outcome,
@@ -39,10 +41,12 @@ from flexmigrate.wire.session import (
     Purpose,
     State,
     encode_claims,
+    encode_image_digest,
     encode_verdicts,
     fit_text,
     parse_answer,
     parse_claims,
+    parse_image_digest,
     parse_opening,
     parse_outcome,
     parse_verdicts,
@@ -59,6 +63,14 @@ ANSWER = Answer(State.RECEIVING, ID, 1, SIZE, "host-b:/images/disk")
 REFUSING = replace(ANSWER, state=State.PREPARED, refusal="it may be the image of host-a")
 DONE = Outcome(State.OWNER)
 REFUSED = Outcome(State.RECEIVING, "4096 of 8192 bytes are missing")
+TELLING = replace(
+    ANSWER,
+    state=State.OWNER,
+    attempt=2,
+    capabilities=Capability.JOURNAL,
+    journal=b'{"state": "owner"}\n',
+)
+CHAINED = "blake3-chained:7d4f9286ebabb949b8f2aa673d423744d467c05053e2876dd8a26c88448ca88d"
 STYLES = ((False, False), (True, False), (True, True))
 PARSERS: tuple[tuple[Any, Callable[[bytes], Any]], ...] = (
     (OPENING, parse_opening),
@@ -83,7 +95,7 @@ def documented() -> list[bytes]:
 class VectorTests(SynchronousTestCase):
     def test_we_write_and_read_what_is_documented(self) -> None:
         vectors = documented()
-        self.assertEqual(len(vectors), len(PARSERS) + 2 + len(STYLES))
+        self.assertEqual(len(vectors), len(PARSERS) + 4 + len(STYLES))
         for (message, parse), vector in zip(PARSERS, vectors, strict=False):
             self.assertEqual(message.encode(), vector)
             self.assertEqual(parse(vector), message)
@@ -94,6 +106,13 @@ class VectorTests(SynchronousTestCase):
         self.assertEqual(parse_claims(claims), CLAIMS)
         self.assertEqual(encode_verdicts([True, False]), verdicts)
         self.assertEqual(parse_verdicts(verdicts, 2), [True, False])
+
+    def test_what_newer_peers_say_is_as_documented(self) -> None:
+        digest, answer = documented()[len(PARSERS) + 2 : len(PARSERS) + 4]
+        self.assertEqual(encode_image_digest(CHAINED), digest)
+        self.assertEqual(parse_image_digest(digest), CHAINED)
+        self.assertEqual(TELLING.encode(), answer)
+        self.assertEqual(parse_answer(answer), TELLING)
 
     def test_digests_of_images_are_as_documented(self) -> None:
         made = ImageDigest(2097664)
@@ -166,6 +185,25 @@ class HostileMessageTests(SynchronousTestCase):
         for data in (b"\0\1\6\1\0\1a", b"\0\1\6\0\0\0", b"\0\1\6\2\0\0"):
             with self.assertRaises(RemoteProtocolError):
                 parse_outcome(data)
+
+    def test_what_newer_peers_say_is_hostile_too(self) -> None:
+        data = TELLING.encode()
+        for length in range(len(data)):
+            with self.assertRaises(RemoteProtocolError):
+                parse_answer(data[:length])
+        longest = replace(TELLING, journal=bytes(MAX_JOURNAL), name="a" * 1024, refusal="b" * 1024)
+        self.assertEqual(parse_answer(longest.encode()), longest)
+        self.assertLessEqual(len(longest.encode()), MAX_OPTION_REPLY)
+        for bent in (data + b"\0", replace(TELLING, journal=bytes(MAX_JOURNAL + 1)).encode()):
+            with self.assertRaises(RemoteProtocolError):
+                parse_answer(bent)
+        digest = encode_image_digest(CHAINED)
+        for bent in (digest[:-1], digest + b"\0", b"\0\1\3" + digest[3:], b"\0\0" + digest[2:]):
+            with self.assertRaises(RemoteProtocolError):
+                parse_image_digest(bent)
+        for wrong in ("", "blake3:", "sha256:" + "0" * 64, "blake3:" + "0" * 62):
+            with self.assertRaises(LocalProtocolError):
+                encode_image_digest(wrong)
 
     def test_claims_and_verdicts_that_dont_fit_are_refused(self) -> None:
         with self.assertRaises(LocalProtocolError):

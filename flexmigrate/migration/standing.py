@@ -1,0 +1,124 @@
+"""How an image stands, by what lies beside it: whether it may be served, or received over.
+
+That is decided here and nowhere else, from a journal and a marker as they are found. What may be
+written there, and when, is ``ownership``'s affair. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+import enum
+import os
+from dataclasses import dataclass
+
+from flexmigrate.errors import ImageError
+from flexmigrate.image import disk as disks
+from flexmigrate.image import places
+from flexmigrate.image.disk import SYSTEM, Disk
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import Record
+from flexmigrate.wire.session import State
+
+MARKER_SUFFIX = ".INCOMPLETE"
+
+
+class Serving(enum.Enum):
+    """What may become of an image that somebody wants to serve."""
+
+    SERVE = "serve"
+    SETTLE = "settle"  # its handover was committed: ask the destination to take it
+    REFUSE = "refuse"
+
+
+@dataclass(frozen=True)
+class Standing:
+    """How an image stands, by what lies beside it.
+
+    :ivar path: of the image, absolute and without links.
+    :ivar record: what its journal says; None without one.
+    :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
+    :ivar beside: what the names of what lies beside it begin with; empty: its path.
+    """
+
+    path: str
+    record: Record | None
+    marker: bool
+    beside: str = ""
+
+    @property
+    def place(self) -> str:
+        """What the names of its journal and its marker begin with: see ``image.places``."""
+        return self.beside or self.path
+
+    @property
+    def state(self) -> State:
+        """What the journal says."""
+        return State.NONE if self.record is None else self.record.state
+
+    @property
+    def is_incomplete(self) -> bool:
+        """Whether a migration into it never finished.
+
+        A marker beside an ``owner`` is left of one that did: it is removed after the journal is
+        written.
+        """
+        return self.marker and self.state is not State.OWNER
+
+    @property
+    def is_of_another_file(self) -> bool:
+        """Whether the journal is that of a file which was unlinked once it was given away: what has
+        its name now is another.
+        """
+        return self.record is not None and self.state is State.DONE and self.record.unlinked
+
+    def to_serve(self) -> tuple[Serving, str]:
+        """Return whether the image may be served, and why not."""
+        if self.is_incomplete and self.state in (State.NONE, State.SENDING):
+            return Serving.REFUSE, (
+                f"{self.path} is incomplete: {self.place}{MARKER_SUFFIX} says that a migration "
+                "into it never finished"
+            )
+        if self.record is None or self.is_of_another_file:
+            return Serving.SERVE, ""
+        record, place = self.record, self.record.other_side
+        advice = f"see 'flexmigrate whose {self.path}'"
+        if record.state is State.COMMITTED and not record.plain:
+            return Serving.SETTLE, f"{self.path} was handed over to {place}"
+        text = {
+            State.COMMITTED: f"may be at {place} since {record.time}: its handover was begun, and "
+            f"not confirmed; {advice}, look there, then 'flexmigrate take' or 'release'",
+            State.DONE: f"was migrated to {place} ({record.time}); {advice}, and 'flexmigrate take "
+            f"{self.path}' if this copy is to be used all the same",
+            State.RECEIVING: f"is incomplete: a migration from {place} into it never finished",
+            State.PREPARED: f"is a complete copy of what {place} had, and may be the only one in "
+            f"use or not: it waits to be told by its source; start its 'listen' again, or {advice}",
+        }.get(record.state)
+        if text is None:
+            return Serving.SERVE, ""
+        return Serving.REFUSE, f"{self.path} {text}"
+
+    def to_receive(self) -> str | None:
+        """Return why nothing may be received over the image, or None."""
+        if self.record is None or self.state in (State.DONE, State.RECEIVING, State.PREPARED):
+            return None
+        if self.state is State.OWNER and not self.record.acknowledged:
+            return None  # its source may ask once more; nobody else gets past `refusal`
+        return (
+            f"{self.path} is the image itself, not a copy (its journal says "
+            f"{self.state.name.lower()}): receiving would overwrite it; if it is of no use any "
+            f"more, 'flexmigrate release {self.path}'"
+        )
+
+
+def look(path: str, disk: Disk = SYSTEM) -> Standing:
+    """Return how the image at *path* stands.
+
+    :raises ImageError: what lies beside it can't be read, or can't be trusted.
+    """
+    real = os.path.realpath(path)
+    where = real
+    try:
+        where = places.beside(disk, real)
+        marker = disks.exists(disk, where + MARKER_SUFFIX)
+    except OSError as error:
+        raise ImageError(f"can't look for {where}{MARKER_SUFFIX}: {error.strerror}") from error
+    return Standing(real, journal.load(disk, journal.path_of(where)), marker, where)

@@ -1,0 +1,153 @@
+"""The last step of a migration, as the destination takes it: the image becomes its own, or doesn't.
+
+The rules, and what is written where, are ``ownership``'s; the source's part is ``handover``. Which
+message may come when is decided by the state machine, ``destination``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from twisted.internet.defer import Deferred
+from twisted.logger import Logger
+
+from flexmigrate.image.background import Background
+from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.file import Image
+from flexmigrate.migration.ownership import Ownership
+from flexmigrate.wire.session import Opening, Outcome, State, fit_text
+
+log = Logger()
+
+
+class Verdict(Enum):
+    """What a plain sender's DISC means at a destination."""
+
+    OURS = "ours"
+    NOT_OURS = "not ours"
+
+
+class DestinationHandover:
+    """The steps of a destination.
+
+    :ivar owned: whether the image is ours.
+    :ivar by_session: whether it came by a session, whose source may ask again.
+    """
+
+    def __init__(
+        self,
+        image: Image,
+        background: Background,
+        ownership: Ownership,
+        *,
+        full_coverage: bool = True,
+    ) -> None:
+        self._image = image
+        self._background = background
+        self._full_coverage = full_coverage
+        self.ownership = ownership
+        self.owned = ownership.state is State.OWNER
+        self.by_session = self.owned
+
+    @property
+    def marker(self) -> str:
+        """Path of the file that stands exactly while the image is incomplete.
+
+        Beside the image itself: whoever comes by another link, or from another folder, finds it.
+        """
+        return self.ownership.marker_path
+
+    def expect(self) -> None:
+        """Set the marker, durably, before the first byte is received.
+
+        :raises ImageError: where it can't be written.
+        """
+        self.ownership.expect()
+
+    def judge(self, coverage: Coverage) -> str | None:
+        """Return why what was received isn't the whole image, or None if it is."""
+        if not coverage.writes:
+            return "it sent no data"
+        if coverage.spoiled is not None:
+            return f"a write failed ({coverage.spoiled})"
+        if self._full_coverage and not coverage.complete:
+            missing = coverage.size - coverage.covered
+            return f"{missing} of {coverage.size} bytes were never written, zeroed or trimmed"
+        return None
+
+    # The plain handover
+
+    def take(self, coverage: Coverage) -> Deferred[Verdict]:
+        """Decide about a DISC: flush, remove the marker, own the image; or don't.
+
+        Fails with OSError where the image can't be flushed or that it is ours can't be recorded;
+        it isn't ours then.
+        """
+        return Deferred.fromCoroutine(self._take(coverage))
+
+    async def _take(self, coverage: Coverage) -> Verdict:
+        refusal = self.judge(coverage)
+        if refusal is not None:
+            log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
+            return Verdict.NOT_OURS
+        await self._background.flush()
+        self._tell_of_marker(await self._background.run(self.ownership.own_plainly))
+        self.owned = True
+        return Verdict.OURS
+
+    # A session
+
+    def receive(self, opening: Opening, address: str) -> Deferred[None]:
+        """Record, before the first byte comes, what is received. Fails with OSError."""
+        return self._background.run(self.ownership.receive, opening, address)
+
+    def prepare(
+        self, coverage: Coverage, digest: str = "", claimed: str | None = None
+    ) -> Deferred[Outcome]:
+        """See that all is here, make it durable, and be prepared for COMMIT. Fails with OSError.
+
+        :param digest: of the image, as it was compared; empty if not all of it was.
+        :param claimed: the source's, which has to be the same; None if it claims none.
+        """
+        return Deferred.fromCoroutine(self._prepare(coverage, digest, claimed))
+
+    async def _prepare(self, coverage: Coverage, digest: str, claimed: str | None) -> Outcome:
+        refusal = self.judge(coverage)
+        if refusal is None and claimed not in (None, digest):
+            found = digest or "not known"
+            refusal = f"the image's digest is {found} here, and {claimed} at the source"
+        if refusal is not None:
+            return Outcome(self.ownership.state, fit_text(refusal))
+        await self._background.flush()
+        await self._background.run(self.ownership.prepare, digest)
+        return Outcome(self.ownership.state)
+
+    def own(self) -> Deferred[None]:
+        """The source has committed: own the image. Fails with OSError; it may be asked again."""
+        return Deferred.fromCoroutine(self._own())
+
+    async def _own(self) -> None:
+        self._tell_of_marker(await self._background.run(self.ownership.own))
+        self.owned = self.by_session = True
+
+    def _tell_of_marker(self, fault: str | None) -> None:
+        if fault is not None:
+            log.error(
+                "{marker} can't be removed, and means nothing any more: {fault}",
+                marker=self.marker,
+                fault=fault,
+            )
+
+    def acknowledge(self) -> Deferred[None]:
+        """The source knows that the image is ours; record it. Never fails."""
+        return acknowledge(self.ownership, self._background)
+
+
+def acknowledge(ownership: Ownership, background: Background) -> Deferred[None]:
+    """Record that the source knows that the image is ours. Never fails: it may be asked again."""
+    recording = background.run(ownership.acknowledge)
+    return recording.addErrback(
+        lambda failure: log.warn(
+            "that the source knows can't be recorded: {error}", error=failure.getErrorMessage()
+        )
+    )
