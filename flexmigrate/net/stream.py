@@ -25,6 +25,7 @@ from twisted.logger import Logger
 from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
 
 from flexmigrate.image.exact import FileSource
+from flexmigrate.net.readers import Readers
 from flexmigrate.net.unix_socket import OwnedPort
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
@@ -364,19 +365,36 @@ class _StreamUNIXConnector(unix.Connector):
 
 
 class _StreamReactor:
-    """Another reactor's face, but for the five methods that make sockets; see :func:`streaming`."""
+    """Another reactor's face, but for the five methods that make sockets, and for the two by which
+    these are read from; see :func:`streaming`.
+    """
 
     def __init__(self, reactor: Any) -> None:
         self._reactor = reactor
+        self._readers = Readers(reactor)
         directlyProvides(self, providedBy(reactor))
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._reactor, name)
 
+    def addReader(self, reader: Any) -> None:
+        """As IReactorFDSet has it."""
+        if isinstance(reader, _StreamMixin):
+            self._readers.add(reader)
+        else:
+            self._reactor.addReader(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        """As IReactorFDSet has it."""
+        if isinstance(reader, _StreamMixin):
+            self._readers.remove(reader)
+        else:
+            self._reactor.removeReader(reader)
+
     def listenTCP(
         self, port: int, factory: Any, backlog: int = 50, interface: str = ""
     ) -> tcp.Port:
-        listening = _StreamPort(port, factory, backlog, interface, self._reactor)
+        listening = _StreamPort(port, factory, backlog, interface, self)
         listening.startListening()
         return listening
 
@@ -384,11 +402,11 @@ class _StreamReactor:
         listening: tcp.Port
         if addressFamily == socket.AF_UNIX:
             listening = _StreamUNIXPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self._reactor, fileDescriptor, factory
+                self, fileDescriptor, factory
             )
         else:
             listening = _StreamPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self._reactor, fileDescriptor, addressFamily, factory
+                self, fileDescriptor, addressFamily, factory
             )
         listening.startListening()
         return listening
@@ -401,7 +419,7 @@ class _StreamReactor:
         timeout: float = 30,
         bindAddress: Any = None,
     ) -> tcp.Connector:
-        connector = _StreamConnector(host, port, factory, timeout, bindAddress, self._reactor)
+        connector = _StreamConnector(host, port, factory, timeout, bindAddress, self)
         connector.connect()
         return connector
 
@@ -413,16 +431,14 @@ class _StreamReactor:
         mode: int = 0o666,
         wantPID: bool = False,
     ) -> unix.Port:
-        listening = _StreamUNIXPort(
-            os.fsencode(address), factory, backlog, mode, self._reactor, wantPID
-        )
+        listening = _StreamUNIXPort(os.fsencode(address), factory, backlog, mode, self, wantPID)
         listening.startListening()
         return listening
 
     def connectUNIX(
         self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
     ) -> unix.Connector:
-        connector = _StreamUNIXConnector(address, factory, timeout, self._reactor, checkPID)  # type: ignore[no-untyped-call]  # Twisted's
+        connector = _StreamUNIXConnector(address, factory, timeout, self, checkPID)  # type: ignore[no-untyped-call]  # Twisted's
         connector.connect()
         return connector
 

@@ -146,10 +146,10 @@ class FDReactor:
     def __init__(self) -> None:
         self.readers: set[Any] = set()
 
-    def addReader(self, reader: Any) -> None:  # noqa: N802
+    def addReader(self, reader: Any) -> None:
         self.readers.add(reader)
 
-    def removeReader(self, reader: Any) -> None:  # noqa: N802
+    def removeReader(self, reader: Any) -> None:
         self.readers.remove(reader)
 
     def wait(self) -> None:
