@@ -328,6 +328,28 @@ class WritingTests(SynchronousTestCase):
         self.assertEqual(b"".join(received), b"".join(map(format_line, lines)))
 
 
+class JournalTests(SynchronousTestCase):
+    def written(self, stream: str) -> bytes:
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        self.addCleanup(os.close, writer)
+        found = os.fstat(writer)
+        self.patch(os, "environ", {"JOURNAL_STREAM": stream.format(found=found)})
+        under_test = LineObserver(writer)
+        for level in (LogLevel.warn, LogLevel.error, LogLevel.info):
+            event = {"log_format": "said", "log_level": level, "log_time": 0.0}
+            under_test({**event, "log_namespace": "flexmigrate.test"})
+        return os.read(reader, 65536)
+
+    def test_each_line_has_its_priority_where_the_journal_reads_it(self) -> None:
+        lines = self.written("{found.st_dev}:{found.st_ino}").splitlines()
+        self.assertEqual([line[:7] for line in lines], [b"<4>1970", b"<3>1970", b"<6>1970"])
+
+    def test_nobody_else_gets_one(self) -> None:
+        for stream in ("", "8:1", "none"):
+            self.assertNotIn(b"<", self.written(stream))
+
+
 class ThreadsTests(SynchronousTestCase):
     """The system's duty 7: log lines never interleave or overlap, whatever threads write."""
 

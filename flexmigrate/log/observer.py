@@ -7,7 +7,7 @@ import select
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogBeginner
@@ -22,6 +22,26 @@ _FLOORS = {
     0: (LogLevel.info, LogLevel.warn),
     1: (LogLevel.debug, LogLevel.debug),
 }
+
+# What stands before a line for systemd's journal, as sd-daemon(3) has it: syslog's numbers.
+_PRIORITIES = {
+    LogLevel.debug: b"<7>",
+    LogLevel.info: b"<6>",
+    LogLevel.warn: b"<4>",
+    LogLevel.error: b"<3>",
+    LogLevel.critical: b"<2>",
+}
+
+
+def leads_to_journal(fd: int, environ: Mapping[str, str]) -> bool:
+    """Return whether what is written to *fd* goes to systemd's journal, which takes a line's
+    priority from its beginning: systemd.exec(5), ``$JOURNAL_STREAM``.
+    """
+    try:
+        found = os.fstat(fd)
+    except OSError:
+        return False
+    return environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 @implementer(ILogObserver)
@@ -46,6 +66,7 @@ class LineObserver:
         self._layout = layout_of(settings, context)
         self._floors = _Floors(settings)
         self._write = write
+        self._for_journal = leads_to_journal(fd, os.environ)
         self._lines: deque[bytes] = deque()
         self._writing = False
         self._lost = 0
@@ -63,8 +84,13 @@ class LineObserver:
             return
         line = self._layout(event)
         if line:
-            self._lines.append(line)
+            self._lines.append(self._priority(event) + line)
             self._drain()
+
+    def _priority(self, event: LogEvent) -> bytes:
+        if not self._for_journal:
+            return b""
+        return _PRIORITIES[event.get("log_level", LogLevel.info)]
 
     def _drain(self) -> None:
         with self._lock:

@@ -17,12 +17,10 @@ import flexmigrate
 from flexmigrate import Action, Address, ExportService, ListenService, MirrorRequest, connect_uri
 from flexmigrate.errors import CommandError, ImageError, RequestFailed, UsageError
 from flexmigrate.history import Sample
-from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
 from flexmigrate.service.embedding import NeverServed, StartedBefore
 from flexmigrate.wire.session import State
 from support.examples import example
+from support.journals import leave_committed, leave_owner, state_of
 
 MIB = 1024 * 1024
 ANYWHERE = Address.tcp("127.0.0.1", 0)
@@ -270,22 +268,10 @@ class Beginnings(Embedded):
 class Settling(Embedded):
     """The image was handed over before, and its destination has not confirmed that."""
 
-    SESSION = b"s" * 16
-
     def committed(self, address: Address) -> Path:
         path = self.file(self.content(MIB))
-        mirror = tuple(MirrorRequest(address).lines())
-        self.record(path, State.COMMITTED, address=str(address), mirror=mirror)
+        leave_committed(path, address)
         return path
-
-    def record(self, path: Path, state: State, **more: Any) -> None:
-        record = Record(state, session=self.SESSION, attempt=1, size=MIB, peer="other", **more)
-        journal.store(SYSTEM, f"{path}.handover", record)
-
-    def said(self, path: Path) -> State:
-        found = journal.load(SYSTEM, f"{path}.handover")
-        assert found is not None
-        return found.state
 
     async def settle(self, path: Path) -> ExportService:
         service = ExportService(reactor, {"": str(path)}, [ANYWHERE])
@@ -298,14 +284,14 @@ class Settling(Embedded):
 
     async def test_the_destination_says_that_the_image_is_there(self) -> None:
         copy = self.file(self.content(MIB))
-        self.record(copy, State.OWNER, origin=self.SESSION)
+        leave_owner(copy)
         destination = await self.served({"": str(copy)})
         (address,) = destination.places
         assert isinstance(address, Address)
         path = self.committed(address)
         service = await self.settle(path)
         self.assertEqual((await service.ended).status, 0)
-        self.assertEqual(self.said(path), State.DONE)
+        self.assertEqual(state_of(path), State.DONE)
         await service.stopService()
         with self.assertRaisesRegex(ImageError, "was migrated to"):
             ExportService(reactor, {"": str(path)}, [ANYWHERE])
@@ -320,7 +306,7 @@ class Settling(Embedded):
             self.assertEqual(ended.status, 1)
             self.assertIn("has not confirmed it", ended.reason)
             await service.stopService()
-        self.assertEqual(self.said(path), State.COMMITTED)
+        self.assertEqual(state_of(path), State.COMMITTED)
 
     async def test_it_is_stopped_while_it_asks(self) -> None:
         with socket.create_server(("127.0.0.1", 0)) as silent:
@@ -334,4 +320,4 @@ class Settling(Embedded):
             await service.stopService()
             self.assertEqual(await service.ended, flexmigrate.Ended(1, "the service was stopped"))
             await deferLater(reactor, 0)
-        self.assertEqual(self.said(path), State.COMMITTED)
+        self.assertEqual(state_of(path), State.COMMITTED)

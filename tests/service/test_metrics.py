@@ -14,12 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.control.grammar import MirrorRequest
-from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
 from flexmigrate.net.address import Address
-from flexmigrate.wire.session import State
+from support.journals import leave_committed
 from support.operator import ask, status, wait_until
 from support.processes import TESTS, Child, flexmigrate
 from support.programs import Programs
@@ -213,11 +209,7 @@ class TestSettling:
         """The process before this one committed the image, and was killed."""
         with socket.create_server(("127.0.0.1", 0)) as silent:
             address = Address.tcp("127.0.0.1", silent.getsockname()[1])
-            mirror = tuple(MirrorRequest(address).lines())
-            record = Record(
-                *(State.COMMITTED, b"s" * 16, 1), size=SIZE, address=str(address), mirror=mirror
-            )
-            journal.store(SYSTEM, journal.path_of(str(servers.image)), record)
+            leave_committed(servers.image, address)
             sock = str(servers.source_sock)
             # That a place for it is taken is no reason not to settle it.
             taken = servers.start(*self.serve(servers), "--metrics", str(address))

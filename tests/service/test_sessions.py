@@ -9,7 +9,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from flexmigrate.net.address import Address
+from flexmigrate.wire.session import State
 from support.images import assert_same, blank_image
+from support.journals import leave_committed, leave_owner, state_of
 from support.operator import wait_until
 from support.processes import Child, flexmigrate
 from support.relay import Relay
@@ -182,6 +185,26 @@ class TestTheAnswerToCommitIsLost:
         refused = servers.start("listen", *place)
         refused.expect_exit(1)
         refused.wait_for("flexmigrate release")
+
+
+class TestStartedAgain:
+    """Under both runners: what the supervisor reads of a handover that is asked about."""
+
+    def test_the_destination_knows(self, servers: Servers, twistd: bool) -> None:
+        leave_owner(servers.copy)
+        place = ("--addr", "127.0.0.1", "--port", "0", "--file")
+        owner = servers.start("serve", *place, str(servers.copy))
+        leave_committed(servers.image, Address.tcp(*owner.listening()))
+        servers.start("serve", *place, str(servers.image), twistd=twistd).expect_exit(0)
+        assert state_of(servers.image) is State.DONE
+        servers.start("serve", *place, str(servers.image), twistd=twistd).expect_exit(1)
+        stop(owner)
+
+    def test_nobody_is_there(self, servers: Servers, twistd: bool) -> None:
+        leave_committed(servers.image, Address.unix(str(servers.folder / "nobody")))
+        place = ("--addr", "127.0.0.1", "--port", "0", "--file", str(servers.image))
+        servers.start("serve", *place, twistd=twistd).expect_exit(1)
+        assert state_of(servers.image) is State.COMMITTED
 
 
 class TestPrepareIsLost:

@@ -1,0 +1,39 @@
+"""Journals as a process leaves them that was killed at a certain moment of a handover."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.image.disk import SYSTEM
+from flexmigrate.migration import journal
+from flexmigrate.migration.journal import Record
+from flexmigrate.net.address import Address
+from flexmigrate.wire.session import State
+
+SESSION = b"s" * 16
+
+
+def leave(image: Path, state: State, **more: Any) -> None:
+    """Leave a journal of the session beside *image*."""
+    size = image.stat().st_size
+    record = Record(state, session=SESSION, attempt=1, size=size, peer="other", **more)
+    journal.store(SYSTEM, journal.path_of(str(image)), record)
+
+
+def leave_committed(image: Path, address: Address) -> None:
+    """Leave what a source does that has committed to the destination at *address*."""
+    mirror = tuple(MirrorRequest(address).lines())
+    leave(image, State.COMMITTED, address=str(address), mirror=mirror)
+
+
+def leave_owner(image: Path) -> None:
+    """Leave what the destination does that has become the owner by the same session."""
+    leave(image, State.OWNER, origin=SESSION)
+
+
+def state_of(image: Path) -> State | None:
+    """Return what the journal says, if there is one."""
+    found = journal.load(SYSTEM, journal.path_of(str(image)))
+    return None if found is None else found.state
