@@ -69,16 +69,16 @@ class PlayedTests(SynchronousTestCase):
 
     def test_every_fault_at_every_step_of_the_handover(self) -> None:
         played = self.play("singles" if os.environ.get(EVERYTHING) else "main", 100_000)
-        self.assertGreaterEqual(played.begun, 2_600)
+        self.assertGreaterEqual(played.begun, 2_400)
         self.assertGreater(played.ways, SCHEDULES)
 
     def test_two_faults_one_after_the_other(self) -> None:
-        # 197 has no factor in common with the number of faults: each two of them meet.
-        self.assertGreaterEqual(self.play("pairs", 200_000, 197, every=200_000).begun, 700)
+        # 293 has no factor in common with the number of faults: each two of them meet.
+        self.assertGreaterEqual(self.play("pairs", 200_000, 293, every=200_000).begun, 470)
 
     def test_any_faults_in_any_order_of_all_that_happens(self) -> None:
-        played = self.play("random", 800, every=60_000)
-        self.assertGreaterEqual(played.begun, 800)
+        played = self.play("random", 600, every=60_000)
+        self.assertGreaterEqual(played.begun, 600)
         self.assertGreater(played.ends, 10 * played.begun)
 
 
