@@ -11,7 +11,7 @@ Which answer is right is ``ownership``'s affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
@@ -22,9 +22,9 @@ from twisted.python.failure import Failure
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
-from flexmigrate.migration import journal
 from flexmigrate.migration.destination import Destination, DestinationCore
 from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.openings import Replies, answer, opening_in, opening_of
 from flexmigrate.migration.ownership import Ownership
 from flexmigrate.migration.taking import acknowledge
 from flexmigrate.migration.verifying import fault_in, judge, tell
@@ -33,18 +33,12 @@ from flexmigrate.server.factory import OpenSession
 from flexmigrate.wire.constants import ErrorCode, OptionReply
 from flexmigrate.wire.handshake import PrivateOption
 from flexmigrate.wire.session import (
-    NO_ID,
     SESSION_OPTION,
-    SESSION_REPLY,
-    Answer,
-    Capability,
-    Digest,
     Opening,
     Outcome,
     PrivateCommand,
     Purpose,
     encode_verdicts,
-    fit_text,
     is_private,
     parse_claims,
     parse_image_digest,
@@ -56,50 +50,6 @@ log = Logger()
 LINGER_SECONDS = 10.0
 """How long a destination that owns the image stays for its source to ask again, once the source's
 connection has ended without a word that it knows."""
-
-Replies = Sequence[tuple[int, bytes]]
-
-
-def opening_of(connection: NBDServerProtocol) -> Opening | None:
-    """Return what *connection* said of its session when it negotiated; None if it has none."""
-    agreement = connection.agreement
-    return None if agreement is None else _opening_in(dict(agreement.private))
-
-
-def _opening_in(private: Mapping[int, bytes]) -> Opening | None:
-    data = private.get(SESSION_OPTION)
-    return None if data is None else parse_opening(data)
-
-
-def answer(
-    opening: Opening,
-    ownership: Ownership,
-    size: int,
-    name: str,
-    refusal: str | None,
-    *,
-    compares: bool = False,
-) -> Replies:
-    """Return the replies to a session option.
-
-    :param compares: whether we can compare what we have with what the source has.
-    """
-    record = ownership.record
-    known = Capability.JOURNAL if opening.purpose is Purpose.ASK else Capability(0)
-    if compares:
-        known |= Capability.COMPARE
-    told = Answer(
-        ownership.state,
-        NO_ID if record is None else record.session,
-        0 if record is None else record.attempt,
-        size,
-        fit_text(name),
-        fit_text(refusal or ""),
-        opening.digests & Digest.BLAKE3 if compares else 0,
-        opening.capabilities & known,
-        journal.told(record),
-    )
-    return [(SESSION_REPLY, told.encode()), (OptionReply.ACK, b"")]
 
 
 class Receiving(OpenSession):
@@ -155,7 +105,7 @@ class Receiving(OpenSession):
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Who may send, and who may settle."""
-        opening = _opening_in(private)
+        opening = opening_in(private)
         if opening is not None and opening.purpose is Purpose.ASK:
             return "what was asked is answered"
         refusal = self._refusal(opening)
@@ -405,7 +355,7 @@ class Serving(OpenSession):
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Who only asks, or can't settle, goes no further."""
-        opening = _opening_in(private)
+        opening = opening_in(private)
         if opening is None:
             return None
         held = self._find(export)

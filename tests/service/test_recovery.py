@@ -202,8 +202,11 @@ class TestAFullDisk:
             writer.is_satisfied_with(servers.copy)
 
     @needs_root
-    def test_at_the_source_is_the_clients_trouble_and_nobody_elses(self, servers: Servers) -> None:
+    def test_at_the_source_is_the_clients_trouble_until_it_is_to_be_given_away(
+        self, servers: Servers
+    ) -> None:
         with small_filesystem(servers.folder / "small", 2 * MIB) as small:
+            ballast = random_image(small.folder / "ballast", 64 * 1024)
             servers.image = small.folder / "image"
             servers.image.touch()
             os.truncate(servers.image, SIZE)
@@ -213,6 +216,13 @@ class TestAFullDisk:
             assert errors[0] == 0
             assert errors[-1] == 28  # ENOSPC
             assert client.read(0, MIB) == b"f" * MIB
+            # Nobody would know afterwards that it was given away: there is no room for a journal.
+            for handover in ("auto", "plain"):
+                refused = servers.mirror("--handover", handover)
+                assert refused.returncode == 1
+                assert b"No space left on device" in refused.stderr
+            assert client.read(0, MIB) == b"f" * MIB
+            ballast.unlink()
             servers.start_mirroring()
             source.expect_exit(0)
             destination.expect_exit(0)

@@ -247,7 +247,7 @@ class Trial(Stage):
             fates = source.fate, destination.fate
             self._judge_views((source.found[0], destination.found[0]), fates)
             # What a disk has wrong is not remembered where everything has died.
-            if self._afterlife is not None and not self.destination.wrong:
+            if self._afterlife is not None and not self.destination.has_lied:
                 seen = likeness((*source.found, *destination.found))
                 self._afterlife.see(self, fates, (len(source.found), seen))
             if self._until is not None and self._until.is_at(self.ends, fates):

@@ -128,7 +128,7 @@ MUTATIONS = (
     _one("a record's name is not made durable", disk.sync_folder, "disk.fsync(folder)"),
     Mutation(
         "what a dead process wrote is acted upon before it is durable",
-        (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._path)", "pass"),),
+        (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._beside)", "pass"),),
         after=("process:source", "host:source"),
     ),
     Mutation(
@@ -151,11 +151,17 @@ MUTATIONS = (
     _one("FUA is not heeded", Commands._change, "if flags & _FUA:", "if False:"),
     # The copy
     _one("a change is not marked", Transmission.serve, "observer.mark(offset, length)"),
-    _one(
+    # Within a session it is found when all is compared, nearly always.
+    Mutation(
         "a change is marked a while after it is answered",
-        Commands._change,
-        "self._changed(offset, length)",
-        "self._background._reactor.callLater(0.01, self._changed, offset, length)",
+        (
+            Change(
+                Commands._change,
+                "self._changed(offset, length)",
+                "self._background._reactor.callLater(0.01, self._changed, offset, length)",
+            ),
+        ),
+        plain=True,
     ),
     # Within a session it takes two mistakes: what differs is found when it is compared.
     Mutation("marks are cleared after their blocks were read", (_CLEARED_LATE,), plain=True),
@@ -218,8 +224,8 @@ MUTATIONS = (
     _one(
         "COMMIT is answered before 'owner' is recorded",
         DestinationHandover._own,
-        "fault = await self._background.run(self.ownership.own)",
-        "fault = None; self._background.run(self.ownership.own)",
+        "self._tell_of_marker(await self._background.run(self.ownership.own))",
+        "self._background.run(self.ownership.own)",
     ),
     _one(
         "what is prepared is overwritten without a record",

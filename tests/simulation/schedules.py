@@ -202,7 +202,7 @@ def singles() -> Iterator[Schedule]:
 
 def main_singles() -> Iterator[Schedule]:
     """Yield those of ``singles`` that take a bearable time: every fault at every step of a session,
-    and every fourth once more in one of the other kinds of handovers.
+    and every sixth once more in one of the other kinds of handovers.
     """
     for after in range(STEPS_BEFORE):
         for fault in lies("asked", after):
@@ -212,8 +212,8 @@ def main_singles() -> Iterator[Schedule]:
         for fault in every_fault("parked", after):
             yield Schedule(1, False, frozenset(("busy",)), (fault,))
             number += 1
-            if number % 4 == 0:
-                options = KINDS[1 + number // 4 % (len(KINDS) - 1)]
+            if number % 6 == 0:
+                options = KINDS[1 + number // 6 % (len(KINDS) - 1)]
                 yield Schedule(1, False, frozenset((*options.split(), "busy")), (fault,))
 
 

@@ -54,7 +54,7 @@ class Side:
     :ivar is_over: because it has ended as it was to.
     :ivar losing: so many of the next writes into its image are only said to have been done.
     :ivar wrong: what is wrong on its disk, and was not read since: where a sector begins, and what
-        should be there.
+        should be there; and what is after its machine has failed.
     """
 
     def __init__(self, stage: Around, name: str, host: str, left: Left) -> None:
@@ -67,6 +67,7 @@ class Side:
         self.disk.touched = self._touched
         self.losing = 0
         self.wrong: dict[int, bytes] = {}
+        self.stably_wrong: dict[int, bytes] = {}
         self.machine: Machine | None = None
         self.server: Server | None = None
         self.statuses: list[int | None] = []
@@ -88,6 +89,8 @@ class Side:
         if self.errors:
             self.errors -= 1
             raise OSError(5, "Input/output error", path)
+        if call == "fdatasync" and mount.alive:
+            self.stably_wrong = dict(self.wrong)
 
     def _touched(self, call: str, offset: int, length: int, data: bytes) -> bool:
         """Know what the disk has wrong: nobody can, until it is read; and what is read to be
@@ -97,6 +100,8 @@ class Side:
         if call == "pread" or not self.losing:
             for at in sectors if self.wrong else ():
                 self.wrong.pop(at, None)
+                if call == "pread":
+                    self.stably_wrong.pop(at, None)
             return True
         self.losing -= 1
         for at in sectors:
@@ -107,24 +112,20 @@ class Side:
         """Let the disk have a bit wrong, in the sector that begins *at*."""
         image = self.disk.find(IMAGE)
         if image is not None:
-            self.wrong.setdefault(at, image[at : at + SECTOR])
+            right = self.wrong.setdefault(at, image[at : at + SECTOR])
+            self.stably_wrong.setdefault(at, right)
             self.disk.flip(IMAGE, at)
 
     def view(self, *, after_failure: bool) -> View:
         """Return what is found on its disk, now or after a failure that kept nothing."""
         view = View.of(self.disk, after_failure=after_failure)
-        return replace(view, image=self.excused(view.image)) if self.wrong else view
+        wrong = self.stably_wrong if after_failure else self.wrong
+        return replace(view, image=_excused(view.image, wrong)) if wrong else view
 
-    def excused(self, image: bytes | None) -> bytes | None:
-        """Return *image*, which is on this side's disk, as it would be if that had nothing wrong
-        that nobody can know of.
-        """
-        if image is None or not self.wrong:
-            return image
-        found = bytearray(image)
-        for at, right in self.wrong.items():
-            found[at : at + SECTOR] = right
-        return bytes(found)
+    @property
+    def has_lied(self) -> bool:
+        """Whether its disk has anything wrong that nobody can know of."""
+        return bool(self.wrong or self.stably_wrong)
 
     @property
     def lives(self) -> bool:
@@ -169,8 +170,20 @@ class Side:
         if self.lives:
             assert self.machine is not None
             self.machine.die(silently=host)
+        if host:
+            self.wrong = dict(self.stably_wrong)
 
     def look(self) -> None:
         """See whether its process has ended."""
         if self.server is not None and self.server.is_over and self.lives:
             self.ended(self.server.status)
+
+
+def _excused(image: bytes | None, wrong: dict[int, bytes]) -> bytes | None:
+    """Return *image* as it would be if its disk had nothing *wrong* that nobody can know of."""
+    if image is None or not wrong:
+        return image
+    found = bytearray(image)
+    for at, right in wrong.items():
+        found[at : at + SECTOR] = right
+    return bytes(found)
