@@ -20,6 +20,7 @@ from flexmigrate.net.stream import streaming
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import TransmissionFlag
 from support.nbd_peers import PEERS, Peer
+from support.processes import PATIENCE
 
 MIB = 1 << 20
 SIZE = 34 * MIB  # so that a read or write of all of it must be divided
@@ -53,6 +54,8 @@ class Served(NamedTuple):
         return self.peer.honest and bool(client.flags & flag)
 
     async def connect(self, **options: Any) -> NBDClientProtocol:
+        # Not in 5 s, as on a busy machine: nbd-server took longer, and this isn't about time.
+        options.setdefault("hello_timeout", PATIENCE)
         return await connect(self.endpoint, wish=self.wish, clock=self.clock, **options)
 
 

@@ -1,9 +1,8 @@
-"""The commands that do one thing and end: what they print, where, how long it takes, and status."""
+"""The commands that do one thing and end: what they print, where, and their status."""
 
 from __future__ import annotations
 
 import subprocess
-import time
 
 import pytest
 
@@ -11,8 +10,6 @@ from flexmigrate.commands import COMMANDS
 from support.images import MIB
 from support.processes import flexmigrate, run, script
 from support.servers import SIZE, Servers, stop
-
-STATUS_SECONDS = 0.15  # of wall time, for a supervisor that asks every second
 
 
 def place_of(servers: Servers, *more: str) -> tuple[str, ...]:
@@ -126,19 +123,12 @@ class TestWrite:
 
 
 class TestStatus:
-    @pytest.mark.alone
-    def test_is_one_line_and_quick(self, servers: Servers) -> None:
+    def test_is_one_line(self, servers: Servers) -> None:
         server = servers.serve()
-        times = []
-        for _ in range(5):
-            began = time.monotonic()
-            done = flexmigrate("status", "--sock", str(servers.source_sock))
-            times.append(time.monotonic() - began)
-            assert (done.returncode, done.stderr) == (0, b"")
-            assert done.stdout.count(b"\n") == 1
-            assert done.stdout.startswith(f"pid={server.pid} size={SIZE} ".encode())
-        # The least of them is what it takes; the others say how busy the machine is.
-        assert min(times) < STATUS_SECONDS
+        done = flexmigrate("status", "--sock", str(servers.source_sock))
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert done.stdout.count(b"\n") == 1
+        assert done.stdout.startswith(f"pid={server.pid} size={SIZE} ".encode())
 
     @pytest.mark.parametrize(
         "command",
