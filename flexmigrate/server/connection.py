@@ -405,6 +405,7 @@ class NBDServerProtocol(Protocol):
             self._transmission.gone()
         if self.export is not None:
             self.export.leave(self)
-        if not reason.check(ConnectionDone):
+        if not self._ending and not reason.check(ConnectionDone):
+            # Of one that was ending, the log says why, and a reset behind a DISC means nothing.
             self.log.info("lost: {error}", error=reason.value)
         self.factory.lost(self)

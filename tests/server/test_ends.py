@@ -1,6 +1,9 @@
 """Every way in which a connection ends, and what leaves and what is told before."""
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.internet.error import ConnectionLost
+from twisted.logger import capturedLogs, formatEvent
+from twisted.python.failure import Failure
 
 from flexmigrate.server.connection import GOODBYE_SECONDS, LINGER_SECONDS
 from flexmigrate.wire.constants import Command
@@ -49,6 +52,21 @@ class EndSuite(SuiteBase):
         self.client.feed.read_limit = None
         self.assertTrue(self.client.data(cookie) == self.bytes[:LARGE])
         self.assertTrue(self.client.ended)
+
+    def test_a_reset_behind_disc_is_not_told_as_a_loss(self):
+        self.client.feed.read_limit = 10
+        self.client.ask(READ, 0, LARGE)
+        self.bench.settle()
+        (protocol,) = self.served.factory.clients
+        told = []
+        with capturedLogs() as events:
+            self.client.say_goodbye()
+            self.client.feed.read_limit = None
+            self.bench.settle()
+            protocol.connectionLost(Failure(ConnectionLost()))
+            told = [formatEvent(event) for event in events]
+        self.assertEqual([text for text in told if "lost" in text], [])
+        self.assertTrue(any("disconnected" in text for text in told), told)
 
     def test_who_says_disc_and_never_reads_is_cut_off(self):
         self.client.feed.read_limit = 10
