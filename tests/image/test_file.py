@@ -251,7 +251,15 @@ class Residency(WithAFolder):
             (0, BLOCK + 1, True),
         ):
             image = self.cold()
-            self.assertEqual(image.may_block_write(offset, length), may_block, (offset, length))
+            blocks = image.may_block_write(offset, length)
+            if may_block and not blocks:  # by a disk that was very fast: all of them are there now
+                edges = [(offset, offset), (offset + length, offset + length - 1)]
+                for edge, byte in edges:
+                    if edge % BLOCK:
+                        view = memoryview(bytearray(1))
+                        self.assertTrue(image.try_read_into(view, byte), (offset, length))
+            else:
+                self.assertEqual(blocks, may_block, (offset, length))
             image.make_resident(0, 4 * BLOCK)
             if image.try_read_into(memoryview(bytearray(1)), 0):
                 self.assertFalse(image.may_block_write(offset, length), (offset, length))
