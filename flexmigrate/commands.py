@@ -104,6 +104,7 @@ from flexmigrate.options import (
     VERIFY,
     WAIT,
     WATCH,
+    WEB,
     YES,
     Flag,
     Given,
@@ -155,6 +156,7 @@ def _serve(given: Given) -> ServeConfig:
         poll_seconds=_poll_seconds(given),
         tls=tls_of(given, server=True),
         metrics=given.optional(METRICS),
+        web=given.optional(WEB),
         log=log_of(given),
     )
 
@@ -177,6 +179,7 @@ def _listen(given: Given) -> ListenConfig:
         coverage=given.optional(COVERAGE) or "full",
         tls=tls_of(given, server=True),
         metrics=given.optional(METRICS),
+        web=given.optional(WEB),
         log=log_of(given),
     )
 
@@ -314,7 +317,7 @@ class Command:
 
 # Both ends of the synopses.
 _LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
-_TOLD = "[--metrics PLACE]"
+_TOLD = "[--metrics PLACE] [--web PLACE]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
@@ -329,7 +332,7 @@ COMMANDS = {
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
             *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _serve,
@@ -343,7 +346,7 @@ COMMANDS = {
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
             *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
             *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _listen,

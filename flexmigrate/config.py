@@ -99,6 +99,7 @@ class ServeConfig:
     :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
     :ivar tls: see `TLSConfig`.
     :ivar metrics: where metrics are offered, over HTTP; ``None`` for nowhere.
+    :ivar web: where a page to look on is offered, likewise.
     :ivar log: see `LogSettings`.
     """
 
@@ -116,6 +117,7 @@ class ServeConfig:
     poll_seconds: float = DEFAULT_POLL_SECONDS
     tls: TLSConfig = NO_TLS
     metrics: Place | None = None
+    web: Place | None = None
     log: LogSettings = _LOG
 
     @property
@@ -147,6 +149,7 @@ class ListenConfig:
     coverage: CoverageRule = "full"
     tls: TLSConfig = NO_TLS
     metrics: Place | None = None
+    web: Place | None = None
     log: LogSettings = _LOG
 
     @property

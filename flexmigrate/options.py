@@ -289,6 +289,15 @@ METRICS = Option(
     _parse_http_place,
 )
 
+WEB = Option(
+    "web",
+    "",
+    "PLACE",
+    "offer a page that shows what goes on, a migration above all, at http://PLACE/, given as for"
+    " --metrics; it can change nothing, and whoever can connect there can see it (default: don't)",
+    _parse_http_place,
+)
+
 VERBOSE = Flag("verbose", "v", "log everything")
 QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
 

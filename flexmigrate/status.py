@@ -126,6 +126,9 @@ class Status:
     listening_phase: ListeningPhase | None = field(
         default=None, metadata=about("name of the destination's state")
     )
+    sender: str | None = field(
+        default=None, metadata=about("where the one who sends is, while somebody does")
+    )
     covered_bytes: int | None = field(
         default=None,
         metadata=about("what the sender has written, zeroed or trimmed in this attempt", "bytes"),

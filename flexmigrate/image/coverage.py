@@ -29,12 +29,16 @@ class Coverage:
     """What was written, zeroed or trimmed of *size* bytes; at first, nothing.
 
     :param block_size: bytes, a power of two; None for the smallest that keeps within ``MAX_BITS``.
+    :ivar block_size: what it came to.
     :ivar covered: bytes known to be covered, each counted once.
     :ivar writes: requests that were done.
     :ivar spoiled: the first request that failed, in words; None as long as none did.
     """
 
-    __slots__ = ("_block", "_parts", "_shift", "_whole", "covered", "size", "spoiled", "writes")
+    __slots__ = (
+        *("_parts", "_shift", "_whole", "block_size"),
+        *("covered", "size", "spoiled", "writes"),
+    )
 
     def __init__(self, size: int, block_size: int | None = None) -> None:
         if block_size is None:
@@ -45,7 +49,7 @@ class Coverage:
         self.covered = 0
         self.writes = 0
         self.spoiled: str | None = None
-        self._block = block_size
+        self.block_size = block_size
         self._shift = block_size.bit_length() - 1
         self._whole = bytearray((-(-size // block_size) + 7) // 8)
         self._parts: dict[int, _Parts] = {}
@@ -60,9 +64,9 @@ class Coverage:
         self.writes += 1
         end = offset + length
         shift = self._shift
-        first = (offset + self._block - 1) >> shift
+        first = (offset + self.block_size - 1) >> shift
         # The last block may be shorter than the others: its end is the image's.
-        last = end >> shift if end < self.size else (end + self._block - 1) >> shift
+        last = end >> shift if end < self.size else (end + self.block_size - 1) >> shift
         if first > last:
             self._mark_part(last, offset, end)
             return
@@ -72,6 +76,23 @@ class Coverage:
             self._mark_part(first - 1, offset, min(first << shift, end))
         if last << shift < end:
             self._mark_part(last, last << shift, end)
+
+    def bytes_in(self, offset: int, length: int) -> int:
+        """Return how many bytes the blocks have that are covered wholly, in a range; *offset*
+        begins a block.
+        """
+        shift = self._shift
+        end = min(offset + length, self.size)
+        first, last = offset >> shift, -(-end >> shift)
+        if first >= last:
+            return 0
+        start = first >> 3
+        bits = int.from_bytes(self._whole[start : (last + 7) >> 3], "little") >> (first & 7)
+        bits &= (1 << (last - first)) - 1
+        found = bits.bit_count() << shift
+        if bits >> (last - first - 1):
+            found -= (last << shift) - end
+        return found
 
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         """A request failed: what its range holds is unknown, and the attempt can't be made good."""
@@ -120,7 +141,7 @@ class Coverage:
                 self.covered -= other_end - other_start
                 start, end = min(start, other_start), max(end, other_end)
         block_start = block << self._shift
-        if start == block_start and end == min(block_start + self._block, self.size):
+        if start == block_start and end == min(block_start + self.block_size, self.size):
             # No other part can be left beside it.
             self._parts.pop(block, None)
             self._mark_whole(block, block + 1)

@@ -134,6 +134,16 @@ class DirtyMap:
             yield begin, min(end << shift, stop, self.size) - begin
             first = marks.find(_DIRTY, end, limit)
 
+    def bytes_in(self, offset: int, length: int) -> int:
+        """Return how many bytes the marked blocks have in a range; *offset* begins a block."""
+        shift = self._shift
+        end = min(offset + length, self.size)
+        first, last = offset >> shift, -(-end >> shift)
+        found = self._marks.count(_DIRTY, first, last) << shift
+        if last > first and self._marks[last - 1]:
+            found -= (last << shift) - end
+        return found
+
     def _run_end(self, first: int, limit: int) -> int:
         end = self._marks.find(_CLEAN, first, limit)
         return limit if end < 0 else end

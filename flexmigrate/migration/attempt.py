@@ -99,6 +99,11 @@ class Attempt:
         return self._copier.dirty if self._copier else None
 
     @property
+    def unverified(self) -> DirtyMap | None:
+        """Return what is still to be compared, dirty or not; None where nothing will be."""
+        return self._verifier.unverified if self._verifier else None
+
+    @property
     def dirtied(self) -> int | None:
         """Return how many bytes clients have dirtied since the first pass began; None before."""
         if self._found is None:

@@ -29,7 +29,12 @@ FIRST_REQUEST_SECONDS = 10.0
 
 
 class Sender(Protocol):
-    """A connection to a destination."""
+    """A connection to a destination.
+
+    :ivar address: where it comes from, in words.
+    """
+
+    address: str
 
     @property
     def requests_taken(self) -> int:

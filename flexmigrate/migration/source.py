@@ -171,6 +171,11 @@ class Core:
         """Return what is still to be sent, once that is known."""
         return self.attempt.dirty if self.attempt else None
 
+    @property
+    def unverified(self) -> DirtyMap | None:
+        """What is still to be compared; None where nothing will be."""
+        return self.attempt.unverified if self.attempt else None
+
     def abandon(self, reason: str) -> None:
         """End the attempt, if there is one; clients go on."""
         if self.attempt is not None:

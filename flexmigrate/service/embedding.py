@@ -104,7 +104,7 @@ class _Lifetime(Lifetime):
     def end(self, status: int, reason: str, *, settled: bool = True) -> None:
         if self.status is not None:
             return
-        self.status = status
+        self.status, self.reason = status, reason
         self._settled = settled
         tell = log.info if status == 0 else log.error
         tell("the server has ended with status {status}: {reason}", status=status, reason=reason)

@@ -34,12 +34,14 @@ class Lifetime:
 
     :param supervisor: who is told of it before the end, if anybody.
     :ivar status: the exit status, once it is decided; the first decision stands.
+    :ivar reason: for it, in words.
     """
 
     def __init__(self, reactor: Any, supervisor: Supervisor | None = None) -> None:
         self._reactor = reactor
         self._supervisor = supervisor or Supervisor(reactor, {})
         self.status: int | None = None
+        self.reason: str | None = None
         self._settled = False
 
     def ready(self, describe: Describe, *, serving: bool = True) -> None:
@@ -58,7 +60,7 @@ class Lifetime:
         """
         if self.status is not None:
             return
-        self.status = status
+        self.status, self.reason = status, reason
         self._settled = settled
         tell = log.info if status == 0 else log.error
         tell("ending with status {status}: {reason}", status=status, reason=reason)

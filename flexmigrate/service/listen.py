@@ -36,13 +36,13 @@ from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
-from flexmigrate.service.publishing import Publishing, export_view, server_view
+from flexmigrate.service.publishing import Publishing, export_view, receiving, sending, server_view
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
 from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
-from flexmigrate.web.view import ServerView
+from flexmigrate.web.view import Moving, ServerView
 from flexmigrate.wire.agreement import TLSMode
 
 log = Logger()
@@ -68,7 +68,7 @@ class ListenService(Service):
         self._lock = OwnedLock()
         self._pool = pool or new_pool()
         self._meter = Meter()
-        self._publishing = Publishing(reactor, config.metrics, self._look)
+        self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         self._tls_context = tls_context(config.tls)
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
@@ -171,11 +171,13 @@ class ListenService(Service):
     def _look(self) -> ServerView:
         serving, export = self._serving, self._host.export
         factory, tally = self._factory, Tally()
+        moving: Moving | None = receiving(self._core)
         if serving is not None:
-            factory = serving.factory
-            tally = serving.exports[export.name].tally(self._reactor.seconds())
-        view = export_view(export, factory, self._meter, self.status(None), tally)
-        return server_view([view], self._pool)
+            factory, served = serving.factory, serving.exports[export.name]
+            tally = served.tally(self._reactor.seconds())
+            moving = sending(served.migration, served.watch) or moving
+        view = export_view(export, factory, self._meter, self.status(None), tally, moving)
+        return server_view([view], factory.clients, self._pool)
 
     # The migration is complete
 
@@ -280,13 +282,14 @@ class ListenService(Service):
         await take_all(
             self._lifetime,
             lambda: close_control(self._control),
-            self._publishing.close,
+            lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
             self._close_listenings,
             lambda: self._factory.close_clients("this server ends"),
             *([self._serving.close] if self._serving is not None else []),
             self._host.close,
             *([self._serving.concluded] if self._serving is not None else []),
             lambda: answer_operators(self._control),
+            self._publishing.finish,
             self._pool.stop,
         )
 

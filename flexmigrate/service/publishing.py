@@ -5,57 +5,115 @@ Nothing of it is imported, or measured, by a server that wasn't.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, FirstError, gatherResults, succeed
+from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.python.failure import Failure
 
 from flexmigrate.config import Place
 from flexmigrate.history import Tally
+from flexmigrate.migration.destination import DestinationCore
+from flexmigrate.migration.source import Core
+from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.listening import Listening
+from flexmigrate.service.watching import Watch
 from flexmigrate.status import Status
-from flexmigrate.web.view import ExportView, Look, PoolView, ServerView
+from flexmigrate.web.view import (
+    Blocks,
+    ClientView,
+    ExportView,
+    Look,
+    Moving,
+    PoolView,
+    ServerView,
+)
+
+FAREWELL_SECONDS = 1.0
+"""For those who look on to be told how the process ends, and again for their connections to end:
+the process must not be kept from ending by them.
+"""
 
 
 class Publishing:
     """The HTTP of one server.
 
     :param metrics: where its metrics are offered, or None.
+    :param web: where its page is offered, or None.
     :param look: returns what there is to see.
-    :raises UsageError: *metrics* describes no endpoint.
+    :raises UsageError: a place describes no endpoint.
     """
 
-    def __init__(self, reactor: Any, metrics: Place | None, look: Look) -> None:
-        self._listening: Listening | None = None
-        self._factory: Any = None
+    def __init__(self, reactor: Any, metrics: Place | None, web: Place | None, look: Look) -> None:
+        self._reactor = reactor
+        self._offers: list[tuple[Listening, Any]] = []
+        self._feed: Any = None
+        self._told: Deferred[None] = succeed(None)
         if metrics is not None:
             from flexmigrate.web.exposition import Exposition
-            from flexmigrate.web.site import http_factory, metrics_root
+            from flexmigrate.web.site import metrics_root
 
-            root = metrics_root(reactor, Exposition(look))
-            self._factory = http_factory(reactor, root)
-            self._listening = Listening(
-                reactor, metrics, self._factory, "--metrics", what="metrics"
-            )
+            self._offer(metrics, metrics_root(reactor, Exposition(look)), "metrics")
+        if web is not None:
+            from flexmigrate.web.document import Document
+            from flexmigrate.web.feed import Feed
+            from flexmigrate.web.page import page_root
+
+            self._feed = Feed(reactor, Document(look, secrets.token_hex(4)).pieces)
+            self._offer(web, page_root(self._feed), "web")
+
+    def _offer(self, place: Place, root: Any, name: str) -> None:
+        from flexmigrate.web.site import http_factory
+
+        factory = http_factory(self._reactor, root)
+        what = "metrics" if name == "metrics" else "the page"
+        made: Any = factory
+        listening = Listening(self._reactor, place, made, f"--{name}", what=what)
+        self._offers.append((listening, factory))
 
     def open(self) -> Deferred[None]:
         """Listen. Fails with CannotListenError or FlexmigrateError."""
-        return succeed(None) if self._listening is None else self._listening.open()
+        opening = [listening.open() for listening, _ in self._offers]
+        opened = gatherResults(opening, consumeErrors=True)
+        return opened.addCallbacks(lambda _: None, _first_cause)
 
-    def close(self) -> Deferred[None]:
-        """Stop listening, and close the connections."""
-        if self._listening is None:
-            return succeed(None)
-        for connection in list(self._factory.protocols):
-            connection.loseConnection()
-        return self._listening.close()
+    def close(self, status: int | None, reason: str | None) -> Deferred[None]:
+        """Stop listening, and begin to tell those who look on how the process ends."""
+        if self._feed is not None:
+            from flexmigrate.web.page import farewell
+
+            self._told = self._feed.close(farewell(status, reason))
+        closing = [listening.close() for listening, _ in self._offers]
+        return gatherResults(closing).addCallback(lambda _: None)
+
+    def finish(self) -> Deferred[None]:
+        """Close the connections, of those who haven't heard of the end in time too."""
+        return Deferred.fromCoroutine(self._finish())
+
+    async def _finish(self) -> None:
+        with suppress(DeferredTimeout):
+            await self._told.addTimeout(FAREWELL_SECONDS, self._reactor)
+        for _, factory in self._offers:
+            await factory.close_connections(FAREWELL_SECONDS)
+
+
+def _first_cause(failure: Failure) -> Failure:
+    return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
 
 def export_view(
-    export: Export, factory: NBDServerFactory, meter: Meter, status: Status, tally: Tally
+    export: Export,
+    factory: NBDServerFactory,
+    meter: Meter,
+    status: Status,
+    tally: Tally,
+    moving: Moving | None,
 ) -> ExportView:
     """Return what is seen of *export*, one of *factory*'s."""
     return ExportView(
@@ -65,15 +123,42 @@ def export_view(
         waiting=export.background.pending,
         meter=meter.of(export.name),
         tally=tally,
+        moving=moving,
     )
 
 
-def server_view(exports: Iterable[ExportView], pool: Any) -> ServerView:
+def sending(core: Core | None, watch: Watch | None) -> Moving | None:
+    """Return what is seen of a migration away from here."""
+    if core is None or watch is None:
+        return None
+    layers: dict[str, Blocks] = {}
+    if core.dirty is not None:
+        layers["left"] = core.dirty
+    if core.unverified is not None:
+        layers["unverified"] = core.unverified
+    return Moving(core.began, watch.history, layers)
+
+
+def receiving(core: DestinationCore) -> Moving:
+    """Return what is seen of a migration to here."""
+    return Moving(0.0, None, {"received": core.coverage})
+
+
+def server_view(
+    exports: Iterable[ExportView], clients: Iterable[NBDServerProtocol], pool: Any
+) -> ServerView:
     """Return what is seen of a server.
 
+    :param clients: its connections.
     :param pool: its ``twisted.python.threadpool.ThreadPool``.
     """
     work = pool._team.statistics()  # what dumpStats shows; there is no other way to the queue
+    seen = [
+        ClientView(each.number, each.address, None if each.export is None else each.export.name)
+        for each in sorted(clients, key=lambda client: client.number)
+    ]
     return ServerView(
-        list(exports), PoolView(pool.max, work.busyWorkerCount, work.backloggedWorkCount)
+        list(exports),
+        PoolView(pool.max, work.busyWorkerCount, work.backloggedWorkCount),
+        seen,
     )

@@ -160,6 +160,7 @@ def listening_status(
         is_mirroring=False,
         export=export.name or None,
         listening_phase=phase,
+        sender=core.sender.address if core.sender is not None else None,
         covered_bytes=core.coverage.covered,
         compared_bytes=core.digest.compared,
         digest=core.digest.text,

@@ -34,7 +34,7 @@ from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
-from flexmigrate.service.publishing import Publishing, export_view, server_view
+from flexmigrate.service.publishing import Publishing, export_view, sending, server_view
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
@@ -104,7 +104,7 @@ class ServeService(Service):
         self._open_image = open_image
         self._meter = Meter()
         self._control: ControlPort | None = None
-        self._publishing = Publishing(reactor, config.metrics, self._look)
+        self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         context = tls_context(config.tls)
         with ExitStack() as undo:
             self._hosts: list[Host] = []
@@ -218,9 +218,11 @@ class ServeService(Service):
                     self._meter,
                     serving_status(self.serving, each, now),
                     each.tally(now),
+                    sending(each.migration, each.watch),
                 )
                 for each in self.serving.exports.values()
             ),
+            self.serving.factory.clients,
             self._pool,
         )
 
@@ -237,11 +239,12 @@ class ServeService(Service):
         await take_all(
             self._lifetime,
             lambda: close_control(self._control),
-            self._publishing.close,
+            lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
             self.serving.close,
             *(host.close for host in self._hosts),
             self.serving.concluded,
             lambda: answer_operators(self._control),
+            self._publishing.finish,
             self._pool.stop,
         )
 

@@ -60,7 +60,7 @@ class SettleService(Service):
         self._record = record
         self._request = _request(host, record.mirror)
         self._tls = client_tls(self._request.tls, self._request.address.host)
-        self._publishing = Publishing(reactor, config.metrics, self._look)
+        self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         self._meter = Meter()
         self._control: ControlPort | None = None
         self._asking: Deferred[None] | None = None
@@ -89,7 +89,7 @@ class SettleService(Service):
         except FlexmigrateError as error:
             log.warn("{error}", error=error)
         self._publishing.open().addErrback(
-            lambda failure: log.warn("no metrics: {error}", error=failure.getErrorMessage())
+            lambda failure: log.warn("no HTTP: {error}", error=failure.getErrorMessage())
         )
 
     async def _settle(self) -> None:
@@ -154,9 +154,10 @@ class SettleService(Service):
             take_all(
                 self._lifetime,
                 lambda: close_control(self._control),
-                self._publishing.close,
+                lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
                 self._host.close,
                 lambda: answer_operators(self._control),
+                self._publishing.finish,
                 self._pool.stop,
             )
         )
@@ -176,7 +177,7 @@ class SettleService(Service):
         name = self._host.export.name
         status, background = self.status(None), self._host.background
         view = ExportView(name, status, 0, background.pending, self._meter.of(name), Tally())
-        return server_view([view], self._pool)
+        return server_view([view], (), self._pool)
 
     # What the operator's socket commands: control.server.Operator
 

@@ -1,1 +1,1 @@
-"""What is told over HTTP to those who look on: metrics for Prometheus."""
+"""What is told over HTTP to those who look on: metrics for Prometheus, and a page."""

@@ -28,7 +28,7 @@ from prometheus_client.core import (
 
 from flexmigrate.server.measuring import BOUNDS, Measured
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PREFIX, Metric, Values
-from flexmigrate.web.view import ExportView, Look
+from flexmigrate.web.view import ExportView, Look, shown
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -69,7 +69,7 @@ class Exposition:
 
 def _of_export(metric: Metric, export: ExportView) -> Iterator[Family]:
     """Yield what is told of *export*; a histogram's commands one by one, since each is long."""
-    label, values = (_shown(export.name),), metric.values(export)
+    label, values = (shown(export.name),), metric.values(export)
     if metric.kind == "histogram":
         for each in values:
             yield _family(metric, label, iter([each]))
@@ -105,8 +105,3 @@ def _buckets(measured: Measured) -> list[tuple[str, float]]:
     """Return the buckets as Prometheus counts: each with all below it."""
     bounds = (*map(str, BOUNDS), "+Inf")
     return list(zip(bounds, accumulate(measured.counts), strict=True))
-
-
-def _shown(name: str) -> str:
-    """Return *name* as UTF-8 can have it: one from the command line may be any bytes."""
-    return name.encode("utf-8", "backslashreplace").decode()

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from io import BytesIO
 from typing import Any
 
+from twisted.internet.defer import Deferred
 from twisted.internet.task import Cooperator
 from twisted.logger import Logger
 from twisted.protocols.policies import WrappingFactory
@@ -31,6 +32,9 @@ IDLE_SECONDS = 30.0
 _HEADERS = {
     b"cache-control": b"no-store",
     b"x-content-type-options": b"nosniff",
+    b"x-frame-options": b"DENY",
+    b"referrer-policy": b"no-referrer",
+    b"content-security-policy": b"default-src 'none'; frame-ancestors 'none'",
     b"cross-origin-resource-policy": b"same-origin",
 }
 
@@ -60,14 +64,47 @@ class _Site(Site):
         """Say nothing: it would be a line a second for each who looks on."""
 
 
-class _Limited(WrappingFactory):
+class HTTPFactory(WrappingFactory):
+    """Makes the connections, as many as there may be."""
+
     noisy = False
+
+    def __init__(self, reactor: Any, site: Site) -> None:
+        super().__init__(site)  # type: ignore[no-untyped-call]  # Twisted's has no types
+        self._reactor = reactor
+        self._closed: Deferred[None] | None = None
 
     def buildProtocol(self, addr: Any) -> Any:
         if len(self.protocols) >= MAX_CONNECTIONS:
             log.warn("refused an HTTP connection: there are {most}", most=MAX_CONNECTIONS)
             return None
         return super().buildProtocol(addr)
+
+    def unregisterProtocol(self, p: Any) -> None:  # noqa: N802  # Twisted's name
+        """Called by a connection that is gone."""
+        super().unregisterProtocol(p)  # type: ignore[no-untyped-call]
+        self._tell_if_closed()
+
+    def close_connections(self, seconds: float) -> Deferred[None]:
+        """Close them all once they were written what was meant for them, after *seconds* in any
+        case; fire when they are gone.
+        """
+        closed = self._closed = Deferred()
+        for connection in list(self.protocols):
+            connection.loseConnection()
+        late = self._reactor.callLater(seconds, self._abort)
+        closed.addCallback(lambda _: late.cancel() if late.active() else None)
+        self._tell_if_closed()
+        return closed
+
+    def _abort(self) -> None:
+        for connection in list(self.protocols):
+            connection.abortConnection()
+
+    def _tell_if_closed(self) -> None:
+        if self._closed is not None and not self.protocols:
+            closed, self._closed = self._closed, None
+            closed.callback(None)
 
 
 class Metrics(Resource):
@@ -115,9 +152,9 @@ def metrics_root(reactor: Any, exposition: Exposition) -> Resource:
     return root
 
 
-def http_factory(reactor: Any, root: Resource) -> Any:
+def http_factory(reactor: Any, root: Resource) -> HTTPFactory:
     """Return the factory that serves *root*."""
     site = _Site(  # type: ignore[no-untyped-call]  # Twisted's has no types
         root, requestFactory=_Request, timeout=IDLE_SECONDS, reactor=reactor
     )
-    return _Limited(site)  # type: ignore[no-untyped-call]
+    return HTTPFactory(reactor, site)
