@@ -34,11 +34,11 @@ _T = TypeVar("_T")
 
 log = Logger()
 
-Outcome: TypeAlias = bytes | memoryview | OSError | None
+Outcome: TypeAlias = bytes | OSError | None
 """Of a short read: its bytes, None for a hole, or why they can't be read."""
 
 Answer: TypeAlias = Callable[[list[tuple[Wanted, Outcome]]], object]
-"""Called with the outcomes of some short reads; a view among them is valid for the call."""
+"""Called with the outcomes of some short reads."""
 
 # Short reads that one thread waits for: handing over to it and back costs as much as several reads,
 # but those that were read first wait for the last.
@@ -124,20 +124,22 @@ class Background:
     def _ring_told(self, ended: list[Ended]) -> None:
         """Answer each asker once for all that it can have now."""
         outcomes: dict[tuple[Answer, bool], list[tuple[Wanted, Outcome]]] = {}
-        for each, about, view in ended:
-            answer, whole = about
-            if view is None:
-                self._read_by_thread([each], answer, whole)
-                continue
-            is_hole = not whole and self._image.is_hole(view, each[1])
-            outcomes.setdefault(about, []).append((each, None if is_hole else view))
-        for (answer, _), some in outcomes.items():
-            try:
-                answer(some)
-            except Exception:  # noqa: BLE001  # one asker's bug is not to end the others' reads
-                log.failure("short reads met a bug")
-        self.pending -= len(ended)
-        self._tell_if_idle()
+        try:
+            for each, about, data in ended:
+                answer, whole = about
+                if data is None:
+                    self._read_by_thread([each], answer, whole)
+                    continue
+                is_hole = not whole and self._image.is_hole(data, each[1])
+                outcomes.setdefault(about, []).append((each, None if is_hole else data))
+            for (answer, _), some in outcomes.items():
+                try:
+                    answer(some)
+                except Exception:  # noqa: BLE001  # one asker's bug is not to end the others' reads
+                    log.failure("short reads met a bug")
+        finally:
+            self.pending -= len(ended)
+            self._tell_if_idle()
 
     def _read_by_thread(self, wanted: Sequence[Wanted], answer: Answer, whole: bool) -> None:
         def failed(failure: Failure) -> list[OSError]:

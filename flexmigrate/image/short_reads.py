@@ -21,7 +21,7 @@ log = Logger()
 Wanted: TypeAlias = tuple[int, int, int]
 """Who asks may name a read by a number; then its offset and its length, in bytes."""
 
-Ended: TypeAlias = tuple[Wanted, Any, memoryview | None]
+Ended: TypeAlias = tuple[Wanted, Any, bytes | None]
 """A read, what it was begun with, and its bytes; None if it has to be read otherwise."""
 
 LONGEST = SLOT_SIZE
@@ -32,8 +32,7 @@ LONGEST = SLOT_SIZE
 class ShortReads:
     """A ring that a reactor looks after; made by :func:`short_reads`.
 
-    :param told: called with reads that have ended, some at a time; the views are valid for the
-        call.
+    :param told: called with reads that have ended, some at a time.
     """
 
     def __init__(self, reactor: Any, ring: Ring, told: Callable[[list[Ended]], object]) -> None:
@@ -68,17 +67,16 @@ class ShortReads:
     def doRead(self) -> None:
         """Tell of what has been read: what the reactor calls when there is something."""
         ring = self._ring
-        completed = ring.completed()
         ended: list[Ended] = []
-        for slot, result in completed:
+        for slot, result in ring.completed():
             wanted, about = self._begun.pop(slot)
-            view = ring.view(slot, result) if result == wanted[2] else None
-            ended.append((wanted, about, view))
+            ended.append((wanted, about, ring.take(slot, result) if result == wanted[2] else None))
+            # Before anybody is told, who may begin other reads then, or close this.
+            ring.release(slot)
         try:
             self._told(ended)
-        finally:
-            for slot, _ in completed:
-                ring.release(slot)
+        except Exception:  # noqa: BLE001  # the reactor would never call again, and reads never end
+            log.failure("short reads met a bug")
 
     def fileno(self) -> int:
         """As IFileDescriptor has it."""

@@ -2,8 +2,8 @@
 none needs a thread.
 
 Only what is needed for that is here: short reads, each into a slot of memory of the ring's own.
-Nothing of reactors: whoever has a ring waits until its descriptor is readable, takes what is
-``completed``, and then gives the slots back.
+Nothing of reactors: whoever has a ring waits until its descriptor is readable, looks what is
+``completed``, takes the bytes, and gives the slots back.
 
 The rings are memory that is shared with the kernel. What either side puts there, it puts there
 before it moves the tail behind it; Python has no barrier to say so with. On x86 none is needed, and
@@ -31,6 +31,10 @@ SLOT_SIZE = 64 * 1024
 _SETUP = 425
 _ENTER = 426
 _MACHINES = ("x86_64", "AMD64", "i686")
+
+# IORING_FEAT_SINGLE_MMAP: one mapping has both rings; IORING_FEAT_RW_CUR_POS came with the opcode
+# for reading without a vector.
+_NEEDED = 1 << 0 | 1 << 3
 
 _OFF_RINGS = 0
 _OFF_ENTRIES = 0x10000000
@@ -88,7 +92,9 @@ class Ring:
         self._head = 0  # of the completions
 
     def _map(self, parameters: tuple[int, ...]) -> None:
-        entries, completions = parameters[:2]
+        entries, completions, features = parameters[0], parameters[1], parameters[5]
+        if features & _NEEDED != _NEEDED or entries != SLOTS:
+            raise OSError(errno.ENOTSUP, "io_uring of Linux before 5.6")
         _, tail, _, _, _, _, array = parameters[10:17]
         done_head, done_tail, _, _, _, done_at = parameters[20:26]
         size = max(array + entries * _WORD, done_at + completions * _COMPLETION_SIZE)
@@ -102,7 +108,6 @@ class Ring:
         self._done_head_word, self._done_tail_word = done_head // _WORD, done_tail // _WORD
         self._done_at, self._done_mask = done_at, completions - 1
         self._memory = mmap.mmap(-1, SLOTS * SLOT_SIZE)
-        self._memory_view = memoryview(self._memory)
         self._address = ctypes.addressof(ctypes.c_char.from_buffer(self._memory))
 
     @property
@@ -153,10 +158,10 @@ class Ring:
         self._head = self._words[self._done_head_word] = head
         return ended
 
-    def view(self, slot: int, length: int) -> memoryview:
-        """Return the first *length* bytes of a slot; theirs until it is released."""
+    def take(self, slot: int, length: int) -> bytes:
+        """Return the first *length* bytes of a slot."""
         at = slot * SLOT_SIZE
-        return self._memory_view[at : at + length]
+        return self._memory[at : at + length]
 
     def release(self, slot: int) -> None:
         """Have a slot be free, whose read has ended or was never begun."""

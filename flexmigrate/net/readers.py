@@ -94,4 +94,7 @@ class Readers:
         """The reactor stops: so do they all, as if it had known them."""
         for reader in list(self._readers.values()):
             self.remove(reader)
-            reader.connectionLost(reason)
+            try:
+                reader.connectionLost(reason)
+            except Exception:  # noqa: BLE001  # the others are to be told all the same
+                log.failure("a connection met a bug")

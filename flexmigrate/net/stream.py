@@ -122,6 +122,13 @@ class _StreamMixin(_Connection):
 
     # Receiving
 
+    @property
+    def is_connecting(self) -> bool:
+        """Whether the connection doesn't stand yet: Twisted has put others in these methods' place
+        until then.
+        """
+        return "doRead" in vars(self)
+
     def startReading(self) -> None:
         self._reading = True
         super().startReading()  # type: ignore[no-untyped-call]  # Twisted's
@@ -379,7 +386,8 @@ class _StreamReactor:
 
     def addReader(self, reader: Any) -> None:
         """As IReactorFDSet has it."""
-        if isinstance(reader, _StreamMixin):
+        # One that still connects is told of a failure only where it waits for both.
+        if isinstance(reader, _StreamMixin) and not reader.is_connecting:
             self._readers.add(reader)
         else:
             self._reactor.addReader(reader)
@@ -388,8 +396,7 @@ class _StreamReactor:
         """As IReactorFDSet has it."""
         if isinstance(reader, _StreamMixin):
             self._readers.remove(reader)
-        else:
-            self._reactor.removeReader(reader)
+        self._reactor.removeReader(reader)
 
     def listenTCP(
         self, port: int, factory: Any, backlog: int = 50, interface: str = ""

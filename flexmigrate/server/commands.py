@@ -225,17 +225,19 @@ class Commands:
             self._background.read_short(cold, self._answer_reads, whole=whole)
 
     def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
-        replies: list[bytes | memoryview] = []
-        for (cookie, offset, length), outcome in outcomes:
-            if isinstance(outcome, OSError):
-                self.failed(cookie, offset, length, outcome)
-            elif outcome is None:
-                replies.append(self._hole(cookie, offset, length))
-            else:
-                replies += (self._read_head(cookie, offset, length), outcome)
-        if replies:
-            self._send(b"".join(replies))
-        self._fewer(len(outcomes))
+        replies: list[bytes] = []
+        try:
+            for (cookie, offset, length), outcome in outcomes:
+                if isinstance(outcome, OSError):
+                    self.failed(cookie, offset, length, outcome)
+                elif outcome is None:
+                    replies.append(self._hole(cookie, offset, length))
+                else:
+                    replies += (self._read_head(cookie, offset, length), outcome)
+            if replies:
+                self._send(b"".join(replies))
+        finally:
+            self._fewer(len(outcomes))
 
     def _read_head(self, cookie: int, offset: int, length: int) -> bytes:
         head = bytearray(self._style.data_prefix)

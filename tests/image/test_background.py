@@ -239,8 +239,7 @@ class FakeRing:
     def end(self, *data: bytes | None) -> None:
         """End the first reads with these bytes."""
         ended, self.begun = self.begun[: len(data)], self.begun[len(data) :]
-        views = [None if each is None else memoryview(each) for each in data]
-        self.told([(*each, view) for each, view in zip(ended, views, strict=True)])
+        self.told([(*each, found) for each, found in zip(ended, data, strict=True)])
 
     def close(self) -> None:
         self.closed = True
@@ -320,6 +319,13 @@ class ShortReads(WithAFakePool):
         self.work_all()
         self.assertEqual(self.outcomes[1:], [[(1, b"read")]])
         self.successResultOf(idle)
+
+    def test_whoever_hears_that_all_is_done_may_close_at_once(self) -> None:
+        self.with_ring()
+        self.ask(1)
+        self.background.drained().addCallback(lambda _: self.background.close())
+        self.rings[0].end(b"data")
+        self.assertTrue(self.rings[0].closed)
 
     def test_one_longer_than_a_slot_takes_a_thread(self) -> None:
         self.with_ring()

@@ -68,7 +68,7 @@ class Reads(WithAFile):
             self.assertEqual(self.completed(SLOTS), dict.fromkeys(slots, BLOCK))
             for slot, n in slots.items():
                 expected = self.content[n * BLOCK : (n + 1) * BLOCK]
-                self.assertEqual(self.ring.view(slot, BLOCK), expected)
+                self.assertEqual(self.ring.take(slot, BLOCK), expected)
                 self.ring.release(slot)
             self.assertEqual(self.ring.in_use, 0)
         self.ring.close()
@@ -86,7 +86,7 @@ class Reads(WithAFile):
         slot = self.ring.prepare(self.fd, 0, SLOT_SIZE)
         self.ring.begin()
         self.assertEqual(self.completed(1), {slot: SLOT_SIZE})
-        self.assertEqual(self.ring.view(slot, SLOT_SIZE), self.content[:SLOT_SIZE])
+        self.assertEqual(self.ring.take(slot, SLOT_SIZE), self.content[:SLOT_SIZE])
         self.ring.release(slot)
         self.ring.close()
 
@@ -100,7 +100,7 @@ class Reads(WithAFile):
         again = self.ring.prepare(self.fd, BLOCK, BLOCK)
         self.assertEqual(self.ring.begin(), 0)
         self.assertEqual(self.completed(1), {again: BLOCK})
-        self.assertEqual(self.ring.view(again, BLOCK), self.content[BLOCK : 2 * BLOCK])
+        self.assertEqual(self.ring.take(again, BLOCK), self.content[BLOCK : 2 * BLOCK])
         self.ring.release(again)
         self.ring.close()
 
@@ -124,6 +124,14 @@ class WhereThereIsNone(SynchronousTestCase):
         for number in (errno.ENOSYS, errno.EPERM):
             self.patch(uring, "_syscall", self.refuse(number))
             self.assertEqual(self.assertRaises(OSError, Ring).errno, number)
+
+    def test_a_kernel_that_has_only_the_beginnings_of_it_is_refused(self) -> None:
+        def old(number: int, entries: Any, parameters: Any) -> int:
+            parameters[0:4] = SLOTS.to_bytes(4, "little")
+            return os.open("/dev/null", os.O_RDONLY)
+
+        self.patch(uring, "_syscall", old)
+        self.assertIn("before 5.6", str(self.assertRaises(OSError, Ring)))
 
     def test_a_machine_that_may_reorder_loads_is_refused(self) -> None:
         self.patch(uring.platform, "machine", lambda: "aarch64")
@@ -170,7 +178,7 @@ class InAReactor(WithAFile):
         self.assertEqual(self.reactor.readers, set())
 
     def told(self, ended: list[Ended]) -> None:
-        self.ended += [(each[0], about, view and bytes(view)) for each, about, view in ended]
+        self.ended += [(each[0], about, data) for each, about, data in ended]
 
     def wait_for(self, number: int) -> None:
         while len(self.ended) < number:
@@ -190,6 +198,34 @@ class InAReactor(WithAFile):
         self.wait_for(SLOTS)
         self.assertEqual(self.reads.begin(self.fd, wanted[:1], None), [])
         self.wait_for(SLOTS + 1)
+
+    def test_who_is_told_may_begin_as_many_again_or_close(self) -> None:
+        wanted = [(n, 0, BLOCK) for n in range(SLOTS)]
+        left: list[Any] = []
+
+        def again(ended: list[Ended]) -> None:
+            if not self.ended:
+                left.extend(self.reads.begin(self.fd, wanted[: len(ended)], None))
+            self.told(ended)
+
+        self.reads._told = again
+        self.reads.begin(self.fd, wanted, None)
+        self.wait_for(SLOTS + 1)
+        while self.reads._begun:
+            self.reactor.wait()
+        self.assertEqual(left, [])
+
+    def test_a_bug_of_who_is_told_is_logged_and_the_next_reads_come(self) -> None:
+        def broken(ended: list[Ended]) -> None:
+            raise ZeroDivisionError
+
+        self.reads._told = broken
+        self.reads.begin(self.fd, [(1, 0, BLOCK)], None)
+        self.reactor.wait()
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
+        self.reads._told = self.told
+        self.reads.begin(self.fd, [(2, 0, BLOCK)], None)
+        self.wait_for(1)
 
     def test_what_cannot_be_read_so_has_no_bytes(self) -> None:
         self.reads.begin(self.fd, [(1, SLOTS * BLOCK, BLOCK)], None)

@@ -150,8 +150,10 @@ class ReadersTests(SynchronousTestCase):
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(other.read, b"a")
 
-    def test_when_the_reactor_stops_all_are_told(self):
+    def test_when_the_reactor_stops_all_are_told_whatever_one_does(self):
+        self.reader().connectionLost = lambda reason: 1 / 0
         readers = [self.reader() for _ in range(2)]
         self.readers.connectionLost(Failure(main.CONNECTION_LOST))
         self.assertEqual([each.lost for each in readers], [[ConnectionLost]] * 2)
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
         self.assertEqual(self.reactor.readers, set())

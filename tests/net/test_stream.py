@@ -7,9 +7,10 @@ import stat
 import struct
 import tempfile
 
+from twisted.internet import error
 from twisted.internet.error import ConnectionAborted, ConnectionDone
 from twisted.internet.interfaces import IPushProducer
-from twisted.internet.protocol import Factory, Protocol
+from twisted.internet.protocol import ClientFactory, Factory, Protocol
 from twisted.internet.ssl import CertificateOptions
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
@@ -290,6 +291,33 @@ class BufferedTests(WithSockets):
         client.close()
         self.bench.until(lambda: protocol.lost)
         self.assertFalse(protocol.lost.check(ConnectionDone))
+
+
+class ConnectingTests(WithSockets):
+    def test_one_that_is_refused_only_after_a_while_is_told_so(self):
+        """As over a real network, where the answer takes its time."""
+        listener = socket.create_server(("127.0.0.1", 0), backlog=0)
+        self.addCleanup(listener.close)
+        address = listener.getsockname()
+        for _ in range(4):  # no more are let in, so that the next is not answered
+            waiting = socket.socket()
+            self.addCleanup(waiting.close)
+            waiting.setblocking(False)
+            waiting.connect_ex(address)
+        failed = []
+
+        class Maker(ClientFactory):
+            noisy = False
+
+            def clientConnectionFailed(self, connector, reason):
+                failed.append(reason)
+
+        self.reactor.connectTCP(*address, Maker())
+        self.bench.turn()
+        self.assertEqual(failed, [])
+        listener.close()
+        self.bench.until(lambda: failed)
+        self.assertTrue(failed[0].check(error.ConnectionRefusedError), failed)
 
 
 class SendingTests(WithSockets):
