@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 
 from flexmigrate import __version__, watch
 from flexmigrate.commands import COMMANDS, parse, parser_of
@@ -34,6 +34,7 @@ PROG = "flexmigrate"
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out the command line *words* (by default the process's own); return the exit status."""
     words = sys.argv[1:] if words is None else words
+    name_sockets(os.environ)
     try:
         return _dispatch(*words)
     except UsageError as error:
@@ -49,6 +50,15 @@ def main(words: Sequence[str] | None = None) -> int:
         # Nobody reads what we write, and the interpreter would complain of that when it ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+
+
+def name_sockets(environ: MutableMapping[str, str]) -> None:
+    """Name the sockets that were passed without names, as systemd-socket-activate does unless it is
+    told to, or Twisted would take none of them; sd_listen_fds(3) has the name for one without.
+    """
+    passed = environ.get("LISTEN_FDS", "")
+    if passed.isdecimal() and not environ.get("LISTEN_FDNAMES"):
+        environ["LISTEN_FDNAMES"] = ":".join(["unknown"] * int(passed))
 
 
 def _dispatch(name: str = "", *words: str) -> int:

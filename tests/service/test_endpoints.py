@@ -197,6 +197,16 @@ class TestSocketActivation:
         assert read_at(*place) == servers.image.read_bytes()
         stop(server)
 
+    def test_by_the_program_of_systemd_that_gives_no_names(self, servers: Servers) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as found:
+            port = found.getsockname()[1]
+        program = serve(servers, *endpoints("systemd:domain=INET:index=0"))
+        activate = ("systemd-socket-activate", "--listen", f"127.0.0.1:{port}")
+        server = servers.children.start(*activate, script("flexmigrate"), *program)
+        server.wait_for("Listening on")
+        assert read_at("127.0.0.1", port) == servers.image.read_bytes()
+        stop(server)
+
     def test_by_name_and_of_each_family(self, servers: Servers, tmp_path: Path) -> None:
         path = str(tmp_path / "nbd")
         server = self.serve(
