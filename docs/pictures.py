@@ -35,7 +35,7 @@ def main() -> None:
         page = source.wait_for(r"the page at (?P<place>\S+)")["place"]
         client = RawClient.to(*source.listening())
         host, port = destination.listening()
-        with browser(children, folder / "profile", width=860, height=900) as window:
+        with browser(children, folder / "profile", width=860, height=1180) as window:
             window.open(f"http://{page}/")
             done = flexmigrate(
                 *("mirror", "--addr", host, "--port", str(port), "--sock", str(sock)),

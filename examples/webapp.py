@@ -52,14 +52,17 @@ class Disks(Resource):
         return NOT_DONE_YET
 
     async def _move(self, address: Address, request: Request) -> None:
+        gone: list[Failure] = []
+        request.notifyFinish().addErrback(gone.append)
         try:
             migration = await self._service.migrate(
                 MirrorRequest(address, export=self._name), self._show
             )
         finally:
             # The destination has agreed, or the page says why it did not begin.
-            request.redirect(request.uri)
-            request.finish()
+            if not gone:
+                request.redirect(request.uri)
+                request.finish()
         summary = await migration.result
         self._state = f"The migration to {summary.address} is over: {summary.verdict}."
 

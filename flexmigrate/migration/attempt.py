@@ -366,9 +366,13 @@ class Attempt:
 
     def abandon(self, reason: str) -> None:
         """The image stays here: clients go on, as if nothing had happened."""
-        self._hang_up(reason)
-        self._undo.close()
-        self._free_lock()  # last: who waits for it finds everything as it is to stay
+        try:
+            self._hang_up(reason)
+        finally:
+            try:
+                self._undo.close()
+            finally:
+                self._free_lock()  # last: who waits for it finds everything as it is to stay
 
     def _hang_up(self, reason: str) -> None:
         self._parked_until = self._reactor.seconds()
