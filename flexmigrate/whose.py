@@ -62,17 +62,20 @@ def _peer(config: WhoseConfig) -> Record | None:
     answer = ask_peer(config)
     if answer.state is State.NONE:
         raise FlexmigrateError(f"the server at {config.peer} knows of no handover of that image")
-    return _record(answer)
+    return record_of(answer)
 
 
-def _record(answer: Answer) -> Record:
-    """Return the record that the other side's journal has; an older server tells less of it.
+def record_of(answer: Answer) -> Record:
+    """Return the record that the other side's journal has. Of an older server's, and of one that a
+    newer server keeps in another way, less is known.
 
     :raises FlexmigrateError: what it tells isn't one.
     """
     if answer.journal:
         try:
-            return journal.decode(answer.journal)
+            return resolve.displayable(journal.decode(answer.journal))
+        except journal.NewerError:
+            pass
         except ValueError as error:
             raise FlexmigrateError(f"the journal that the other server told: {error}") from error
     return Record(

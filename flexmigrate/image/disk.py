@@ -17,7 +17,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import stat
 from typing import Protocol
+
+from flexmigrate.image import linux
 
 # Read by everybody, written by its owner.
 _MODE = 0o644
@@ -79,7 +82,9 @@ def replace(disk: Disk, path: str, data: bytes) -> None:
         may be either after a crash. A file beside it, *path* with ``.new`` after it, may be left.
     """
     new = path + _NEW_SUFFIX
-    fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, _MODE)
+    # O_NOFOLLOW: in a folder that others may write to, the name could be a link to anything.
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = disk.open(new, flags, _MODE)
     try:
         rest = data
         while rest:
@@ -145,6 +150,23 @@ def identity(disk: Disk, path: str) -> tuple[int, int]:
     """
     status = disk.stat(path)
     return status.st_dev, status.st_ino
+
+
+def mark(disk: Disk, path: str) -> str:
+    """Return what tells the file at *path* from every later one by its name: its inode's number,
+    and when that was made, where the filesystem says so. Of what is no file, an empty text: the
+    node of a device is made anew whenever the host starts.
+
+    :raises OSError: as stat(2), but for there being nothing.
+    """
+    try:
+        status = disk.stat(path)
+    except FileNotFoundError:
+        return ""
+    if not stat.S_ISREG(status.st_mode):
+        return ""
+    birth = linux.birth_time(path)
+    return f"{status.st_ino}" if birth is None else f"{status.st_ino} of {birth}"
 
 
 def sync_folder(disk: Disk, path: str) -> None:

@@ -23,6 +23,16 @@ FALLOC_FL_ZERO_RANGE = 0x10
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 
+# From linux/stat.h, as statx(2) has them: a mask, and where in struct statx the mask of what was
+# found and the birth time stand, in bytes.
+STATX_BTIME = 0x800
+_STATX_SIZE = 256
+_STATX_MASK_AT = 0
+_STATX_BTIME_AT = 80
+
+# From fcntl.h.
+_AT_FDCWD = -100
+
 # From linux/magic.h, as statfs(2) has it.
 TMPFS_MAGIC = 0x01021994
 
@@ -40,6 +50,7 @@ _sync_file_range = _libc.sync_file_range
 _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
+_statx = getattr(_libc, "statx", None)  # glibc 2.28, musl 1.2.5
 _mmap = _libc.mmap
 _mmap.argtypes = (
     ctypes.c_void_p,
@@ -82,6 +93,18 @@ def sync_file_range(fd: int, offset: int, length: int, flags: int) -> None:
     """
     if _sync_file_range(fd, offset, length, flags) != 0:
         raise _last_error()
+
+
+def birth_time(path: str) -> int | None:
+    """Return when the file at *path* was made, in nanoseconds since 1970; None where that can't be
+    told, because there is no such file or because its filesystem doesn't know (statx(2)).
+    """
+    found = ctypes.create_string_buffer(_STATX_SIZE)
+    if _statx is None or _statx(_AT_FDCWD, os.fsencode(path), 0, STATX_BTIME, found) != 0:
+        return None
+    (mask,) = struct.unpack_from("=I", found, _STATX_MASK_AT)
+    seconds, nanoseconds = struct.unpack_from("=qI", found, _STATX_BTIME_AT)
+    return int(seconds * 10**9 + nanoseconds) if mask & STATX_BTIME else None
 
 
 def is_tmpfs(fd: int) -> bool:

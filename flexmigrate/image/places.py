@@ -2,10 +2,10 @@
 
 What stands beside a device node is gone when the host is started again, for ``/dev`` is made anew
 then. And a node's name is given to another device as soon as they are found in another order. So
-for a device it stands in ``/var/lib/flexmigrate``, by what the kernel says the device is: the UUID
-of a device-mapper or LVM volume, a disk's world-wide name or serial number, the file behind a loop
-device, each with the number of the partition. Of a device that has nothing of the kind the name of
-its node has to do.
+for a device it stands in ``/var/lib/flexmigrate/devices``, by what the kernel says the device is:
+the UUID of a device-mapper, LVM or RAID volume, a disk's world-wide name or serial number, the
+image of a RADOS block device, the file behind a loop device and where in it, each with the number
+of the partition. Of a device that has nothing of the kind the name of its node has to do.
 
 Twisted is not imported: the command line looks there, too.
 """
@@ -13,11 +13,13 @@ Twisted is not imported: the command line looks there, too.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import re
 import stat
 
+from flexmigrate.image import disk as disks
 from flexmigrate.image.disk import Disk
 
 STATE_DIR = "/var/lib/flexmigrate"
@@ -28,18 +30,33 @@ VARIABLE = "FLEXMIGRATE_STATE_DIR"
 
 SYSFS = "/sys/dev/block"
 
-# Below the folder of a device in sysfs, by how surely each tells it from all others.
-_IDENTITIES = ("dm/uuid", "wwid", "device/wwid", "device/serial", "serial", "loop/backing_file")
+# Below the folder of a device in sysfs, by how surely each tells it from all others. Where several
+# files stand together, they do so together, and the first of them has to be there.
+_IDENTITIES = (
+    ("dm/uuid",),
+    ("md/uuid",),
+    ("wwid",),
+    ("device/wwid",),
+    ("device/serial",),
+    ("serial",),
+    ("device/image_id", "device/cluster_fsid", "device/pool_id", "device/current_snap"),
+    ("loop/backing_file", "loop/offset", "loop/sizelimit"),
+    ("backend",),
+)
+
+# What such files may answer where the device has no such thing.
+_NONE_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENXIO, errno.EINVAL, errno.ENODEV)
 
 _MOST_NAME = 120
 """Characters of a name, which gets suffixes still."""
 
 
-def beside(disk: Disk, path: str, sysfs: str = SYSFS) -> str:
+def beside(disk: Disk, path: str) -> str:
     """Return what the names of an image's journal and marker begin with.
 
     :param path: of the image, absolute and without links.
-    :raises OSError: as stat(2), but for there being no such file.
+    :raises OSError: as stat(2), but for there being no such file; or what sysfs says of a device
+        can't be read.
     """
     try:
         status = disk.stat(path)
@@ -47,8 +64,7 @@ def beside(disk: Disk, path: str, sysfs: str = SYSFS) -> str:
         return path  # whatever there was of it was a file's
     if not stat.S_ISBLK(status.st_mode):
         return path
-    folder = os.environ.get(VARIABLE) or STATE_DIR
-    return os.path.join(folder, _name(path, status.st_rdev, sysfs))
+    return os.path.join(_folder(), _name(path, status.st_rdev))
 
 
 def make_folder(path: str) -> None:
@@ -56,35 +72,47 @@ def make_folder(path: str) -> None:
 
     Where that fails, whoever writes there is told.
     """
-    folder = os.path.dirname(path)
-    if folder != (os.environ.get(VARIABLE) or STATE_DIR):
+    folder = _folder()
+    if os.path.dirname(path) != folder:
         return
-    with contextlib.suppress(OSError):
-        os.mkdir(folder, 0o755)
-        above = os.open(os.path.dirname(folder), os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(above)
-        finally:
-            os.close(above)
+    above = os.path.dirname(folder)
+    for each in (above, folder):
+        with contextlib.suppress(OSError):
+            os.mkdir(each, 0o755)
+            disks.sync_folder(disks.SYSTEM, each)
 
 
-def _name(path: str, device: int, sysfs: str) -> str:
+def _folder() -> str:
+    return os.path.join(os.path.abspath(os.environ.get(VARIABLE) or STATE_DIR), "devices")
+
+
+def _name(path: str, device: int) -> str:
     """Return a file name for the device with that number, whose node is *path*."""
-    place = os.path.join(sysfs, f"{os.major(device)}:{os.minor(device)}")
+    place = os.path.join(SYSFS, f"{os.major(device)}:{os.minor(device)}")
+    os.stat(place)  # without sysfs another name would be found, and none of what was written
     partition = _read(os.path.join(place, "partition"))
     whole = os.path.join(os.path.realpath(place), "..") if partition else place
-    found = next(filter(None, (_read(os.path.join(whole, each)) for each in _IDENTITIES)), None)
-    if found is None:
-        return "node-" + _safe(path)  # with its partition's number in its name
-    return _safe(found + (f"-part{partition}" if partition else ""))
+    for first, *others in _IDENTITIES:
+        found = _read(os.path.join(whole, first))
+        if found is not None:
+            rest = (_read(os.path.join(whole, each)) or "" for each in others)
+            found = ":".join((found, *rest)).rstrip(":")
+            return _safe(found + (f"-part{partition}" if partition else ""))
+    return "node-" + _safe(path)  # with its partition's number in its name
 
 
 def _read(path: str) -> str | None:
+    """Return what stands in a file of sysfs, or None where the device has no such thing.
+
+    :raises OSError: it can't be read, for any other reason.
+    """
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             return file.read(4096).strip() or None
-    except OSError:
-        return None
+    except OSError as error:
+        if error.errno in _NONE_THERE:
+            return None
+        raise
 
 
 def _safe(text: str) -> str:

@@ -124,7 +124,7 @@ class Attempt:
         written to.
         """
         opening = None
-        if await self._gift.wants_session(self._log):
+        if await self._gift.wants_session():
             opening = self._gift.opening(self._number)
             self._earlier = (opening.session, *opening.superseded)
         client = await self._ground.dial(self._allowances.hello_seconds, opening)

@@ -108,21 +108,23 @@ class Gift:
         """Whether a session is wished for: nothing is handed over by a copy."""
         return self.rule is not HandoverRule.PLAIN and self.action is not Action.NOTHING
 
-    async def wants_session(self, logger: Logger) -> bool:
-        """Return whether a session is to be asked for: not where no journal could be kept.
+    async def wants_session(self) -> bool:
+        """Return whether a session is to be asked for: not for what has no place for a journal.
 
-        :raises MigrationError: a session is insisted on, or was agreed on before, and no journal
-            can be kept.
+        :raises MigrationError: there is one, and it can't be written; or there is none, and a
+            session is insisted on.
         """
         if not self.may_be_session:
             return False
         try:
             await self.background.run(self.ownership.probe)
         except OSError as error:
-            text = f"no journal can be kept beside {self.image.path}: {error}"
-            if self.rule is HandoverRule.SESSION or self.had_session:
-                raise MigrationError(text) from error
-            logger.warn("{text}; the handover is the plain one", text=text)
+            if self.ownership.is_recorded:
+                raise _no_journal(self.image, error) from error
+            if self.rule is HandoverRule.SESSION:
+                raise MigrationError(
+                    f"no journal can be kept of {self.image.path}: {error}"
+                ) from error
             return False
         return True
 
@@ -139,6 +141,14 @@ class Gift:
             digests=Digest.BLAKE3,
             capabilities=Capability.COMPARE,
         )
+
+
+def _no_journal(image: AnyImage, error: OSError) -> MigrationError:
+    return MigrationError(
+        f"can't write the journal of {image.path} ({error}), and without one nobody would know "
+        "after a crash that it was given away: make its folder writable, or use 'nothing' to send "
+        "a copy and keep the image"
+    )
 
 
 def settling(record: Record, name: str) -> Opening:
@@ -205,11 +215,7 @@ class SourceHandover:
         try:
             await gift.background.run(gift.ownership.send, record)
         except OSError as error:
-            raise MigrationError(
-                f"can't write the journal of {gift.image.path} ({error}), and without one nobody "
-                "would know after a crash that it was given away: make its folder writable, or use "
-                "'nothing' to send a copy and keep the image"
-            ) from error
+            raise _no_journal(gift.image, error) from error
 
     async def prepare(self, digest: str | None = None) -> None:
         """Have the destination see that it has all, and make that durable.

@@ -41,6 +41,10 @@ class JournalError(ImageError):
     """A journal can't be read or written, or isn't one; the text names its path and the cause."""
 
 
+class NewerError(ValueError):
+    """A record is of a version that came after this one."""
+
+
 @dataclass(frozen=True)
 class Record:
     """What a journal says.
@@ -62,6 +66,8 @@ class Record:
         it didn't come by one.
     :ivar digest: of the image as both sides had it, where it was compared (``image.digests``);
         else empty.
+    :ivar file: what tells the file from every later one of its name (``image.disk.mark``); may be
+        empty.
     :ivar time: when this was written, for people (ISO 8601).
     :ivar settled: what was settled by hand, a sentence each, the latest first.
     """
@@ -80,6 +86,7 @@ class Record:
     superseded: tuple[bytes, ...] = ()
     origin: bytes = NO_ID
     digest: str = ""
+    file: str = ""
     time: str = ""
     settled: tuple[str, ...] = ()
 
@@ -147,7 +154,7 @@ def told(record: Record | None) -> bytes:
     """
     if record is None:
         return b""
-    data = encode(replace(record, mirror=()))
+    data = encode(replace(record, mirror=(), file=""))
     return data if len(data) <= MAX_JOURNAL else b""
 
 
@@ -155,6 +162,7 @@ def decode(data: bytes) -> Record:
     """Return the record in a journal's bytes.
 
     :raises ValueError: saying why it is none.
+    :raises NewerError: it may be one, of a later version.
     """
     if len(data) > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
@@ -168,9 +176,11 @@ def decode(data: bytes) -> Record:
         raise ValueError("it is no record")
     version, checksum = body.pop("version", None), body.pop("checksum", None)
     if version != VERSION or isinstance(version, bool):
-        raise ValueError(f"its version is {version!r}, and {VERSION} is what is known")
+        kind = NewerError if isinstance(version, int) and version > VERSION else ValueError
+        raise kind(f"its version is {version!r}, and {VERSION} is what is known")
     if checksum != _checksum({**body, "version": version}):
         raise ValueError("its checksum is wrong")
+    body.setdefault("file", "")  # the first ones hadn't it
     if body.keys() != _READERS.keys():
         unknown = ", ".join(sorted(body.keys() ^ _READERS.keys()))
         raise ValueError(f"its fields are wrong: {unknown}")
@@ -255,6 +265,7 @@ _READERS = {
     "superseded": _ids,
     "origin": _id,
     "digest": _text,
+    "file": _text,
     "time": _text,
     "settled": _texts,
 }

@@ -200,12 +200,18 @@ class Ownership:
     # A destination
 
     def expect(self) -> None:
-        """Set the marker before the first byte is received, unless the image is whole.
+        """Set the marker before the first byte is received, unless the image is whole; and see that
+        what comes of it can be recorded.
 
-        :raises ImageError: where it can't be written.
+        :raises ImageError: where either can't be written.
         """
         if self.state in (State.PREPARED, State.OWNER):
             return
+        try:
+            self.probe()
+        except OSError as error:
+            where = journal.path_of(self._beside)
+            raise ImageError(f"can't write the journal {where}: {error.strerror}") from error
         try:
             self._set_marker()
         except OSError as error:
@@ -316,24 +322,30 @@ class Ownership:
                     settled=settled,
                 )
             )
-        except OSError as error:
-            self._put_back(before, error)
+        except OSError:
+            self._put_back(before)
             raise
         return self._try_to_remove_marker()
 
-    def _put_back(self, before: Record | None, error: OSError) -> None:
-        """See that the journal says *before* again, after *error*; if that fails too, let nobody
-        send here: whether this copy is the image is known once the journal is read again.
+    def _put_back(self, before: Record | None) -> None:
+        """See that the journal says *before* again. Where that fails, too, it is known what it says
+        once it is read again; nobody sends here before.
         """
         path = journal.path_of(self._beside)
-        try:
+        with contextlib.suppress(OSError, JournalError):
             if journal.load(self._disk, path) != before:
                 if before is None:
                     disks.remove(self._disk, path)
                 else:
                     self._force(before)
-        except (OSError, JournalError):
-            self._doubt = f"can't write {path} ({error}), and what it says isn't known"
+
+    def doubt(self, reason: str) -> None:
+        """A plain sender has brought everything, and may have given it away, and that couldn't be
+        recorded: let nobody send here as long as this process lives.
+
+        :param reason: what a sender that comes is told.
+        """
+        self._doubt = reason
 
     def acknowledge(self) -> None:
         """The source knows that the image is ours."""
@@ -376,6 +388,7 @@ class Ownership:
                 before,
                 state=state,
                 acknowledged=state is State.OWNER,
+                unlinked=False,  # it is about the file that has the name now
                 settled=(sentence, *before.settled)[: journal.MAX_SETTLED],
             )
         )
@@ -395,7 +408,7 @@ class Ownership:
 
     def _force(self, record: Record) -> None:
         with self._writing:
-            record = replace(record, time=journal.now())
+            record = replace(record, time=journal.now(), file=self.standing.mark)
             journal.store(self._disk, journal.path_of(self._beside), record)
             self.standing = replace(self.standing, record=record)
 

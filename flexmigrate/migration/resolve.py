@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import places
@@ -20,6 +20,7 @@ from flexmigrate.migration import journal
 from flexmigrate.migration.journal import JournalError, Record
 from flexmigrate.migration.ownership import Ownership
 from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
+from flexmigrate.wire.frames import display_text
 from flexmigrate.wire.session import NO_ID, State
 
 BAD_SUFFIX = ".bad"
@@ -181,7 +182,22 @@ def load_peer(path: str) -> Record:
     record = journal.load(SYSTEM, path)
     if record is None:
         raise ImageError(f"there is no journal {path}")
-    return record
+    return displayable(record)
+
+
+def displayable(record: Record) -> Record:
+    """Return another side's record with texts that do nothing to the terminal they are shown on."""
+
+    def clean(text: str) -> str:
+        return display_text(text.encode(errors="replace"))
+
+    return replace(
+        record,
+        peer=clean(record.peer),
+        address=clean(record.address),
+        time=clean(record.time),
+        settled=tuple(map(clean, record.settled)),
+    )
 
 
 def consequences(standing: Standing, state: State) -> list[str]:

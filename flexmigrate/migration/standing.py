@@ -37,12 +37,14 @@ class Standing:
     :ivar record: what its journal says; None without one.
     :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
     :ivar beside: what the names of what lies beside it begin with; empty: its path.
+    :ivar mark: what tells the file that has its name now from others; empty where unknown.
     """
 
     path: str
     record: Record | None
     marker: bool
     beside: str = ""
+    mark: str = ""
 
     @property
     def place(self) -> str:
@@ -70,9 +72,20 @@ class Standing:
         """
         return self.record is not None and self.state is State.DONE and self.record.unlinked
 
+    @property
+    def is_replaced(self) -> bool:
+        """Whether another file has got the name since the journal was written, as far as can be
+        told.
+        """
+        record = self.record
+        return record is not None and (
+            "" not in (record.file, self.mark) and record.file != self.mark
+        )
+
     def to_serve(self) -> tuple[Serving, str]:
         """Return whether the image may be served, and why not."""
-        if self.is_incomplete and self.state in (State.NONE, State.SENDING):
+        of_none = self.state in (State.NONE, State.SENDING) or self.is_of_another_file
+        if self.is_incomplete and of_none:
             return Serving.REFUSE, (
                 f"{self.path} is incomplete: {self.place}{MARKER_SUFFIX} says that a migration "
                 "into it never finished"
@@ -98,7 +111,15 @@ class Standing:
 
     def to_receive(self) -> str | None:
         """Return why nothing may be received over the image, or None."""
-        if self.record is None or self.state in (State.DONE, State.RECEIVING, State.PREPARED):
+        if self.record is None or self.state in (State.DONE, State.RECEIVING):
+            return None
+        if self.is_replaced and self.state in (State.PREPARED, State.OWNER):
+            return (
+                f"{self.path} is another file than the one that came from "
+                f"{self.record.other_side} (its journal says {self.state.name.lower()}): put that "
+                f"back; or, if it is of no use any more, 'flexmigrate release {self.path}'"
+            )
+        if self.state is State.PREPARED:
             return None
         if self.state is State.OWNER and not self.record.acknowledged:
             return None  # its source may ask once more; nobody else gets past `refusal`
@@ -119,6 +140,14 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     try:
         where = places.beside(disk, real)
         marker = disks.exists(disk, where + MARKER_SUFFIX)
+        mark = disks.mark(disk, real)
+        misplaced = where != real and disks.exists(disk, journal.path_of(real))
     except OSError as error:
-        raise ImageError(f"can't look for {where}{MARKER_SUFFIX}: {error.strerror}") from error
-    return Standing(real, journal.load(disk, journal.path_of(where)), marker, where)
+        raise ImageError(f"can't look for {where}{MARKER_SUFFIX}: {error}") from error
+    if misplaced:
+        raise ImageError(
+            f"there is a journal beside the node of the device, {journal.path_of(real)}, where "
+            f"none is kept: if it is about what is on the device now, move it to "
+            f"{journal.path_of(where)}, else remove it"
+        )
+    return Standing(real, journal.load(disk, journal.path_of(where)), marker, where, mark)

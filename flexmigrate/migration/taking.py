@@ -90,8 +90,21 @@ class DestinationHandover:
         if refusal is not None:
             log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
             return Verdict.NOT_OURS
-        await self._background.flush()
-        self._tell_of_marker(await self._background.run(self.ownership.own_plainly))
+        try:
+            await self._background.flush()
+            fault = await self._background.run(self.ownership.own_plainly)
+        except OSError as error:
+            # The sender may have given it away: it could be the only copy.
+            self.ownership.doubt(f"what is here may be the image, complete: {error}")
+            log.error(
+                "{path} is complete, and that can't be made durable or recorded: {error}. Its "
+                "sender may have given it away, so nobody may send here any more. If it has, end "
+                "this process, then 'flexmigrate take {path}'",
+                path=self._image.path,
+                error=error,
+            )
+            raise
+        self._tell_of_marker(fault)
         self.owned = True
         return Verdict.OURS
 

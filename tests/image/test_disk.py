@@ -94,6 +94,14 @@ class ReplaceTests(DiskCase):
         disk.replace(SYSTEM, str(self.path), b"short")
         self.assertEqual(self.path.read_bytes(), b"short")
 
+    def test_follows_no_link_that_somebody_left_there(self) -> None:
+        other = self.folder / "other"
+        other.write_bytes(b"theirs")
+        (self.folder / "record.new").symlink_to(other)
+        self.assertRaises(OSError, disk.replace, SYSTEM, str(self.path), b"ours")
+        self.assertEqual(other.read_bytes(), b"theirs")
+        self.assertFalse(self.path.exists())
+
 
 class RemoveTests(DiskCase):
     def test_syncs_the_folder(self) -> None:
@@ -158,3 +166,16 @@ class LookTests(DiskCase):
         status = self.path.stat()
         self.assertEqual(disk.identity(SYSTEM, str(self.path)), (status.st_dev, status.st_ino))
         self.assertRaises(FileNotFoundError, disk.identity, SYSTEM, str(self.path) + "x")
+
+    def test_a_mark_is_of_the_file_and_of_none_that_has_its_name_later(self) -> None:
+        self.path.write_bytes(b"one")
+        first = disk.mark(SYSTEM, str(self.path))
+        self.path.write_bytes(b"changed")
+        self.assertEqual(disk.mark(SYSTEM, str(self.path)), first)
+        (self.folder / "other").write_bytes(b"two")
+        os.replace(self.folder / "other", self.path)
+        self.assertNotIn(disk.mark(SYSTEM, str(self.path)), (first, ""))
+
+    def test_only_files_have_one(self) -> None:
+        for path in ("/dev/null", str(self.folder), str(self.folder / "nothing")):
+            self.assertEqual(disk.mark(SYSTEM, path), "")

@@ -1,6 +1,9 @@
 import ctypes
 import errno
+import os
 import tempfile
+import time
+from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -76,3 +79,19 @@ class Mapping(SynchronousTestCase):
             (linux.unmap, (1, linux.PAGE), errno.EINVAL),
         ):
             self.assertEqual(self.assertRaises(OSError, call, *args).errno, number)
+
+
+class BirthTime(SynchronousTestCase):
+    def test_it_is_when_the_file_was_made_and_stays(self) -> None:
+        before = time.time_ns()
+        with tempfile.NamedTemporaryFile() as file:
+            born = linux.birth_time(file.name)
+            if born is None:
+                raise SkipTest("this filesystem does not know")
+            # The kernel's clock for files ticks a few hundred times a second.
+            self.assertLess(abs(born - before), 5 * 10**9)
+            os.utime(file.name, (0, 0))
+            self.assertEqual(linux.birth_time(file.name), born)
+
+    def test_of_nothing_there_is_none(self) -> None:
+        self.assertIsNone(linux.birth_time("/nothing/there"))

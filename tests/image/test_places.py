@@ -12,6 +12,7 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.errors import ImageError
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration.ownership import Ownership
@@ -50,14 +51,15 @@ class PlacesTests(SynchronousTestCase):
         self.drive = self.folder / "sys" / "block" / "sda"
         (self.drive / "sda1").mkdir(parents=True)
         self.sysfs.mkdir()
+        self.patch(places, "SYSFS", str(self.sysfs))
         (self.sysfs / "8:0").symlink_to(self.drive)
         (self.sysfs / "8:1").symlink_to(self.drive / "sda1")
         (self.drive / "sda1" / "partition").write_text("1\n")
 
     def name(self, path: str) -> str:
         """Return the name in the state folder."""
-        place = Path(places.beside(self.disk, path, str(self.sysfs)))
-        self.assertEqual(place.parent, self.state)
+        place = Path(places.beside(self.disk, path))
+        self.assertEqual(place.parent, self.state / "devices")
         return place.name
 
     def test_files_and_what_is_not_there_keep_it_beside_them(self) -> None:
@@ -87,8 +89,55 @@ class PlacesTests(SynchronousTestCase):
 
     def test_the_folder_is_fixed_unless_the_environment_names_one(self) -> None:
         del os.environ[places.VARIABLE]
-        found = places.beside(self.disk, "/dev/sda", str(self.sysfs))
-        self.assertTrue(found.startswith("/var/lib/flexmigrate/"))
+        found = places.beside(self.disk, "/dev/sda")
+        self.assertTrue(found.startswith("/var/lib/flexmigrate/devices/"))
+
+    def test_however_the_folder_is_written_it_is_the_same(self) -> None:
+        expected = places.beside(self.disk, "/dev/sda")
+        self.addCleanup(os.chdir, os.getcwd())
+        os.chdir(self.folder)
+        for text in (f"{self.state}/", f"{self.folder}/./state", "state", "state/"):
+            os.environ[places.VARIABLE] = text
+            self.assertEqual(places.beside(self.disk, "/dev/sda"), expected)
+            places.make_folder(expected)
+            self.assertTrue((self.state / "devices").is_dir())
+            shutil.rmtree(self.state)
+
+    def test_parts_of_one_file_are_not_the_same_device(self) -> None:
+        loop = self.drive / "loop"
+        loop.mkdir()
+        (loop / "backing_file").write_text("/images/a\n")
+        names = []
+        for offset, limit in (("0", "0"), ("1048576", "0"), ("0", "1048576")):
+            (loop / "offset").write_text(offset)
+            (loop / "sizelimit").write_text(limit)
+            names.append(self.name("/dev/sda"))
+        self.assertEqual(len(set(names)), 3)
+
+    def test_images_of_a_cluster_are_known_by_their_pool_and_id(self) -> None:
+        names = []
+        (self.drive / "device").mkdir()
+        for pool in ("2", "3"):
+            (self.drive / "device" / "image_id").write_text("10074b0dc51\n")
+            (self.drive / "device" / "cluster_fsid").write_text("f00f\n")
+            (self.drive / "device" / "pool_id").write_text(f"{pool}\n")
+            (self.drive / "device" / "current_snap").write_text("-\n")
+            names.append(self.name("/dev/sda"))
+        self.assertIn("10074b0dc51_f00f_2", names[0])
+        self.assertEqual(len(set(names)), 2)
+
+    def test_where_it_can_not_be_told_nothing_is_guessed(self) -> None:
+        (self.drive / "wwid").mkdir()  # neither a text nor nothing
+        with self.assertRaises(IsADirectoryError):
+            self.name("/dev/sda")
+        shutil.rmtree(self.sysfs)
+        with self.assertRaises(FileNotFoundError):
+            self.name("/dev/sda")
+
+    def test_a_journal_beside_the_node_is_told_of(self) -> None:
+        (self.folder / "sda.handover").write_text("from an earlier version")
+        with self.assertRaisesRegex(ImageError, "move it to .*devices/"):
+            look(str(self.image), self.disk)
 
     def test_a_devices_journal_and_marker_are_kept_there(self) -> None:
         ownership = Ownership(str(self.image), 8192, self.disk)
@@ -97,7 +146,7 @@ class PlacesTests(SynchronousTestCase):
         ownership.own_plainly()
         self.assertIs(look(str(self.image), self.disk).state, State.OWNER)
         self.assertEqual({each.name for each in self.folder.iterdir()}, {"sda", "state", "sys"})
-        (left,) = self.state.iterdir()
+        (left,) = (self.state / "devices").iterdir()
         self.assertTrue(left.name.endswith(".handover"))
 
     def test_where_the_folder_can_not_be_made_it_is_told_of(self) -> None:

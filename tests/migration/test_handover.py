@@ -11,10 +11,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.logger import Logger
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.control.grammar import Action
+from flexmigrate.control.grammar import Action, HandoverRule
 from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
@@ -298,16 +297,25 @@ class SessionOrPlainTests(ImageCase):
         """Keep a journal."""
 
     def wants(self) -> Any:
-        return Deferred.fromCoroutine(self.gift.wants_session(Logger()))
+        return Deferred.fromCoroutine(self.gift.wants_session())
 
     def begin(self, session: bytes | None) -> Deferred[None]:
         client: Any = SimpleNamespace(session=session)
         return Deferred.fromCoroutine(SourceHandover(None, self.gift, 1, client).begin())
 
-    def test_without_room_for_a_journal_it_is_plain(self) -> None:
+    def test_without_room_for_a_journal_nothing_is_given(self) -> None:
         self.assertTrue(self.successResultOf(self.wants()))
         self.fault = OSError(errno.ENOSPC, "No space left on device")
+        refused = self.failureResultOf(self.wants(), MigrationError).getErrorMessage()
+        self.assertIn("No space left on device", refused)
+        self.assertIn("'nothing' to send a copy", refused)
+
+    def test_without_a_place_for_one_it_is_plain_unless_insisted_on(self) -> None:
+        self.is_recorded = False
+        self.fault = OSError(errno.ENOTSUP, "it is no file")
         self.assertFalse(self.successResultOf(self.wants()))
+        self.gift.rule = HandoverRule.SESSION
+        self.failureResultOf(self.wants(), MigrationError)
 
     def test_once_there_was_a_session_it_is_never_plain(self) -> None:
         answer = Answer(State.NONE, bytes(16), 0, SIZE).encode()
@@ -345,7 +353,8 @@ class MarkerTests(MarkerCase):
         self.assertFalse(incomplete(str(self.path)))
         self.watch(os, "fsync", what_is)
         self.handover.expect()
-        self.assertEqual(self.log, ["a file with text", "a folder"])
+        # First whether a journal could be written, then the marker.
+        self.assertEqual(self.log, ["a file with text", "a folder"] * 2)
         self.assertTrue(self.marker.exists())
         self.assertTrue(incomplete(str(self.path)))
         self.handover.expect()  # after a crash it stands already
@@ -387,12 +396,14 @@ class TakeTests(MarkerCase):
         self.failureResultOf(self.take(), OSError)
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)
+        self.assertIn("may be the image, complete", self.handover.ownership.refusal(None) or "")
 
     def test_what_can_not_be_recorded_is_not_ours(self) -> None:
         self.fail_at("replace", errno.EROFS)
         self.failureResultOf(self.take(), OSError)
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)
+        self.assertIn("may be the image, complete", self.handover.ownership.refusal(None) or "")
 
     def test_a_marker_that_can_not_be_removed_means_nothing(self) -> None:
         self.fail_at("unlink", errno.EROFS)

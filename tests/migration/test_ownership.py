@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import hashlib
 import itertools
+import json
 import os
 import shutil
 import stat
@@ -16,14 +18,15 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.errors import ImageError
+from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration import journal, resolve
 from flexmigrate.migration.journal import JournalError, Record
 from flexmigrate.migration.ownership import STEPS, Ownership, UncertainError
 from flexmigrate.migration.resolve import Verdict, judge
 from flexmigrate.migration.standing import Serving, Standing, look
-from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
+from flexmigrate.whose import record_of
+from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Answer, Opening, Purpose, State
 
 SIZE = 8192
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
@@ -95,6 +98,7 @@ class JournalTests(JournalCase):
             mirror=("mirror", "192.0.2.1", "1", "unlink"),
             superseded=(B, C),
             origin=C,
+            file="12 of 34",
             time="2026-01-01T00:00:00+00:00",
             settled=("a sentence",),
         )
@@ -118,6 +122,21 @@ class JournalTests(JournalCase):
             said["checksum"] = journal._checksum(said)
             with self.assertRaisesRegex(ValueError, fault):
                 journal.decode(journal.json.dumps(said).encode())
+
+    def test_a_later_version_is_told_from_nonsense(self) -> None:
+        for version, kind in ((journal.VERSION + 1, True), (0, False), ("2", False), (True, False)):
+            data = journal.encode(Record(State.SENDING)).replace(
+                f'"version": {journal.VERSION}'.encode(), f'"version": {version!r}'.encode()
+            )
+            error = self.assertRaises(ValueError, journal.decode, data)
+            self.assertEqual(isinstance(error, journal.NewerError), kind, version)
+
+    def test_the_first_ones_did_not_know_the_file(self) -> None:
+        body = json.loads(journal.encode(Record(State.SENDING, session=A)))
+        del body["file"], body["checksum"]
+        body["checksum"] = hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
+        found = journal.decode(json.dumps(body).encode())
+        self.assertEqual(found, Record(State.SENDING, session=A))
 
     def test_each_field_is_checked(self) -> None:
         good = journal.json.loads(journal.encode(Record(State.SENDING, session=A)))
@@ -320,6 +339,13 @@ class DestinationTests(JournalCase):
         self.assertFalse(self.journal.exists())
         self.assertEqual((ownership.state, self.ownership().state), (State.NONE, State.NONE))
 
+    def test_what_is_received_into_the_name_of_an_unlinked_file_is_not_served(self) -> None:
+        self.put(State.DONE, unlink=True, unlinked=True)
+        self.ownership().expect()
+        serving, text = self.ownership().standing.to_serve()
+        self.assertIs(serving, Serving.REFUSE)
+        self.assertIn("INCOMPLETE", text)
+
     def test_the_journal_of_an_unlinked_file_that_stays_is_an_error(self) -> None:
         ownership = self.put(State.DONE, unlink=True, unlinked=True)
         self.disk.failing = lambda name, args: name == "unlink"
@@ -367,13 +393,71 @@ class DestinationTests(JournalCase):
             self.own_while_syncs_fail(ownership, lambda number: number == 2)
             self.assertIs(self.ownership().state, state)
             self.assertTrue(self.marker.exists())
-            self.assertIsNone(ownership.refusal(None))
 
-    def test_nobody_sends_to_where_it_is_not_known_what_the_journal_says(self) -> None:
+    def test_nobody_sends_to_where_there_is_a_doubt(self) -> None:
         self.marker.touch()
         ownership = self.ownership()
         self.own_while_syncs_fail(ownership, lambda number: number > 1)
-        self.assertIn("isn't known", ownership.refusal(None) or "")
+        ownership.doubt("it may be the image")
+        for sender in (None, opening(), opening(B), settling()):
+            self.assertEqual(ownership.refusal(sender), "it may be the image")
+
+    def test_nothing_is_expected_where_nothing_can_be_recorded(self) -> None:
+        self.disk.failing = lambda name, args: name == "replace" and "handover" in args[1]
+        with self.assertRaisesRegex(ImageError, "can't write the journal .*handover: Input/output"):
+            self.ownership().expect()
+        self.assertEqual([each.name for each in self.folder.iterdir()], ["disk.img"])
+
+
+class ReplacedFileTests(JournalCase):
+    """A file was removed, and another made by its name, and the journal is of the first one."""
+
+    def replace_file(self) -> None:
+        other = self.folder / "other"
+        other.write_bytes(bytes(SIZE))  # beside the first one: it is no other inode by chance
+        os.replace(other, self.image)
+
+    def test_what_was_received_is_not_looked_for_in_another_file(self) -> None:
+        ways: dict[State, Callable[[Ownership], object]] = {
+            State.PREPARED: Ownership.prepare,
+            State.OWNER: lambda ownership: (ownership.prepare(), ownership.own()),
+        }
+        for state, go in ways.items():
+            self.journal.unlink(missing_ok=True)
+            ownership = self.ownership()
+            ownership.receive(opening(), "192.0.2.1")
+            go(ownership)
+            self.assertIs(ownership.state, state)
+            self.assertIsNone(self.ownership().standing.to_receive())
+            self.replace_file()
+            refusal = self.ownership().standing.to_receive() or ""
+            self.assertIn("another file than the one that came from host-a:/disk", refusal)
+            self.assertIn(f"flexmigrate release {self.image}", refusal)
+            resolve.settle(str(self.image), State.DONE, "me")
+            self.assertIsNone(self.ownership().standing.to_receive())
+
+    def test_what_was_not_complete_may_be_received_into_another(self) -> None:
+        self.ownership().receive(opening(), "192.0.2.1")
+        self.replace_file()
+        self.assertIsNone(self.ownership().standing.to_receive())
+
+    def test_a_record_that_does_not_know_its_file_may_be_of_any(self) -> None:
+        ownership = self.put(State.OWNER)
+        assert ownership.record is not None
+        self.assertEqual(ownership.record.file, "")
+        self.assertIsNone(ownership.standing.to_receive())
+
+    def test_only_the_file_is_known_by_its_mark_whatever_is_done_to_it(self) -> None:
+        self.ownership().receive(opening(), "192.0.2.1")
+        with self.image.open("r+b") as image:
+            image.write(b"more")
+            image.truncate(2 * SIZE)
+        self.image.chmod(0o600)
+        moved = self.image.rename(self.folder / "moved")
+        moved.rename(self.image)
+        self.assertFalse(self.ownership().standing.is_replaced)
+        self.replace_file()
+        self.assertTrue(self.ownership().standing.is_replaced)
 
 
 class StepsTests(JournalCase):
@@ -471,6 +555,12 @@ class ByHandTests(JournalCase):
         assert released.record is not None
         self.assertEqual(len(released.record.settled), 2)
 
+    def test_what_was_released_is_not_served_though_the_file_before_it_was_unlinked(self) -> None:
+        self.put(State.DONE, unlink=True, unlinked=True)
+        self.assertIs(look(str(self.image)).to_serve()[0], Serving.SERVE)
+        resolve.settle(str(self.image), State.DONE, "me")
+        self.assertIs(look(str(self.image)).to_serve()[0], Serving.REFUSE)
+
     def test_taking_removes_the_marker(self) -> None:
         self.marker.touch()
         resolve.settle(str(self.image), State.OWNER, "me")
@@ -505,3 +595,26 @@ class ByHandTests(JournalCase):
             self.assertEqual(len(said), 1 + warnings, said)
         replaced = replace(standing(State.OWNER), path="/other")
         self.assertIn("/other", resolve.consequences(replaced, State.DONE)[0])
+
+
+class AnotherSidesTextTests(JournalCase):
+    def test_it_does_nothing_to_a_terminal(self) -> None:
+        record = Record(
+            State.DONE, session=A, peer="a\x1b[2J", address="b\nc", time="\x07", settled=("d\r",)
+        )
+        journal.store(SYSTEM, str(self.journal), record)
+        found = resolve.load_peer(str(self.journal))
+        texts = (found.peer, found.address, found.time, *found.settled)
+        self.assertEqual(texts, ("a\ufffd[2J", "b\ufffdc", "\ufffd", "d\ufffd"))
+        sentence = judge(Standing("/here", found, marker=False)).sentence
+        self.assertTrue(sentence.isprintable(), sentence)
+
+    def test_of_a_newer_journal_the_answer_tells_what_is_known(self) -> None:
+        newer = journal.encode(Record(State.OWNER, session=A)).replace(
+            f'"version": {journal.VERSION}'.encode(), b'"version": 99'
+        )
+        answer = Answer(State.OWNER, A, 3, SIZE, journal=newer)
+        record = record_of(answer)
+        self.assertEqual((record.state, record.session, record.attempt), (State.OWNER, A, 3))
+        with self.assertRaisesRegex(FlexmigrateError, "not JSON"):
+            record_of(replace(answer, journal=b"nonsense"))

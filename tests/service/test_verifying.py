@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -77,7 +78,11 @@ class TestAfterALostConnection:
             servers.start_mirroring()
             servers.complete(source, destination)
             assert relay.connections == 2
-            assert relay.forwarded - cut < LARGE * 15 // 100
+            # What the relay had sent and the destination not yet read is lost with the connection:
+            # some MiB on a quick machine, more on a busy one.
+            lost = destination.wait_for(re.compile(r"what it sent \((\d+) bytes\) is forgotten"))
+            assert int(lost[1]) > LARGE // 2
+            assert relay.forwarded - cut < LARGE - int(lost[1]) + LARGE * 2 // 100
         assert journal(servers.copy)["digest"] == digest_of(servers.image)
 
     def test_with_verify_off_all_is_sent_again(self, servers: Servers) -> None:
