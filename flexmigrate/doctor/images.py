@@ -14,7 +14,7 @@ from flexmigrate.doctor.findings import Finding, ok, problem, warning
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
 from flexmigrate.migration import standing as standings
-from flexmigrate.migration.standing import Serving
+from flexmigrate.migration.standing import MayServe
 
 SECTOR = 512
 
@@ -88,7 +88,7 @@ def _standing(path: str, *, receives: bool) -> Finding:
             refusal = standing.to_receive()
         else:
             serving, text = standing.to_serve()
-            refusal = None if serving is Serving.SERVE else text
+            refusal = None if serving is MayServe.SERVE else text
     except ImageError as error:
         return problem(path, str(error), advice)
     if refusal:

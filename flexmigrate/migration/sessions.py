@@ -1,10 +1,11 @@
 """What connections mean to a server whose image comes, or came, by a migration: the policies that a
 server's factory asks (``server.factory.Session``).
 
-* ``Receiving``, of a destination: one sender at a time. A plain sender gives the image by its DISC,
-  a session's by COMMIT; and whoever committed before, and was not answered, is let in to ask again.
-* ``Serving``, of a server that has its images: clients come and go. One that is in fact the source
-  by whose session an image came here is told so, and anybody may ask what a journal says.
+* ``ReceivingSession``, of a destination: one sender at a time. A plain one gives the image by its
+  DISC, a session's by COMMIT; and whoever committed before, and was not answered, is let in to ask
+  again.
+* ``ServingSession``, of a server that has its images: clients come and go. One that is in fact the
+  source by whose session an image came here is told so, and anybody may ask what a journal says.
 
 Which answer is right is ``ownership``'s affair.
 """
@@ -52,7 +53,7 @@ LINGER_SECONDS = 10.0
 connection has ended without a word that it knows."""
 
 
-class Receiving(OpenSession):
+class ReceivingSession(OpenSession):
     """See the module.
 
     :param name: of this side, for people.
@@ -328,7 +329,7 @@ class Held(Protocol):
         """Of the image, for people."""
 
 
-class Serving(OpenSession):
+class ServingSession(OpenSession):
     """See the module.
 
     :param find: returns what the export of that name has; None if there is none.

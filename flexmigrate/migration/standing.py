@@ -21,7 +21,7 @@ from flexmigrate.wire.session import State
 MARKER_SUFFIX = ".INCOMPLETE"
 
 
-class Serving(enum.Enum):
+class MayServe(enum.Enum):
     """What may become of an image that somebody wants to serve."""
 
     SERVE = "serve"
@@ -82,20 +82,20 @@ class Standing:
             "" not in (record.file, self.mark) and record.file != self.mark
         )
 
-    def to_serve(self) -> tuple[Serving, str]:
+    def to_serve(self) -> tuple[MayServe, str]:
         """Return whether the image may be served, and why not."""
         of_none = self.state in (State.NONE, State.SENDING) or self.is_of_another_file
         if self.is_incomplete and of_none:
-            return Serving.REFUSE, (
+            return MayServe.REFUSE, (
                 f"{self.path} is incomplete: {self.place}{MARKER_SUFFIX} says that a migration "
                 "into it never finished"
             )
         if self.record is None or self.is_of_another_file:
-            return Serving.SERVE, ""
+            return MayServe.SERVE, ""
         record, place = self.record, self.record.other_side
         advice = f"see 'flexmigrate whose {self.path}'"
         if record.state is State.COMMITTED and not record.plain:
-            return Serving.SETTLE, f"{self.path} was handed over to {place}"
+            return MayServe.SETTLE, f"{self.path} was handed over to {place}"
         text = {
             State.COMMITTED: f"may be at {place} since {record.time}: its handover was begun, and "
             f"not confirmed; {advice}, look there, then 'flexmigrate take' or 'release'",
@@ -106,8 +106,8 @@ class Standing:
             f"use or not: it waits to be told by its source; start its 'listen' again, or {advice}",
         }.get(record.state)
         if text is None:
-            return Serving.SERVE, ""
-        return Serving.REFUSE, f"{self.path} {text}"
+            return MayServe.SERVE, ""
+        return MayServe.REFUSE, f"{self.path} {text}"
 
     def to_receive(self) -> str | None:
         """Return why nothing may be received over the image, or None."""

@@ -165,7 +165,7 @@ class _Embedded(Service):
         """Where it listens, with the ports that the kernel chose; nowhere, while it only has a
         handover confirmed.
         """
-        return [each.place for each in self._server.listenings]
+        return [each.place for each in self._server.ports]
 
     def startService(self) -> None:
         """Open the addresses; ``opened`` tells when that is done.

@@ -23,8 +23,7 @@ from flexmigrate.migration.destination import (
     DestinationMachine,
 )
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.sessions import Receiving
-from flexmigrate.migration.sessions import Serving as ServingSession
+from flexmigrate.migration.sessions import ReceivingSession, ServingSession
 from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
@@ -33,13 +32,13 @@ from flexmigrate.server.factory import Limits, NBDServerFactory, Session
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost, new_pool
+from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
+from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.publishing import Publishing, export_view, receiving, sending, server_view
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
-from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.web.view import Moving, ServerView
@@ -73,7 +72,7 @@ class ListenService(Service):
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
-        self._serving: Serving | None = None
+        self._serving: ImageServer | None = None
         self._control: ControlPort | None = None
         with ExitStack() as undo:
             undo.callback(self._host.image.close)
@@ -89,14 +88,14 @@ class ListenService(Service):
             self._core = DestinationCore(reactor, self._host.export, handover)
             self._destination: Destination = DestinationMachine(self._core)
             self._acl = AccessList(config.acl, config.default_deny)
-            self._receiving = Receiving(
+            self._receiving = ReceivingSession(
                 reactor, self._destination, self._core, self._lock, self._host.full_name
             )
             self._factory = self._new_factory(
                 self._receiving,
                 Limits(negotiation_seconds=FIRST_REQUEST_SECONDS),
             )
-            self._listenings = [Listening(reactor, place, self._factory) for place in config.places]
+            self._ports = [ListeningPort(reactor, place, self._factory) for place in config.places]
             self._core.complete.addCallback(lambda _: self._complete())
             # While it is received, for one sender: nothing would tell another's connections from
             # his.
@@ -135,7 +134,7 @@ class ListenService(Service):
         except FlexmigrateError as error:
             self._lifetime.end(1, str(error))
             return
-        opening = [self._publishing.open(), *(each.open() for each in self._listenings)]
+        opening = [self._publishing.open(), *(each.open() for each in self._ports)]
         opened = gatherResults(opening, consumeErrors=True)
         opened.addCallbacks(
             lambda _: self._opened(),
@@ -152,12 +151,12 @@ class ListenService(Service):
             self._destination.resume()
 
     def _describe(self) -> str:
-        return describe([self.status(None)], (each.place for each in self.listenings))
+        return describe([self.status(None)], (each.place for each in self.ports))
 
     @property
-    def listenings(self) -> list[Listening]:
+    def ports(self) -> list[ListeningPort]:
         """The addresses: for the source, or for clients once it serves."""
-        return self._listenings if self._serving is None else self._serving.listenings
+        return self._ports if self._serving is None else self._serving.ports
 
     def find(self, export: str | None) -> MigratingExport:
         """Return what can be sent away under this name.
@@ -195,7 +194,7 @@ class ListenService(Service):
     async def _take_over(self) -> None:
         rebind, by_session = self._config.rebind, self._core.handover.by_session
         if rebind is not None or not by_session:
-            await self._close_listenings()
+            await self._close_ports()
         if rebind is not None:
             self._serve(rebind)
         # The first try is made before the sender is told, so its clients find us at their first
@@ -204,7 +203,7 @@ class ListenService(Service):
         if by_session:
             await self._wait_for_the_source(serving=rebind is not None)
         if rebind is None:
-            await self._close_listenings()
+            await self._close_ports()
             await self._factory.close_clients("the migration is complete")
             self._lifetime.end(0, f"migration complete, the image is at {self._config.file}")
 
@@ -215,11 +214,11 @@ class ListenService(Service):
         known = await self._receiving.acknowledged(at_once=serving)
         if not known and serving:
             # Where the serving address is the same, whoever serves there answers as well.
-            await gatherResults([self._reopen(each) for each in self._listenings])
+            await gatherResults([self._reopen(each) for each in self._ports])
         elif not known:
             log.warn("the source has not said that it knows; its journal may say 'committed'")
 
-    def _reopen(self, listening: Listening) -> Deferred[None]:
+    def _reopen(self, listening: ListeningPort) -> Deferred[None]:
         return listening.open().addErrback(
             lambda failure: log.info(
                 "not listening for the source's question on {place}: {error}",
@@ -231,14 +230,14 @@ class ListenService(Service):
     def _serve(self, address: Address) -> None:
         self._host.export.takes_several = True
         factory = self._new_factory(ServingSession(lambda name: self._host), None)
-        self._serving = Serving(
+        self._serving = ImageServer(
             self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock
         )
-        (listening,) = self._serving.listenings
+        (listening,) = self._serving.ports
         listening.open_persistently().addErrback(self._cannot_serve)
 
-    async def _close_listenings(self) -> None:
-        for listening in self._listenings:
+    async def _close_ports(self) -> None:
+        for listening in self._ports:
             await listening.close()
 
     def _cannot_serve(self, failure: Failure) -> None:
@@ -270,7 +269,7 @@ class ListenService(Service):
             return await serving.terminate(reason)
         return 0 if self._core.handover.owned else 1
 
-    def _served_by(self) -> Serving | None:
+    def _served_by(self) -> ImageServer | None:
         return self._serving
 
     def stopService(self) -> Deferred[None]:
@@ -283,7 +282,7 @@ class ListenService(Service):
             self._lifetime,
             lambda: close_control(self._control),
             lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
-            self._close_listenings,
+            self._close_ports,
             lambda: self._factory.close_clients("this server ends"),
             *([self._serving.close] if self._serving is not None else []),
             self._host.close,

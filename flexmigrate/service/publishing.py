@@ -22,7 +22,7 @@ from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.measuring import Meter
-from flexmigrate.service.listening import Listening
+from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.watching import Watch
 from flexmigrate.status import Status
 from flexmigrate.web.view import (
@@ -52,7 +52,7 @@ class Publishing:
 
     def __init__(self, reactor: Any, metrics: Place | None, web: Place | None, look: Look) -> None:
         self._reactor = reactor
-        self._offers: list[tuple[Listening, Any]] = []
+        self._offers: list[tuple[ListeningPort, Any]] = []
         self._feed: Any = None
         self._told: Deferred[None] = succeed(None)
         if metrics is not None:
@@ -74,7 +74,7 @@ class Publishing:
         factory = http_factory(self._reactor, root)
         what = "metrics" if name == "metrics" else "the page"
         made: Any = factory
-        listening = Listening(self._reactor, place, made, f"--{name}", what=what)
+        listening = ListeningPort(self._reactor, place, made, f"--{name}", what=what)
         self._offers.append((listening, factory))
 
     def open(self) -> Deferred[None]:

@@ -19,8 +19,8 @@ from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.sessions import Serving as ServingSession
-from flexmigrate.migration.standing import Serving as MayServe
+from flexmigrate.migration.sessions import ServingSession
+from flexmigrate.migration.standing import MayServe
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
@@ -31,12 +31,12 @@ from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
+from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
+from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.publishing import Publishing, export_view, sending, server_view
 from flexmigrate.service.reporting import serving_status
-from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
 from flexmigrate.web.view import ServerView
@@ -115,7 +115,7 @@ class ServeService(Service):
                     undo.callback(host.image.close)
             self._by_name = {host.export.name: host for host in self._hosts}
             factory = self._new_factory(context)
-            self.serving = Serving(reactor, self._hosts, factory, config.places, lifetime.end)
+            self.serving = ImageServer(reactor, self._hosts, factory, config.places, lifetime.end)
             undo.pop_all()  # from here on stopService closes them
 
     def _new_factory(self, context: Any) -> NBDServerFactory:
@@ -193,9 +193,9 @@ class ServeService(Service):
         )
 
     @property
-    def listenings(self) -> list[Listening]:
+    def ports(self) -> list[ListeningPort]:
         """The addresses."""
-        return self.serving.listenings
+        return self.serving.ports
 
     def find(self, export: str | None) -> MigratingExport:
         """Return what can be sent away under this name.
@@ -206,7 +206,7 @@ class ServeService(Service):
 
     def _describe(self) -> str:
         statuses = [self.status(name) for name in self.serving.exports]
-        return describe(statuses, (each.place for each in self.listenings))
+        return describe(statuses, (each.place for each in self.ports))
 
     def _look(self) -> ServerView:
         now = self._reactor.seconds()

@@ -25,8 +25,8 @@ from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import client_tls, dial
+from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.publishing import Publishing, server_view
 from flexmigrate.service.reporting import SettlingPhase, settling_status
 from flexmigrate.status import Status
@@ -165,7 +165,7 @@ class SettleService(Service):
     # What is seen of it
 
     @property
-    def listenings(self) -> list[Listening]:
+    def ports(self) -> list[ListeningPort]:
         """No client is let in."""
         return []
 

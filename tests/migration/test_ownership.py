@@ -24,7 +24,7 @@ from flexmigrate.migration import journal, resolve
 from flexmigrate.migration.journal import JournalError, Record
 from flexmigrate.migration.ownership import STEPS, Ownership, UncertainError
 from flexmigrate.migration.resolve import Verdict, judge
-from flexmigrate.migration.standing import Serving, Standing, look
+from flexmigrate.migration.standing import MayServe, Standing, look
 from flexmigrate.whose import record_of
 from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Answer, Opening, Purpose, State
 
@@ -189,9 +189,9 @@ class SourceTests(JournalCase):
     def test_serves_until_it_has_committed_and_never_again(self) -> None:
         ownership = self.begin()
         for step, expected in (
-            (lambda: None, Serving.SERVE),
-            (lambda: ownership.commit(3), Serving.SETTLE),
-            (ownership.done, Serving.REFUSE),
+            (lambda: None, MayServe.SERVE),
+            (lambda: ownership.commit(3), MayServe.SETTLE),
+            (ownership.done, MayServe.REFUSE),
         ):
             step()
             self.assertEqual(self.ownership().standing.to_serve()[0], expected)
@@ -202,7 +202,7 @@ class SourceTests(JournalCase):
     def test_a_plain_one_that_is_not_confirmed_is_for_a_human(self) -> None:
         self.begin(plain=True).commit(1)
         serving, text = self.ownership().standing.to_serve()
-        self.assertEqual(serving, Serving.REFUSE)
+        self.assertEqual(serving, MayServe.REFUSE)
         self.assertRegex(text, "host-b.*not confirmed; see 'flexmigrate whose")
 
     def test_names_the_sessions_that_it_gave_up(self) -> None:
@@ -271,13 +271,13 @@ class DestinationTests(JournalCase):
         ownership = self.ownership()
         ownership.expect()
         ownership.receive(opening(), "192.0.2.1:1")
-        self.assertEqual(self.ownership().standing.to_serve()[0], Serving.REFUSE)
+        self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.REFUSE)
         ownership.prepare()
-        self.assertEqual(self.ownership().standing.to_serve()[0], Serving.REFUSE)
+        self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.REFUSE)
         self.assertTrue(self.marker.exists())
         self.assertIsNone(ownership.own())
         self.assertFalse(self.marker.exists())
-        self.assertEqual(self.ownership().standing.to_serve(), (Serving.SERVE, ""))
+        self.assertEqual(self.ownership().standing.to_serve(), (MayServe.SERVE, ""))
         self.assertIsNone(self.ownership().standing.to_receive())
         ownership.acknowledge()
         refusal = self.ownership().standing.to_receive()
@@ -324,15 +324,15 @@ class DestinationTests(JournalCase):
     def test_a_marker_beside_an_owner_means_nothing_and_goes(self) -> None:
         self.marker.touch()
         ownership = self.put(State.OWNER)
-        self.assertEqual(ownership.standing.to_serve()[0], Serving.SERVE)
+        self.assertEqual(ownership.standing.to_serve()[0], MayServe.SERVE)
         ownership.tidy()
         self.assertFalse(self.marker.exists())
 
     def test_what_has_the_name_of_an_unlinked_file_is_another(self) -> None:
-        self.assertEqual(self.put(State.DONE, unlink=True).standing.to_serve()[0], Serving.REFUSE)
+        self.assertEqual(self.put(State.DONE, unlink=True).standing.to_serve()[0], MayServe.REFUSE)
         self.ownership().unlinked()
         ownership = self.ownership()
-        self.assertEqual(ownership.standing.to_serve(), (Serving.SERVE, ""))
+        self.assertEqual(ownership.standing.to_serve(), (MayServe.SERVE, ""))
         self.assertIsNone(ownership.standing.to_receive())
         self.assertIn("is another", str(judge(ownership.standing)))
         ownership.tidy()
@@ -343,7 +343,7 @@ class DestinationTests(JournalCase):
         self.put(State.DONE, unlink=True, unlinked=True)
         self.ownership().expect()
         serving, text = self.ownership().standing.to_serve()
-        self.assertIs(serving, Serving.REFUSE)
+        self.assertIs(serving, MayServe.REFUSE)
         self.assertIn("INCOMPLETE", text)
 
     def test_the_journal_of_an_unlinked_file_that_stays_is_an_error(self) -> None:
@@ -368,7 +368,7 @@ class DestinationTests(JournalCase):
             ownership = self.ownership() if state is State.NONE else self.put(state)
             self.assertIsNone(ownership.own_plainly())
             self.assertFalse(self.marker.exists())
-            self.assertEqual(self.ownership().standing.to_serve()[0], Serving.SERVE)
+            self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.SERVE)
             self.assertIn("flexmigrate release", self.ownership().standing.to_receive() or "")
             self.assertIn("here already", self.ownership().refusal(None) or "")
 
@@ -546,20 +546,20 @@ class ByHandTests(JournalCase):
         self.put(State.COMMITTED)
         resolve.settle(str(self.image), State.OWNER, "me")
         taken = look(str(self.image))
-        self.assertEqual(taken.to_serve()[0], Serving.SERVE)
+        self.assertEqual(taken.to_serve()[0], MayServe.SERVE)
         self.assertRegex(judge(taken).sentence, "by hand: .*: owner, by me; was committed")
         resolve.settle(str(self.image), State.DONE, "you")
         released = look(str(self.image))
-        self.assertEqual(released.to_serve()[0], Serving.REFUSE)
+        self.assertEqual(released.to_serve()[0], MayServe.REFUSE)
         self.assertIsNone(released.to_receive())
         assert released.record is not None
         self.assertEqual(len(released.record.settled), 2)
 
     def test_what_was_released_is_not_served_though_the_file_before_it_was_unlinked(self) -> None:
         self.put(State.DONE, unlink=True, unlinked=True)
-        self.assertIs(look(str(self.image)).to_serve()[0], Serving.SERVE)
+        self.assertIs(look(str(self.image)).to_serve()[0], MayServe.SERVE)
         resolve.settle(str(self.image), State.DONE, "me")
-        self.assertIs(look(str(self.image)).to_serve()[0], Serving.REFUSE)
+        self.assertIs(look(str(self.image)).to_serve()[0], MayServe.REFUSE)
 
     def test_taking_removes_the_marker(self) -> None:
         self.marker.touch()

@@ -62,7 +62,7 @@ def without_id(lines: list[dict[str, Any]], which: str, *rooms: str) -> list[dic
 
 @pytest.mark.parametrize("level", ["error", "debug"])
 def test_the_level_of_a_namespace(servers: Servers, level: str) -> None:
-    chosen = ("flexmigrate=error", "service.listening=info", f"migration={level}")
+    chosen = ("flexmigrate=error", "service.port=info", f"migration={level}")
     options = [word for each in chosen for word in ("--log-level", each)]
     source, _ = migrate(servers, *options)
     assert any("migration: copying" in line for line in source) == (level == "debug")

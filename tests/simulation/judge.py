@@ -32,7 +32,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flexmigrate.migration import resolve
-from flexmigrate.migration.standing import Serving, Standing
+from flexmigrate.migration.standing import MayServe, Standing
 from flexmigrate.service.serve import ServeService
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.session import State
@@ -116,7 +116,7 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     served = [
         name
         for name, end in (("source", source), ("destination", destination))
-        if end.has_image and end.standing.to_serve()[0] is Serving.SERVE
+        if end.has_image and end.standing.to_serve()[0] is MayServe.SERVE
     ]
     if len(served) == 2 and theirs.record is None and not theirs.marker and not plain:
         served = ["source"]  # no migration has begun: what is there is nobody's image

@@ -201,7 +201,7 @@ MUTATIONS = (
         "a committed image is served",
         Standing.to_serve,
         "if record.state is State.COMMITTED and not record.plain:",
-        "if record.state is State.COMMITTED:\n        return Serving.SERVE, ''\n    if False:",
+        "if record.state is State.COMMITTED:\n        return MayServe.SERVE, ''\n    if False:",
     ),
     _one(
         "an image that was given away is served",

@@ -19,7 +19,7 @@ from flexmigrate.net.endpoints import check_description, server_endpoint
 log = Logger()
 
 
-class Listening:
+class ListeningPort:
     """One address for one factory.
 
     :param option: by which *place* was given, for errors.

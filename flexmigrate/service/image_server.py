@@ -23,18 +23,18 @@ from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import Host
-from flexmigrate.service.listening import Listening
 from flexmigrate.service.migrating import MigratingExport
+from flexmigrate.service.port import ListeningPort
 
 log = Logger()
 
 
-class Serving:
+class ImageServer:
     """See the module.
 
     :param ended: called with an exit status and a reason once nothing is left to serve.
     :param locks: the migration lock of the first export, where it exists already.
-    :ivar listenings: the addresses.
+    :ivar ports: the addresses.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Serving:
         self._ended = ended
         self._status = 0
         self.factory = factory
-        self.listenings = [Listening(reactor, place, factory) for place in places]
+        self.ports = [ListeningPort(reactor, place, factory) for place in places]
         self.exports = {
             host.export.name: MigratingExport(reactor, host, self, lock) for host in hosts
         }
@@ -57,11 +57,11 @@ class Serving:
     @property
     def is_open(self) -> bool:
         """Whether clients can connect, at each of the addresses."""
-        return all(each.is_open for each in self.listenings)
+        return all(each.is_open for each in self.ports)
 
     def open(self) -> Deferred[Any]:
         """Open all addresses, or fail as the first that can't be opened."""
-        return gatherResults([each.open() for each in self.listenings], consumeErrors=True)
+        return gatherResults([each.open() for each in self.ports], consumeErrors=True)
 
     # The operator's commands: control.server.Operator
 
@@ -99,20 +99,20 @@ class Serving:
         """Let no new client reach the export; where it was the only one, free the addresses."""
         self._directory.withdraw(host.export.name)
         if self._directory.is_empty:
-            return _all(each.close() for each in self.listenings)
+            return _all(each.close() for each in self.ports)
         return _all(())
 
     def restore(self, host: Host) -> Deferred[None]:
         """Take that back; addresses that can't be opened are tried again once a second."""
         self._directory.restore(host.export)
-        closed = [each for each in self.listenings if not each.is_open]
+        closed = [each for each in self.ports if not each.is_open]
         return _all(each.open_persistently() for each in closed)
 
     def is_own_connection(self, transport: Any, address: Address) -> bool:
         """Return whether what *transport* connected to, at *address*, is this very server."""
         if address.is_unix:
             path = os.path.realpath(address.path)
-            ours = (each.socket_path for each in self.listenings)
+            ours = (each.socket_path for each in self.ports)
             return any(each is not None and os.path.realpath(each) == path for each in ours)
         near_end = transport.getHost()
         return any(client.transport.getPeer() == near_end for client in self.factory.clients)
@@ -156,7 +156,7 @@ class Serving:
 
     async def close(self) -> None:
         """Refuse new clients, let what is under way end, close the clients."""
-        for listening in self.listenings:
+        for listening in self.ports:
             await listening.close()
         for each in self.exports.values():
             await each.host.export.park()
