@@ -1,8 +1,7 @@
 """What lies between source and destination: nothing, or a gigabit link that is long.
 
-The long link is made of two network namespaces and netem where the kernel has it; otherwise of a
-relay (`bench.long_link`), in which each TCP connection ends, so that what is measured is whether
-enough requests are under way, and not how TCP fills a long link.
+The long link joins two network namespaces: by netem where the kernel has it, else by a wire of our
+own between two TUN devices (`bench.long_link`).
 """
 
 from __future__ import annotations
@@ -20,6 +19,8 @@ GIGABIT = 125_000_000  # bytes a second
 
 # What Linux allows by default, 4 and 6 MiB, doesn't hold what is under way on a link of 100 ms.
 _BUFFERS = "4096 131072 67108864"
+_LARGE_PACKETS = 9000  # bytes
+_DEVICE = "end"
 _NEAR, _FAR = "192.0.2.1", "192.0.2.2"  # for documentation (RFC 5737), so nobody's
 
 
@@ -45,47 +46,19 @@ def loopback() -> Iterator[Link]:
 
 
 @contextlib.contextmanager
-def long_link(delay: float, note: Callable[[str], None]) -> Iterator[Link]:
-    """Make a link of a gigabit a second.
+def long_link(delay: float) -> Iterator[Link]:
+    """Make a link of a gigabit a second between two network namespaces of our own.
 
     :param delay: seconds, each way.
-    :param note: is told if it is not made of netem.
+    :raises Unmeasured: if that may not be done here.
     """
-    with contextlib.ExitStack() as ends:
-        try:
-            link = ends.enter_context(_namespaces(delay))
-        except Unmeasured as error:
-            note(f"The long links are relays, not namespaces with netem: {error}")
-            link = ends.enter_context(relayed(delay))
-        yield link
-
-
-@contextlib.contextmanager
-def _namespaces(delay: float) -> Iterator[Link]:
-    """Join two network namespaces of our own by a pair of virtual devices."""
     near, far = (f"bench-{end}-{os.getpid()}" for end in ("near", "far"))
     with contextlib.ExitStack() as ends:
         for name in (near, far):
             _ip("netns", "add", name)
             ends.callback(_ip, "netns", "delete", name)
-        _ip(
-            *("link", "add", "end", "netns", near, "type", "veth"),
-            *("peer", "name", "end", "netns", far),
-        )
-        for name, address in ((near, _NEAR), (far, _FAR)):
-            _ip("-n", name, "address", "add", f"{address}/24", "dev", "end")
-            for device in ("end", "lo"):
-                _ip("-n", name, "link", "set", device, "up")
-            inside = ("ip", "netns", "exec", name)
-            for direction in ("rmem", "wmem"):
-                path = f"/proc/sys/net/ipv4/tcp_{direction}"
-                _run(*inside, "sh", "-c", f"echo {_BUFFERS} > {path}")
-            _run(
-                *("tc", "-n", name, "qdisc", "add", "dev", "end", "root", "netem"),
-                *("delay", f"{delay * 1000:g}ms", "rate", f"{GIGABIT * 8}bit"),
-                # Packets: no loss, even where both directions are full.
-                *("limit", "100000"),
-            )
+        join = _by_netem if _knows_netem(near) else _by_wire
+        ends.enter_context(join(near, far, delay))
         yield Link(
             ("ip", "netns", "exec", near),
             ("ip", "netns", "exec", far),
@@ -94,18 +67,55 @@ def _namespaces(delay: float) -> Iterator[Link]:
         )
 
 
+def _knows_netem(namespace: str) -> bool:
+    try:
+        _run("tc", "-n", namespace, "qdisc", "add", "dev", "lo", "root", "netem", "delay", "1ms")
+    except Unmeasured:
+        return False
+    _run("tc", "-n", namespace, "qdisc", "delete", "dev", "lo", "root")
+    return True
+
+
 @contextlib.contextmanager
-def relayed(delay: float) -> Iterator[Link]:
-    """Put a relay between the two, on this host."""
+def _by_netem(near: str, far: str, delay: float) -> Iterator[None]:
+    """Join the namespaces by a pair of virtual devices, each of which delays what leaves by it."""
+    _ip(
+        *("link", "add", _DEVICE, "netns", near, "type", "veth"),
+        *("peer", "name", _DEVICE, "netns", far),
+    )
+    for name, address in ((near, _NEAR), (far, _FAR)):
+        _set_up(name, _DEVICE, address)
+        _run(
+            *("tc", "-n", name, "qdisc", "add", "dev", _DEVICE, "root", "netem"),
+            *("delay", f"{delay * 1000:g}ms", "rate", f"{GIGABIT * 8}bit"),
+            # Packets: no loss, even where both directions are full.
+            *("limit", "100000"),
+        )
+    yield
+
+
+@contextlib.contextmanager
+def _by_wire(near: str, far: str, delay: float) -> Iterator[None]:
+    """Join them by a process of ours, which has a device in each."""
+    devices = [f"bench{os.getpid()}{end}" for end in "ab"]
     with crew() as children:
+        wire = start_module(children, "bench.long_link", *devices, str(delay), str(GIGABIT))
+        wire.wait_for("^ready$")
+        for name, device, address in zip((near, far), devices, (_NEAR, _FAR), strict=True):
+            _ip("link", "set", device, "netns", name)
+            # Large packets, as within a data centre: each costs this wire some microseconds.
+            _ip("-n", name, "link", "set", device, "mtu", str(_LARGE_PACKETS))
+            _set_up(name, device, address)
+        yield
 
-        def through(port: int) -> tuple[str, int]:
-            relay = start_module(
-                *(children, "bench.long_link"), *(HOST, str(port), str(delay), str(GIGABIT))
-            )
-            return HOST, int(relay.wait_for(r"^port (\d+)$")[1])
 
-        yield Link((), (), HOST, through)
+def _set_up(namespace: str, device: str, address: str) -> None:
+    _ip("-n", namespace, "address", "add", f"{address}/24", "dev", device)
+    for each in (device, "lo"):
+        _ip("-n", namespace, "link", "set", each, "up")
+    for direction in ("rmem", "wmem"):
+        path = f"/proc/sys/net/ipv4/tcp_{direction}"
+        _run("ip", "netns", "exec", namespace, "sh", "-c", f"echo {_BUFFERS} > {path}")
 
 
 def _ip(*words: str) -> None:

@@ -1,90 +1,119 @@
-"""``python -m bench.long_link HOST PORT DELAY RATE``: a TCP relay that is as slow as a long link.
+"""``python -m bench.long_link NEAR FAR DELAY RATE``: the wire between two TUN devices, a long one.
 
-What comes in at one end leaves at the other DELAY seconds later, at RATE bytes a second at most.
-It holds as much as such a link has under way, and the queue of a router more; then it stops
-receiving. It says ``port N`` when it listens on 127.0.0.1, and goes on until it is killed.
+It makes the devices NEAR and FAR, says ``ready``, and goes on until it is killed; they may be moved
+to other network namespaces meanwhile, and are gone with it. A packet that leaves by one comes in
+by the other DELAY seconds later, at RATE bytes a second at most. As much as that link has under way
+may wait before it, as in a good router; what comes on top of that is dropped. So TCP has all of its
+work to do.
+
+Needs CAP_NET_ADMIN. The kernel's netem could do the same, where a kernel has it.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
-import socket
+import collections
+import fcntl
+import os
+import select
+import struct
 import sys
-import threading
 import time
 
-_PIECE = 65536
-_QUEUE = 2**20  # bytes, of the router
+# From linux/if_tun.h: packets as they are, with nothing before them.
+_TUNSETIFF = 0x400454CA
+_IFF_TUN, _IFF_NO_PI = 0x0001, 0x1000
+
+LARGEST = 65535
+"""Bytes of a packet."""
+
+# Packets that are read in a row, before it is looked which are due.
+_BATCH = 64
 
 
 class Line:
-    """One direction of the link, which all connections share."""
+    """One direction of the link: when each packet arrives. Bytes and seconds.
+
+    :ivar dropped: how many packets found no place.
+    """
 
     def __init__(self, delay: float, rate: float) -> None:
         self._delay = delay
         self._rate = rate
-        self._lock = threading.Lock()
-        self._free = time.monotonic()  # when all that came before has been sent
-        self.pieces = int(rate * delay + _QUEUE) // _PIECE + 1
+        self._most = max(2 * delay * rate, LARGEST)  # there and back: what TCP has under way
+        self._free = 0.0  # when all that came before has been sent
+        self._under_way: collections.deque[tuple[float, bytes]] = collections.deque()
+        self.dropped = 0
 
-    def carry(self, length: int) -> float:
-        """Take so many bytes, once there is place for them; return when they arrive."""
-        with self._lock:
-            now = time.monotonic()
-            self._free = free = max(self._free, now) + length / self._rate
-        time.sleep(max(0.0, free - now - _QUEUE / self._rate))
-        return free + self._delay
+    def take(self, packet: bytes, now: float) -> None:
+        """Take a packet that comes *now*, or drop it."""
+        begin = max(self._free, now)
+        if (begin - now) * self._rate > self._most:
+            self.dropped += 1
+            return
+        self._free = begin + len(packet) / self._rate
+        self._under_way.append((self._free + self._delay, packet))
 
+    def arrived(self, now: float) -> bytes | None:
+        """Return the next packet that has arrived by *now*, or None."""
+        if self._under_way and self._under_way[0][0] <= now:
+            return self._under_way.popleft()[1]
+        return None
 
-class Way:
-    """One direction of a connection."""
-
-    def __init__(self, giver: socket.socket, taker: socket.socket, line: Line) -> None:
-        self._giver = giver
-        self._taker = taker
-        self._line = line
-        self._under_way: queue.Queue[tuple[float, bytes]] = queue.Queue(line.pieces)
-
-    def start(self) -> None:
-        """Forward, in threads, until both are closed."""
-        threading.Thread(target=self._take, daemon=True).start()
-        threading.Thread(target=self._give, daemon=True).start()
-
-    def _take(self) -> None:
-        piece = b"?"
-        while piece:
-            try:
-                piece = self._giver.recv(_PIECE)
-            except OSError:
-                piece = b""
-            self._under_way.put((self._line.carry(len(piece)), piece))
-
-    def _give(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                due, piece = self._under_way.get()
-                time.sleep(max(0.0, due - time.monotonic()))
-                if not piece:
-                    self._taker.shutdown(socket.SHUT_WR)
-                    return
-                self._taker.sendall(piece)
+    @property
+    def due(self) -> float:
+        """When the next packet arrives; infinity if there is none."""
+        return self._under_way[0][0] if self._under_way else float("inf")
 
 
-def main(host: str, port: int, delay: float, rate: float) -> None:
-    """Relay to that place for ever."""
-    there, back = Line(delay, rate), Line(delay, rate)
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        sys.stdout.write(f"port {server.getsockname()[1]}\n")
-        sys.stdout.flush()
-        while True:
-            near, _ = server.accept()
-            far = socket.create_connection((host, port))
-            for end in (near, far):
-                end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            Way(near, far, there).start()
-            Way(far, near, back).start()
+def open_device(name: str) -> int:
+    """Make a TUN device and return its descriptor, which doesn't block.
+
+    :raises OSError: it can't be made.
+    """
+    fd = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
+    fcntl.ioctl(fd, _TUNSETIFF, struct.pack("16sH22x", name.encode(), _IFF_TUN | _IFF_NO_PI))
+    return fd
+
+
+def carry(near: int, far: int, delay: float, rate: float) -> None:
+    """Carry packets between two descriptors for ever."""
+    ways = {near: (far, Line(delay, rate)), far: (near, Line(delay, rate))}
+    epoll = select.epoll()
+    for fd in ways:
+        epoll.register(fd, select.EPOLLIN)
+    while True:
+        now = time.monotonic()
+        for out, line in ways.values():
+            while (packet := line.arrived(now)) is not None:
+                _write(out, packet)
+        due = min(line.due for _, line in ways.values())
+        for fd, _ in epoll.poll(-1 if due == float("inf") else max(0.0, due - time.monotonic())):
+            _read(fd, ways[fd][1])
+
+
+def _read(fd: int, line: Line) -> None:
+    for _ in range(_BATCH):
+        try:
+            packet = os.read(fd, LARGEST)
+        except OSError:  # there is no more, or the device is down
+            return
+        line.take(packet, time.monotonic())
+
+
+def _write(fd: int, packet: bytes) -> None:
+    try:
+        os.write(fd, packet)
+    except OSError as error:  # as a wire does, to which nothing is connected
+        sys.stderr.write(f"a packet is lost: {error}\n")
+
+
+def main(near: str, far: str, delay: float, rate: float) -> None:
+    """Make the link, and be it."""
+    ends = open_device(near), open_device(far)
+    sys.stdout.write("ready\n")
+    sys.stdout.flush()
+    carry(*ends, delay, rate)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), float(sys.argv[4]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))

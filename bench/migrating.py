@@ -130,7 +130,7 @@ def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> No
         log.note(f"The images are on {stage.kind}.")
         screen.progress("writing the image")
         stage.make_image()
-        grounds = Grounds(stage, options.handovers, log.note)
+        grounds = Grounds(stage, options.handovers)
         steps = [
             Step(number, task.name, who, partial(_measure, task, who, grounds))
             for number, task, who in _order(tasks, options)

@@ -52,12 +52,10 @@ class Grounds:
     """What the measurements share.
 
     :ivar handovers: how many are measured.
-    :ivar note: is told what has to be known about the figures.
     """
 
     stage: Stage
     handovers: int
-    note: Callable[[str], None]
 
     @functools.cached_property
     def sparse(self) -> Path:
@@ -111,7 +109,7 @@ def _on_loopback(_: Grounds) -> AbstractContextManager[Link]:
 
 
 def _far(delay: float) -> Lay:
-    return lambda grounds: long_link(delay, grounds.note)
+    return lambda grounds: long_link(delay)
 
 
 def _move(
