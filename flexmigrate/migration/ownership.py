@@ -18,7 +18,7 @@ did; the destination's says ``owner`` before the source can know, so that nothin
 it.
 
 Everything here may wait for the disk: it is called in threads, by one caller at a time for each
-image. Twisted is not imported.
+image, but for ``clear_marker``. Twisted is not imported.
 """
 
 from __future__ import annotations
@@ -282,30 +282,24 @@ class Ownership:
         """
         self._write(replace(self._known(), state=State.PREPARED, digest=digest))
 
-    def own(self) -> str | None:
-        """The source has committed: the image is ours.
-
-        :return: why the marker could not be removed; None if it was, which is the rule. It has no
-            meaning any more.
-        """
+    def own(self) -> None:
+        """The source has committed: the image is ours, and the marker has no meaning any more."""
         record = self._known()
         if record.state is not State.OWNER:
             self._write(replace(record, state=State.OWNER, origin=record.session))
-        return self._try_to_remove_marker()
 
-    def _try_to_remove_marker(self) -> str | None:
-        try:
-            self._remove_marker()
-        except OSError as error:
-            return str(error)
-        return None
+    def clear_marker(self) -> None:
+        """Remove the marker, once the image is ours.
 
-    def own_plainly(self) -> str | None:
+        :raises OSError: it can't be removed.
+        """
+        self._remove_marker()
+
+    def own_plainly(self) -> None:
         """A plain sender has brought everything, all is durable, and it said DISC: it's ours.
 
         From here ``listen`` does not receive over it: it may be the only copy.
 
-        :return: why the marker could not be removed, as `own`.
         :raises OSError: it can't be recorded, so it isn't ours.
         """
         before = self.record
@@ -325,7 +319,6 @@ class Ownership:
         except OSError:
             self._put_back(before)
             raise
-        return self._try_to_remove_marker()
 
     def _put_back(self, before: Record | None) -> None:
         """See that the journal says *before* again. Where that fails, too, it is known what it says
@@ -413,12 +406,14 @@ class Ownership:
             self.standing = replace(self.standing, record=record)
 
     def _set_marker(self) -> None:
-        disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
-        self.standing = replace(self.standing, marker=True)
+        with self._writing:
+            disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
+            self.standing = replace(self.standing, marker=True)
 
     def _remove_marker(self) -> None:
-        disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
-        self.standing = replace(self.standing, marker=False)
+        with self._writing:
+            disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
+            self.standing = replace(self.standing, marker=False)
 
 
 class UncertainError(Exception):

@@ -92,7 +92,7 @@ class DestinationHandover:
             return Verdict.NOT_OURS
         try:
             await self._background.flush()
-            fault = await self._background.run(self.ownership.own_plainly)
+            await self._background.run(self.ownership.own_plainly)
         except OSError as error:
             # The sender may have given it away: it could be the only copy.
             self.ownership.doubt(f"what is here may be the image, complete: {error}")
@@ -104,8 +104,8 @@ class DestinationHandover:
                 error=error,
             )
             raise
-        self._tell_of_marker(fault)
         self.owned = True
+        self._clear_marker()
         return Verdict.OURS
 
     # A session
@@ -140,16 +140,21 @@ class DestinationHandover:
         return Deferred.fromCoroutine(self._own())
 
     async def _own(self) -> None:
-        self._tell_of_marker(await self._background.run(self.ownership.own))
+        await self._background.run(self.ownership.own)
         self.owned = self.by_session = True
+        self._clear_marker()
 
-    def _tell_of_marker(self, fault: str | None) -> None:
-        if fault is not None:
-            log.error(
+    def _clear_marker(self) -> None:
+        """Nobody waits for it, clients least of all, for it means nothing beside an owner's journal;
+        it goes before the image is closed.
+        """
+        self._background.run(self.ownership.clear_marker).addErrback(
+            lambda failure: log.error(
                 "{marker} can't be removed, and means nothing any more: {fault}",
                 marker=self.marker,
-                fault=fault,
+                fault=failure.getErrorMessage(),
             )
+        )
 
     def acknowledge(self) -> Deferred[None]:
         """The source knows that the image is ours; record it. Never fails."""

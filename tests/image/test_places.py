@@ -144,6 +144,7 @@ class PlacesTests(SynchronousTestCase):
         ownership.expect()
         self.assertTrue(look(str(self.image), self.disk).is_incomplete)
         ownership.own_plainly()
+        ownership.clear_marker()
         self.assertIs(look(str(self.image), self.disk).state, State.OWNER)
         self.assertEqual({each.name for each in self.folder.iterdir()}, {"sda", "state", "sys"})
         (left,) = (self.state / "devices").iterdir()

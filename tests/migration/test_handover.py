@@ -387,7 +387,7 @@ class TakeTests(MarkerCase):
         self.watch(os, "fsync", what_is)
         self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
         recorded = ["a file with text", "record, False", "a folder"]
-        self.assertEqual(self.log, ["flush, True", *recorded, "unlink, False", "a folder"])
+        self.assertEqual(self.log, ["flush, True", *recorded, "unlink, True", "a folder"])
         self.assertTrue(self.handover.owned)
         self.assertFalse(self.marker.exists())
 

@@ -224,7 +224,7 @@ MUTATIONS = (
     _one(
         "COMMIT is answered before 'owner' is recorded",
         DestinationHandover._own,
-        "self._tell_of_marker(await self._background.run(self.ownership.own))",
+        "await self._background.run(self.ownership.own)",
         "self._background.run(self.ownership.own)",
     ),
     _one(
