@@ -145,8 +145,8 @@ class DestinationHandover:
         self._clear_marker()
 
     def _clear_marker(self) -> None:
-        """Nobody waits for it, clients least of all, for it means nothing beside an owner's journal;
-        it goes before the image is closed.
+        """Nobody waits for that, clients least of all: beside an owner's journal it means nothing.
+        It is done before the image is closed.
         """
         self._background.run(self.ownership.clear_marker).addErrback(
             lambda failure: log.error(

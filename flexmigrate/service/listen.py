@@ -36,7 +36,14 @@ from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.publishing import Publishing, export_view, receiving, sending, server_view
+from flexmigrate.service.publishing import (
+    Publishing,
+    clients_by_export,
+    export_view,
+    receiving,
+    sending,
+    server_view,
+)
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
 from flexmigrate.service.supervisor import describe
@@ -175,7 +182,8 @@ class ListenService(Service):
             factory, served = serving.factory, serving.exports[export.name]
             tally = served.tally(self._reactor.seconds())
             moving = sending(served.migration, served.watch) or moving
-        view = export_view(export, factory, self._meter, self.status(None), tally, moving)
+        clients = clients_by_export(factory)[export]
+        view = export_view(export, clients, self._meter, self.status(None), tally, moving)
         return server_view([view], factory.clients, self._pool)
 
     # The migration is complete

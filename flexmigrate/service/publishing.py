@@ -6,6 +6,7 @@ Nothing of it is imported, or measured, by a server that wasn't.
 from __future__ import annotations
 
 import secrets
+from collections import Counter
 from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
@@ -107,19 +108,24 @@ def _first_cause(failure: Failure) -> Failure:
     return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
 
 
+def clients_by_export(factory: NBDServerFactory) -> Counter[Export | None]:
+    """Return how many of a server's connections use which export; counted once for all of them."""
+    return Counter(client.export for client in factory.clients)
+
+
 def export_view(
     export: Export,
-    factory: NBDServerFactory,
+    clients: int,
     meter: Meter,
     status: Status,
     tally: Tally,
     moving: Moving | None,
 ) -> ExportView:
-    """Return what is seen of *export*, one of *factory*'s."""
+    """Return what is seen of *export*, which so many *clients* use."""
     return ExportView(
         name=export.name,
         status=status,
-        clients=sum(client.export is export for client in factory.clients),
+        clients=clients,
         waiting=export.background.pending,
         meter=meter.of(export.name),
         tally=tally,

@@ -35,7 +35,13 @@ from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.publishing import Publishing, export_view, sending, server_view
+from flexmigrate.service.publishing import (
+    Publishing,
+    clients_by_export,
+    export_view,
+    sending,
+    server_view,
+)
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
@@ -210,11 +216,12 @@ class ServeService(Service):
 
     def _look(self) -> ServerView:
         now = self._reactor.seconds()
+        clients = clients_by_export(self.serving.factory)
         return server_view(
             (
                 export_view(
                     each.host.export,
-                    self.serving.factory,
+                    clients[each.host.export],
                     self._meter,
                     serving_status(self.serving, each, now),
                     each.tally(now),

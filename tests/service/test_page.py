@@ -140,3 +140,47 @@ class TestInABrowser:
             assert window.run("return document.querySelectorAll('main b, main script').length") == 0
             source.send(signal.SIGKILL)
             window.wait_for("#link", "No answer from the server")
+
+    def test_a_server_that_says_nothing_is_not_shown_as_live(
+        self, servers: Servers, children: Children, tmp_path: Path
+    ) -> None:
+        server = servers.serve(*WEB)
+        with browser(children, tmp_path / "profile") as window:
+            window.open(page_of(server))
+            window.wait_for("#link", "live")
+            server.send(signal.SIGSTOP)
+            try:
+                window.wait_for("#link", "Nothing is heard of the server")
+                assert "What is shown is from" in window.text("#link")
+            finally:
+                server.send(signal.SIGCONT)
+            window.wait_for("#link", "live")
+            assert "another process" not in window.text("#link")
+        stop(server)
+
+    def test_another_server_at_the_same_address_is_told_from_the_first(
+        self, servers: Servers, children: Children, tmp_path: Path
+    ) -> None:
+        first = servers.serve(*WEB)
+        with browser(children, tmp_path / "profile") as window:
+            window.open(page_of(first))
+            window.wait_for("#link", "live")
+            stop(first)
+            window.wait_for("#link", "The server has ended")
+            place = page_of(first).removeprefix("http://").removesuffix("/")
+            second = servers.serve("--web", place)
+            window.wait_for("#link", "live (another process, since")
+            window.wait_for("#server", f"process {second.pid}")
+            stop(second)
+
+    def test_what_a_figure_means_is_said(
+        self, servers: Servers, children: Children, tmp_path: Path
+    ) -> None:
+        destination = servers.listen(*WEB)
+        with browser(children, tmp_path / "profile") as window:
+            window.open(page_of(destination))
+            window.wait_for("#migrations dd", "waiting")
+            title = "return document.querySelector('#migrations dl div').title"
+            while not window.run(title):  # the meanings come by a request of their own
+                assert destination.running
+        stop(destination, 1)

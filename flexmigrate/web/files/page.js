@@ -70,12 +70,15 @@ const FACTS = [
   ["last error", "migration_error", String],
 ];
 
+const meanings = new Map(); // of the status' fields, by their names
+
 function facts(status) {
   const list = element("dl");
   for (const [title, name, format] of FACTS) {
     const value = status[name];
     if (value === undefined || value === null || value === "") continue;
-    list.append(element("div", {}, element("dt", {}, title), element("dd", {}, format(value))));
+    const meaning = { title: meanings.get(name) || "" };
+    list.append(element("div", meaning, element("dt", {}, title), element("dd", {}, format(value))));
   }
   return list;
 }
@@ -171,7 +174,8 @@ function article(told) {
     made.append(element("h3", {}, "Over time"), plot(told.plot));
     made.append(key(["sent", "sent a second"], ["changed", "changed by clients a second"],
       ["bytes_left", "still to send"]));
-    made.append(key(...PHASES.map((kind) => [`phase-${kind}`, kind])));
+    const there = PHASES.filter((kind) => told.plot.phases.some(([each]) => each === kind));
+    made.append(key(...there.map((kind) => [`phase-${kind}`, kind])));
     for (const [at, error] of told.plot.failures) {
       made.append(element("p", { class: "note bad" }, `after ${duration(at)}: ${error}`));
     }
@@ -221,28 +225,58 @@ function tell(text, kind) {
   document.body.classList.toggle("gone", kind !== "good");
 }
 
-let seen = null, ended = false;
+// What is seen of the server: when it was last heard of, whether it has said how it ends, and which
+// process it is; another one may take the address.
+const SILENCE = 6000, RETRY = 2000; // milliseconds
+let source = null, heard = Date.now(), seen = null, ended = false, name = null, others = "";
 
 function clock() {
   return new Date().toLocaleTimeString();
 }
 
-const source = new EventSource("events");
-source.addEventListener("state", (event) => {
-  seen = clock();
-  ended = false;
-  show(JSON.parse(event.data));
-  tell("live", "good");
-});
-source.addEventListener("end", (event) => {
-  const told = JSON.parse(event.data);
-  ended = true;
-  const status = told.status === null ? "" : ` with status ${told.status}`;
-  tell(`The server has ended${status} at ${clock()}: ${told.reason || "no reason is known"}. ` +
-    "What is shown is the last of it.", told.status === 0 ? "ended good" : "bad");
-});
-source.onerror = () => {
+function lost(why) {
   if (ended) return; // it said so; whoever comes to this address next is shown by itself
   const last = seen ? ` What is shown is from ${seen}.` : "";
-  tell(`No answer from the server: it has ended, or can't be reached.${last} Trying again.`, "bad");
-};
+  tell(`${why}${last} Trying again.`, "bad");
+}
+
+function connect() {
+  if (source !== null) source.close();
+  heard = Date.now();
+  source = new EventSource("events");
+  source.addEventListener("state", (event) => {
+    const told = JSON.parse(event.data);
+    heard = Date.now();
+    seen = clock();
+    ended = false;
+    if (name !== null && name !== told.server.name) others = ` (another process, since ${seen})`;
+    name = told.server.name;
+    show(told);
+    tell(`live${others}`, "good");
+  });
+  source.addEventListener("end", (event) => {
+    const told = JSON.parse(event.data);
+    ended = true;
+    const status = told.status === null ? "" : ` with status ${told.status}`;
+    tell(`The server has ended${status} at ${clock()}: ${told.reason || "no reason is known"}. ` +
+      "What is shown is the last of it.", told.status === 0 ? "ended good" : "bad");
+  });
+  source.onerror = () => {
+    lost("No answer from the server: it has ended, or can't be reached.");
+    // Where what answered was no stream of events, a browser does not try again by itself.
+    if (source.readyState === EventSource.CLOSED) setTimeout(connect, RETRY);
+  };
+}
+
+// A host that vanishes closes no connection.
+setInterval(() => {
+  if (Date.now() - heard < SILENCE) return;
+  lost("Nothing is heard of the server: it doesn't answer, or the way there is cut.");
+  connect();
+}, 1000);
+
+fetch("fields.json").then((answer) => answer.json()).then((fields) => {
+  for (const field of fields) meanings.set(field.name, field.doc);
+}).catch(() => {}); // without them, the page only explains less
+
+connect();
