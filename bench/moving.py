@@ -38,7 +38,7 @@ class Recorded:
     """What the writer saw; see `bench.writer`."""
 
     answers: dict[int, int]
-    waits: list[tuple[float, float]]
+    waits: list[tuple[float, float, bool]]
 
     def rate(self, begin: float, end: float) -> float:
         """Return the answers a second between two times of the monotonic clock.
@@ -55,9 +55,17 @@ class Recorded:
     def longest_wait(self, begin: float, end: float) -> float:
         """Return the longest time from a request to its answer that touches this span, seconds."""
         touching = (
-            answered - since for since, answered in self.waits if answered > begin and since < end
+            answered - since
+            for since, answered, _ in self.waits
+            if answered > begin and since < end
         )
         return max(touching, default=0.0)
+
+    def handed_over(self) -> float:
+        """Return the longest time from a request, sent on one connection, to its answer on the
+        next, seconds.
+        """
+        return max((answered - since for since, answered, moved in self.waits if moved), default=0.0)
 
 
 @dataclass
@@ -145,7 +153,7 @@ class WriterAtWork:
         self.child.expect_exit(0)
         seen = json.loads(self.child.lines[-1])
         answers = {int(tick): number for tick, number in seen["answers"].items()}
-        return Recorded(answers, [(since, answered) for since, answered in seen["waits"]])
+        return Recorded(answers, [(since, answered, moved) for since, answered, moved in seen["waits"]])
 
 
 @contextlib.contextmanager

@@ -8,7 +8,7 @@ the first answer on each. SIGTERM ends it; then it says one line of JSON:
     How many came in each hundredth of a second of the monotonic clock, by the number of that.
 ``waits``
     Those longer than 2 ms: when the request was first sent, and when it was answered, in seconds of
-    that clock.
+    that clock; and whether that was on another connection.
 """
 
 from __future__ import annotations
@@ -43,11 +43,12 @@ class Writer:
         self._place = host, port
         self._random = random.Random(1)
         self._payload = os.urandom(BLOCK)
-        self._since: dict[int, tuple[int, float]] = {}  # by cookie: block, and when first sent
+        # By cookie: block, when first sent, and on which connection.
+        self._since: dict[int, tuple[int, float, int]] = {}
         self._cookie = 0
         self._connections = 0
         self.answers: collections.Counter[int] = collections.Counter()
-        self.waits: list[tuple[float, float]] = []
+        self.waits: list[tuple[float, float, bool]] = []
 
     def run(self) -> NoReturn:
         """Write until something is raised."""
@@ -64,14 +65,14 @@ class Writer:
 
     def _converse(self, client: RawClient) -> NoReturn:
         blocks = client.size // BLOCK
+        self._connections += 1
         client.sock.sendall(
             b"".join(
                 request(WRITE, cookie, block * BLOCK, BLOCK) + self._payload
-                for cookie, (block, _) in self._since.items()
+                for cookie, (block, *_) in self._since.items()
             )
         )
         client.sock.sendall(b"".join(self._next(blocks) for _ in range(DEPTH - len(self._since))))
-        self._connections += 1
         rest = b""
         greeted = False
         while True:
@@ -95,16 +96,16 @@ class Writer:
         if error:
             raise SystemExit(f"a write was answered with error {error}")
         now = time.monotonic()
-        _, since = self._since.pop(cookie)
+        _, since, connection = self._since.pop(cookie)
         self.answers[int(now * TICKS)] += 1
         if now - since > LONG:
-            self.waits.append((since, now))
+            self.waits.append((since, now, connection != self._connections))
         return self._next(blocks)
 
     def _next(self, blocks: int) -> bytes:
         self._cookie += 1
         block = self._random.randrange(blocks)
-        self._since[self._cookie] = block, time.monotonic()
+        self._since[self._cookie] = block, time.monotonic(), self._connections
         return request(WRITE, self._cookie, block * BLOCK, BLOCK) + self._payload
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
-from twisted.internet.task import LoopingCall
+from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
 from flexmigrate.client import NBDClientProtocol
@@ -189,6 +189,7 @@ class Attempt:
             self._limit,
             self._progress,
             self._allowances.drop_cache,
+            lambda: export.turns,
         )
         self._undo.callback(self._stop_marking)
         export.observer = dirty
@@ -335,6 +336,8 @@ class Attempt:
     async def finish_giving(self) -> None:
         """The image is the destination's: let the clients go there, and clean up."""
         self._ground.dismiss()
+        # Their connections end in the reactor's next turn: before that nothing else keeps it busy.
+        await deferLater(self._reactor, 0)
         await self._handing_over.finish(self._client)
 
     async def _make_way(self) -> None:

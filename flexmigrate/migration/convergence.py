@@ -3,7 +3,8 @@ what is done about writers who are faster. Arithmetic, without a clock of its ow
 
 After each pass there are three cases. The rest fits into the downtime that is allowed: park. The
 pass has left much less than it began with: another. Else passes are futile, and the rule
-(`ConvergeConfig`) says what follows. Throttling ends by construction: each futile pass halves what
+(`ConvergeConfig`) says what follows. (A rest that fits and would still be noticed is made less by
+slowing writers down a few times, where that may be done.) Throttling ends by construction: each futile pass halves what
 writers may write, until they would notice a single wait; then the downtime that is allowed is
 doubled, up to half of what parking may take at all; then they are slowed down whatever they notice.
 
@@ -33,6 +34,11 @@ NEGLIGIBLE_SECONDS = 0.005
 # that isn't enough. Even where the rest would fit: a few passes at half of the speed are noticed
 # less than being parked for all of the allowed downtime.
 SLOWER = 0.5
+
+# A rest that fits but takes longer than this, in seconds, is worth slowing them down a few times
+# more: some tenths of a second at a fraction of their speed are noticed less than a pause.
+COMFORTABLE_SECONDS = 0.015
+MOST_SLOWED = 4
 
 # Writers are never slowed below this, a block a second: less would be a stop, and the rest of so
 # little fits into any downtime on any link worth the name.
@@ -112,6 +118,7 @@ class Convergence:
         """Begin anew: nothing that was measured on another connection counts."""
         self.verdict = Verdict.UNKNOWN
         self.write_limit: float | None = None
+        self._slowed = 0
         self.allowed = self.config.max_downtime
         self.overhead = 0.0
         self._rate = 0.0
@@ -182,9 +189,8 @@ class Convergence:
             return False
         if done.left > fitting:
             return self._futile(done.left, longest_wait, now)
-        if self.write_limit is None and self._may_throttle(now):
-            self.write_limit = slower(None, rate)
-            self.verdict = Verdict.THROTTLING
+        if self._is_worth_slowing(done.left, longest_wait, now):
+            self._slow_down(rate)
             return False
         return is_known
 
@@ -215,17 +221,37 @@ class Convergence:
     def _may_throttle(self, now: float) -> bool:
         return self.config.rule == "throttle" or self._is_forced(now)
 
+    def _is_worth_slowing(self, left: int, longest_wait: float, now: float) -> bool:
+        """Tell whether to slow writers down though *left* fits: for more comfort."""
+        if not self._may_throttle(now) or self._slowed == MOST_SLOWED:
+            return False
+        if self.write_limit is None:
+            return True
+        return (
+            left > COMFORTABLE_SECONDS * self.send_rate
+            and self._next_wait(longest_wait) <= LONGEST_WAIT
+        )
+
+    def _next_wait(self, longest_wait: float) -> float:
+        """Return how long a writer would have to wait if they were slowed down once more."""
+        if not self.write_limit:
+            return 0.0
+        return longest_wait * self.write_limit / slower(self.write_limit, self.send_rate)
+
+    def _slow_down(self, rate: float) -> None:
+        self.write_limit = slower(self.write_limit, rate)
+        self.verdict = Verdict.THROTTLING
+        self._slowed += 1
+
     def _futile(self, left: int, longest_wait: float, now: float) -> bool:
         if not self._may_throttle(now):
             self.verdict = Verdict.NOT_CONVERGING
             return False
         self.verdict = Verdict.THROTTLING
-        limit = slower(self.write_limit, self.send_rate)
-        wait = longest_wait * self.write_limit / limit if self.write_limit else 0.0
-        if wait > LONGEST_WAIT and self.allowed < self._most:
+        if self._next_wait(longest_wait) > LONGEST_WAIT and self.allowed < self._most:
             self.allowed = min(max(2 * self.allowed, LEAST_STRETCH), self._most)
             return left <= self.fitting(now)
-        self.write_limit = limit
+        self.write_limit = slower(self.write_limit, self.send_rate)
         return False
 
 

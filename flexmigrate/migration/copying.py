@@ -56,11 +56,12 @@ AT_THE_LIMIT = 0.9
 # theirs takes. Thousands of small requests at once would be a pause that clients notice.
 SLICE_SECONDS = 200e-6
 
+# Then clients have so much more time than that was, if they want it: our answers come in their time,
+# too, and they are to keep half of their speed.
+CLIENTS_SHARE = 1.25
+
 # One request may take longer than a slice; what is owed for more than this was spent waiting.
 MOST_OWED_SECONDS = 4 * SLICE_SECONDS
-
-# A turn of the reactor that took less had nothing to do.
-IDLE_TURN_SECONDS = 40e-6
 
 # Bytes that one request may zero: aligned for any server, and answered before anybody gets
 # impatient.
@@ -127,6 +128,11 @@ def _nobody_asks(offset: int, length: int) -> None:
     """Do nothing, about what is sent and not compared later."""
 
 
+def _never() -> int:
+    """Tell that no client has ever had a turn."""
+    return 0
+
+
 class Holes:
     """Joins holes that have little data between them, as they are added: ascending.
 
@@ -158,6 +164,8 @@ class Copier:
     """Sends one image over one connection.
 
     :param drop_cache: whether what was sent is dropped from the page cache.
+    :param clients_turns: tells how often clients have had a turn; while that doesn't change, nobody
+        waits for one.
     :ivar dirty: what is still to be sent, or sent again.
     :ivar sending: called with each (offset, length) of dirty blocks that is taken to be sent.
     """
@@ -172,8 +180,10 @@ class Copier:
         limit: RateLimit,
         progress: Progress,
         drop_cache: bool = False,
+        clients_turns: Callable[[], int] = _never,
     ) -> None:
         self._reactor = reactor
+        self._clients_turns = clients_turns
         self._image = image
         self._drop_cache = drop_cache
         self._to_drop: list[tuple[int, int]] = []
@@ -386,16 +396,15 @@ class Copier:
                 await self._let_others_work()
 
     async def _let_others_work(self) -> None:
-        """Let clients have as much of the reactor's time as we had, if they want it."""
+        """Let clients have their part of the reactor's time, if they want it."""
         since = self._slice_ends - SLICE_SECONDS
-        owed = min(self._reactor.seconds() - since, MOST_OWED_SECONDS)
+        owed = min(CLIENTS_SHARE * (self._reactor.seconds() - since), MOST_OWED_SECONDS)
         while owed > 0:
-            before = self._reactor.seconds()
+            before, turns = self._reactor.seconds(), self._clients_turns()
             await deferLater(self._reactor, 0)
-            took = self._reactor.seconds() - before
-            if took < IDLE_TURN_SECONDS:
+            if self._clients_turns() == turns:
                 break
-            owed -= took
+            owed -= self._reactor.seconds() - before
         self._slice_ends = self._reactor.seconds() + SLICE_SECONDS
 
     def _is_full(self, length: int) -> bool:

@@ -105,7 +105,6 @@ class DestinationHandover:
             )
             raise
         self.owned = True
-        self._clear_marker()
         return Verdict.OURS
 
     # A session
@@ -142,11 +141,10 @@ class DestinationHandover:
     async def _own(self) -> None:
         await self._background.run(self.ownership.own)
         self.owned = self.by_session = True
-        self._clear_marker()
 
-    def _clear_marker(self) -> None:
-        """Nobody waits for that, clients least of all: beside an owner's journal it means nothing.
-        It is done before the image is closed.
+    def clear_marker(self) -> None:
+        """Begin to remove the marker, once all that clients wait for is done: beside an owner's
+        journal it means nothing. It is gone before the image is closed.
         """
         self._background.run(self.ownership.clear_marker).addErrback(
             lambda failure: log.error(

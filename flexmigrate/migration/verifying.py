@@ -39,7 +39,6 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.copying import Progress
 from flexmigrate.server.export import Export
 from flexmigrate.wire.session import (
-    MAX_CLAIMS,
     ZEROES_DIGEST,
     Answer,
     Claim,
@@ -51,6 +50,9 @@ from flexmigrate.wire.session import (
 
 BATCH_BYTES = 8 * 1024 * 1024
 """What one request makes claims about: some milliseconds' work for either side."""
+
+BATCH_CLAIMS = 64
+"""Likewise, of what clients have written here and there."""
 
 BATCHES = 4
 """Requests under way: one side hashes what the other has hashed before, and neither waits."""
@@ -192,7 +194,7 @@ class Verifier:
         while (
             data < BATCH_BYTES
             and total <= MOST_BYTES - MOST_ZEROES
-            and len(batch) < MAX_CLAIMS
+            and len(batch) < BATCH_CLAIMS
             and (found := self._next_range()) is not None
         ):
             batch.append(found)

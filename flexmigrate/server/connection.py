@@ -195,6 +195,8 @@ class NBDServerProtocol(Protocol):
         """Let the transmission have the buffer's first *end* bytes, and keep what it leaves."""
         transmission = self._transmission
         assert transmission is not None
+        assert self.export is not None
+        self.export.turns += 1
         self._serving = True
         try:
             at = transmission.serve(0, end)

@@ -71,6 +71,7 @@ class Export:
     :ivar observer: who is told of changes, or None. One at most: a migration.
     :ivar throttle: what writers pay to, or None where they are free.
     :ivar takes_several: whether it is said that a client may use several connections.
+    :ivar turns: how often requests of clients were served, one or many at a time.
     :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
     """
 
@@ -94,6 +95,7 @@ class Export:
         self.throttle: Throttle | None = None
         self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None
         self.parked = False
+        self.turns = 0
         self._connections: set[Gated] = set()
         self._under_way = 0
         self._orphans = 0

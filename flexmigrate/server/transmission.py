@@ -52,16 +52,22 @@ _WRITE = int(Command.WRITE)
 _FUA = int(CommandFlag.FUA)
 
 
+REPLIES = 256 * 1024
+"""Bytes of replies that are gathered before they are sent, though more requests are there."""
+
+
 class Scratch:
     """The buffers in which connections receive and answer; one connection uses them at a time.
 
-    :param size: of the receive buffer, in bytes. It fits into a core's second-level cache.
+    :param size: of the receive buffer, in bytes: as much as a core's second-level cache holds. What
+        is received of a long write at a time costs us as much as copying 64 KiB. (1 MiB writes with
+        128, 256, 512 and 1024 KiB: 0.80, 1, 1.10 and 1.10 times as fast.)
     """
 
-    def __init__(self, size: int = 256 * 1024) -> None:
+    def __init__(self, size: int = 512 * 1024) -> None:
         self.received = bytearray(size)
         self.received_view = memoryview(self.received)
-        self.replies = bytearray(size + SMALL_READ)
+        self.replies = bytearray(REPLIES + SMALL_READ)
         self.replies_view = memoryview(self.replies)
 
 

@@ -176,8 +176,14 @@ class OfTheWriter(SynchronousTestCase):
         self.assertRaises(Unmeasured, Recorded({}, []).rate, 1.001, 1.002)
 
     def test_the_longest_wait_is_one_that_touches_the_span(self) -> None:
-        seen = Recorded({}, [(0.0, 0.9), (1.0, 1.2), (1.9, 2.25), (3.0, 9.0)])
+        waits = [(0.0, 0.9), (1.0, 1.2), (1.9, 2.25), (3.0, 9.0)]
+        seen = Recorded({}, [(*wait, False) for wait in waits])
         self.assertAlmostEqual(seen.longest_wait(1.0, 2.0), 0.35)
+
+    def test_a_handover_is_waited_for_from_one_connection_to_the_next(self) -> None:
+        seen = Recorded({}, [(0.0, 0.9, False), (1.0, 1.2, True), (1.1, 1.2, True)])
+        self.assertAlmostEqual(seen.handed_over(), 0.2)
+        self.assertEqual(Recorded({}, [(0.0, 0.9, False)]).handed_over(), 0.0)
 
     def test_without_a_long_wait_it_is_none(self) -> None:
         self.assertEqual(Recorded({}, []).longest_wait(1.0, 2.0), 0.0)

@@ -11,8 +11,10 @@ from flexmigrate.control.grammar import ConvergeChange
 from flexmigrate.errors import CommandError
 from flexmigrate.migration.convergence import (
     CAUTION,
+    COMFORTABLE_SECONDS,
     LONGEST_WAIT,
     MEASURABLE,
+    MOST_SLOWED,
     SHRINK,
     SLOWEST,
     UNNOTICED,
@@ -173,12 +175,25 @@ class ParkTests(SynchronousTestCase):
         self.assertFalse(plan.after(Pass(100 * MIB, 100 * MIB, 1.0, 4096), 0.0, 0.0))
         self.assertIsNone(plan.write_limit)
 
-    def test_what_fits_is_made_less_first_by_slowing_writers_down_once(self) -> None:
+    def slowed(self, left: int, wait: float = 0.001) -> list[float | None]:
+        """Return how writers are slowed down, time after time, before *left* is parked for, at 100
+        MiB a second, by writers who write as much all the same.
+        """
         plan = convergence()
-        plan.after(Pass(100 * MIB, 100 * MIB, 1.0, 9 * MIB), 0.0, 0.0)
-        self.assertFalse(plan.after(Pass(9 * MIB, 9 * MIB, 0.09, 9 * MIB), 0.0, 0.0))
-        self.assertEqual(plan.write_limit, 50 * MIB)
-        self.assertTrue(plan.after(Pass(9 * MIB, 9 * MIB, 0.09, 9 * MIB), 0.001, 0.0))
+        plan.after(Pass(100 * MIB, 100 * MIB, 1.0, left), 0.0, 0.0)
+        limits = []
+        while not plan.after(Pass(left, left, left / (100 * MIB), left), wait, 0.0):
+            limits.append(plan.write_limit)
+        return limits
+
+    def test_what_fits_is_made_less_first_by_slowing_writers_down(self) -> None:
+        little = int(COMFORTABLE_SECONDS * 100 * MIB)
+        self.assertEqual(self.slowed(little), [50 * MIB])
+        self.assertEqual(
+            self.slowed(9 * MIB), [50 * MIB / 2**number for number in range(MOST_SLOWED)]
+        )
+        # Not so far that a single wait would be noticed.
+        self.assertEqual(self.slowed(9 * MIB, LONGEST_WAIT), [50 * MIB])
 
     def test_a_pass_that_had_nothing_to_send_slows_nobody_down(self) -> None:
         plan = convergence()
