@@ -73,8 +73,8 @@ ROWS = (
     Row("parked", "parked, median", MILLISECONDS, "median", (HANDOVERS,), at_most(0.030)),
     Row("parked-worst", "parked, worst", MILLISECONDS, "worst", (HANDOVERS,), at_most(0.150)),
     Row(
-        *("parked-longest", "any wait of a whole migration, median of the longest"),
-        *(MILLISECONDS, "longest", (HANDOVERS,), at_most(0.150)),
+        *("parked-longest", "any wait of a whole migration, median of the longest", MILLISECONDS),
+        *("longest", (HANDOVERS,), at_most(0.150)),
     ),
     Row(
         *("client-share", "client in the first pass, of its rate without", PER_CENT, "share"),

@@ -65,7 +65,9 @@ class Recorded:
         """Return the longest time from a request, sent on one connection, to its answer on the
         next, seconds.
         """
-        return max((answered - since for since, answered, moved in self.waits if moved), default=0.0)
+        return max(
+            (answered - since for since, answered, moved in self.waits if moved), default=0.0
+        )
 
 
 @dataclass
@@ -153,7 +155,9 @@ class WriterAtWork:
         self.child.expect_exit(0)
         seen = json.loads(self.child.lines[-1])
         answers = {int(tick): number for tick, number in seen["answers"].items()}
-        return Recorded(answers, [(since, answered, moved) for since, answered, moved in seen["waits"]])
+        return Recorded(
+            answers, [(since, answered, moved) for since, answered, moved in seen["waits"]]
+        )
 
 
 @contextlib.contextmanager

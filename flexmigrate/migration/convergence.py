@@ -1,11 +1,11 @@
 """Whether a migration comes to its end: what is still to be sent against how fast that goes, and
 what is done about writers who are faster. Arithmetic, without a clock of its own.
 
-After each pass there are three cases. The rest fits into the downtime that is allowed: park. The
-pass has left much less than it began with: another. Else passes are futile, and the rule
-(`ConvergeConfig`) says what follows. (A rest that fits and would still be noticed is made less by
-slowing writers down a few times, where that may be done.) Throttling ends by construction: each futile pass halves what
-writers may write, until they would notice a single wait; then the downtime that is allowed is
+After each pass there are three cases. The rest fits into the downtime that is allowed: park; though
+a rest that would be noticed is first made less by slowing writers down a few times, where that may
+be done. The pass has left much less than it began with: another. Else passes are futile, and the
+rule (`ConvergeConfig`) says what follows. Throttling ends by construction: each futile pass halves
+what writers may write, until they would notice a single wait; then the downtime that is allowed is
 doubled, up to half of what parking may take at all; then they are slowed down whatever they notice.
 
 All times are in seconds, all amounts in bytes, all rates in bytes a second.

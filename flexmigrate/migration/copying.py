@@ -56,8 +56,8 @@ AT_THE_LIMIT = 0.9
 # theirs takes. Thousands of small requests at once would be a pause that clients notice.
 SLICE_SECONDS = 200e-6
 
-# Then clients have so much more time than that was, if they want it: our answers come in their time,
-# too, and they are to keep half of their speed.
+# Then clients have so much more time than that was, if they want it: answers of the destination
+# come in their time, too, and they are to keep half of their speed.
 CLIENTS_SHARE = 1.25
 
 # One request may take longer than a slice; what is owed for more than this was spent waiting.

@@ -32,6 +32,10 @@ from flexmigrate.net.unix_socket import OwnedPort
 # lets the others have their turn.
 SENDFILE_TURN = 4 * 1024 * 1024
 
+# Bytes of TLS records that are received at a time, and that are on their way before a producer is
+# paused; Twisted's own 64 KiB are four of them.
+RECORDS_AT_ONCE = 256 * 1024
+
 # What receiving comes to, where it isn't a number of bytes.
 _END = 0
 _NOTHING = -1
@@ -49,6 +53,16 @@ class IBufferedProtocol(Interface):
 
     def buffer_updated(size: int) -> None:  # noqa: N805
         """*size* bytes (at least 1) now stand at the beginning of that buffer."""
+
+
+class IGatheringProtocol(Interface):
+    """A protocol that would rather have much at once than each TLS record, 16 KiB, by itself."""
+
+    def gather() -> None:
+        """Keep what ``dataReceived`` brings from now on."""
+
+    def deliver() -> None:
+        """That was all for now."""
 
 
 class IOutlet(Interface):
@@ -149,7 +163,9 @@ class _StreamMixin(_Connection):
         protocol = self.protocol
         if protocol is not self._buffered:
             # Asked once: a protocol doesn't change, but with TLS another one takes its place.
-            if self.TLS or not IBufferedProtocol.providedBy(protocol):
+            if self.TLS:
+                return self._read_records(protocol)
+            if not IBufferedProtocol.providedBy(protocol):
                 return super().doRead()
             self._buffered = protocol
         poller = protocol.poller
@@ -163,6 +179,16 @@ class _StreamMixin(_Connection):
         if size == _NOTHING:
             return None
         return main.CONNECTION_DONE if size == _END else main.CONNECTION_LOST
+
+    def _read_records(self, protocol: Any) -> BaseException | None:
+        served = getattr(protocol, "wrappedProtocol", None)
+        if not IGatheringProtocol.providedBy(served):
+            return super().doRead()
+        served.gather()
+        try:
+            return super().doRead()
+        finally:
+            served.deliver()
 
     def _is_held(self) -> bool:
         """Whether nothing more may be received behind what was served, or not into that buffer."""
@@ -232,6 +258,7 @@ class _StreamMixin(_Connection):
         waiting = [bytes(piece) for piece in self._waiting if not isinstance(piece, _FilePart)]
         self._waiting.clear()
         super().writeSequence(waiting)  # type: ignore[no-untyped-call]  # Twisted's
+        self.bufferSize = RECORDS_AT_ONCE
         return super().startTLS(*args, **kwargs)  # type: ignore[no-untyped-call]  # Twisted's
 
     def doWrite(self) -> BaseException | None:  # type: ignore[override]  # Twisted's

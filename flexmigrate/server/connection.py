@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flexmigrate.net.outlet import outlet_for
-from flexmigrate.net.stream import IBufferedProtocol
+from flexmigrate.net.stream import IBufferedProtocol, IGatheringProtocol
 from flexmigrate.net.tuning import tune
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
@@ -39,7 +39,7 @@ LINGER_SECONDS = 5.0
 GOODBYE_SECONDS = 60.0
 
 
-@implementer(IBufferedProtocol, IPushProducer)
+@implementer(IBufferedProtocol, IGatheringProtocol, IPushProducer)
 class NBDServerProtocol(Protocol):
     """A client's connection.
 
@@ -73,6 +73,7 @@ class NBDServerProtocol(Protocol):
         self._transmission: Transmission | None = None
         self._outlet: Any = None  # an IOutlet, once there is a transmission
         self._left = b""  # received, but not a whole request yet, or held back
+        self._gathered: list[bytes] | None = None  # received, while more is about to come
         self._serving = False
         self._paused = False
         self._ending = False
@@ -175,6 +176,22 @@ class NBDServerProtocol(Protocol):
 
     def dataReceived(self, data: bytes) -> None:
         """Any other transport's way: copy into the same buffer, as often as it takes."""
+        if self._gathered is None:
+            self._receive(data)
+        else:
+            self._gathered.append(data)
+
+    def gather(self) -> None:
+        """See ``net.stream.IGatheringProtocol``."""
+        self._gathered = []
+
+    def deliver(self) -> None:
+        """See ``net.stream.IGatheringProtocol``."""
+        gathered, self._gathered = self._gathered, None
+        if gathered:
+            self._receive(b"".join(gathered))
+
+    def _receive(self, data: bytes) -> None:
         if self._ending:
             return
         if self._transmission is None:
