@@ -21,6 +21,7 @@ from bench.migrations import (
     DENSE,
     FAR,
     HANDOVERS,
+    LARGE,
     MIGRATIONS,
     OUTRUN,
     SCATTERED,
@@ -72,6 +73,7 @@ ROWS = (
     ),
     Row("parked", "parked, median", MILLISECONDS, "median", (HANDOVERS,), at_most(0.030)),
     Row("parked-worst", "parked, worst", MILLISECONDS, "worst", (HANDOVERS,), at_most(0.150)),
+    Row("parked-large", "parked, 1 GiB", MILLISECONDS, "parked", (LARGE,), at_most(0.030)),
     Row(
         *("parked-longest", "any wait of a whole migration, median of the longest", MILLISECONDS),
         *("longest", (HANDOVERS,), at_most(0.150)),

@@ -6,6 +6,7 @@ figure                 unit
 ``bandwidth``          bytes of data a second, until both ends are done and flushed
 ``allocated``          of the copy's disk space, of the image's
 ``median``, ``worst``  seconds that a client waited across a handover, of all
+``parked``             likewise, of one handover
 ``longest``            seconds that it waited at most during a migration, the median of all
 ``share``              of a client's rate without a migration
 ``seconds``            to the end
@@ -204,7 +205,7 @@ def _copied(image: Path, copy: Path, seconds: float) -> Figures:
 
 def _handovers(grounds: Grounds) -> Figures:
     """Move a small image away from under a client, many times; see how long that waits."""
-    waits = [_handover(grounds) for _ in range(grounds.handovers)]
+    waits = [_handover(grounds, grounds.small) for _ in range(grounds.handovers)]
     parked, any_wait = zip(*waits, strict=True)
     return {
         "median": statistics.median(parked),
@@ -213,12 +214,17 @@ def _handovers(grounds: Grounds) -> Figures:
     }
 
 
-def _handover(grounds: Grounds) -> tuple[float, float]:
+def _large_handover(grounds: Grounds) -> Figures:
+    """Move a large one."""
+    return {"parked": _handover(grounds, grounds.stage.image)[0]}
+
+
+def _handover(grounds: Grounds, image: Path) -> tuple[float, float]:
     """Return the longest wait across the handover, and the longest during the migration."""
-    warm(grounds.small)
+    warm(image)
     with (
         loopback() as link,
-        migration(grounds.stage, grounds.small, link, rebind=True) as moving,
+        migration(grounds.stage, image, link, rebind=True) as moving,
         moving.written() as writer,
     ):
         begun = moving.ask()
@@ -296,8 +302,12 @@ FAR = {
     for milliseconds in (25, 50)
 }
 HANDOVERS = Migrating("handover", _handovers, once=True)
+LARGE = Migrating("handover-large", _large_handover)
 CLIENT = Migrating("client-share", _client_share)
 OUTRUN = Migrating("outrun", _outrun)
 TEBIBYTE = Migrating("tebibyte", _huge)
 
-MIGRATIONS = (DENSE, VERIFIED, TLS, SCATTERED, *FAR.values(), HANDOVERS, CLIENT, OUTRUN, TEBIBYTE)
+MIGRATIONS = (
+    *(DENSE, VERIFIED, TLS, SCATTERED, *FAR.values()),
+    *(HANDOVERS, LARGE, CLIENT, OUTRUN, TEBIBYTE),
+)
