@@ -50,6 +50,15 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("busy machine")
 
 
+# Those that take a minute or more come first: at the end, the others would have nothing to do.
+LONG = ("simulation/", "storm/", "migration/test_every_cut.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests that take long."""
+    items.sort(key=lambda item: not any(f"tests/{each}" in item.nodeid for each in LONG))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, Any, Any]:
     """Wait for the test's turn, where there are others."""
