@@ -375,12 +375,15 @@ class Ownership:
         """
         before = self.record or Record(State.NONE, size=self._size)
         was = self.state.name.lower()
+        # Its source, once it has committed, is to hear what it would have heard from COMMIT.
+        taken = state is State.OWNER and before.state is State.PREPARED
         sentence = f"{journal.now()}: {state.name.lower()}, by {by}; was {was}"
         self._force(
             replace(
                 before,
                 state=state,
                 acknowledged=state is State.OWNER,
+                origin=before.session if taken else before.origin,
                 unlinked=False,  # it is about the file that has the name now
                 settled=(sentence, *before.settled)[: journal.MAX_SETTLED],
             )

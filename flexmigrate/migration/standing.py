@@ -117,7 +117,8 @@ class Standing:
             return (
                 f"{self.path} is another file than the one that came from "
                 f"{self.record.other_side} (its journal says {self.state.name.lower()}): put that "
-                f"back; or, if it is of no use any more, 'flexmigrate release {self.path}'"
+                f"back, or say 'flexmigrate take {self.path}' if this one is it all the same, or "
+                f"'flexmigrate release {self.path}' if it is of no use any more"
             )
         if self.state is State.PREPARED:
             return None

@@ -2,7 +2,7 @@
 the end.
 
 It keeps the export's migration lock, and is the ground on which a migration's source works. Which
-addresses are open, and when the process ends, is ``serving``'s affair.
+addresses are open, and when the process ends, is ``image_server``'s affair.
 """
 
 from __future__ import annotations

@@ -566,6 +566,15 @@ class ByHandTests(JournalCase):
         resolve.settle(str(self.image), State.DONE, "me")
         self.assertIs(look(str(self.image)).to_serve()[0], MayServe.REFUSE)
 
+    def test_the_source_of_what_was_taken_hears_that_it_is_here(self) -> None:
+        for before, heard in ((State.PREPARED, True), (State.RECEIVING, False)):
+            self.put(before)
+            resolve.settle(str(self.image), State.OWNER, "me")
+            ownership = self.ownership()
+            self.assertEqual(ownership.settles(settling()) is None, heard, before)
+            self.assertIsNotNone(ownership.settles(settling(B)))
+            self.assertIsNotNone(ownership.refusal(opening()))  # but nobody sends
+
     def test_taking_removes_the_marker(self) -> None:
         self.marker.touch()
         resolve.settle(str(self.image), State.OWNER, "me")
