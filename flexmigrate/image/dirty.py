@@ -16,10 +16,13 @@ from collections.abc import Iterator
 # The block of nearly every filesystem, and so the least that guests write.
 MIN_BLOCK = 4096
 
-# Bytes a map may take. 4 KiB blocks up to 128 GiB; an image of 1 TiB has blocks of 32 KiB.
-MAX_MAP = 32 * 1024 * 1024
+# Bytes a map may take; a migration that compares has two. 4 KiB blocks up to 64 GiB; an image of 1
+# TiB has blocks of 64 KiB.
+MAX_MAP = 16 * 1024 * 1024
 
 _CLEAN, _DIRTY = 0, 1
+
+_MANY_MARKS = memoryview(bytes((_DIRTY,)) * 65536)
 
 
 class DirtyMap:
@@ -85,7 +88,10 @@ class DirtyMap:
             raise IndexError(f"block {end - 1} of {len(marks)} can't be marked")
         clean = marks.count(_CLEAN, first, end)
         if clean:
-            marks[first:end] = b"\x01" * (end - first)
+            # Piece by piece: else marking all of a large image took as much memory as its map.
+            for at in range(first, end, len(_MANY_MARKS)):
+                piece = _MANY_MARKS[: end - at]
+                marks[at : at + len(piece)] = piece
             self.count += clean
 
     def failed(self, offset: int, length: int, error: BaseException) -> None:

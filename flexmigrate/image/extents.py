@@ -73,6 +73,14 @@ def walk(fd: int, start: int, end: int) -> Iterator[Extent]:
         position = data
 
 
+def next_data(fd: int, position: int, end: int) -> int:
+    """Return where data begins, from *position* on; *end* if that comes first. Raises as `walk`.
+
+    Cheaper than the first extent of a walk, for which the end of the data has to be found, too.
+    """
+    return _seek(fd, position, end, os.SEEK_DATA)
+
+
 def _seek(fd: int, position: int, end: int, whence: int) -> int:
     """Return the next data or hole at or behind *position*, or *end* if that comes first."""
     try:

@@ -23,7 +23,7 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
-from flexmigrate.image.extents import Extent, has_holes, merge, walk
+from flexmigrate.image.extents import Extent, has_holes, merge, next_data, walk
 from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.residency import Residency
@@ -206,6 +206,12 @@ class Image:
     def is_all_hole(self, offset: int, length: int) -> bool:
         """Tell whether a range is nothing but a hole. Raises as ``extents``."""
         return next(self.extents(offset, length)) == Extent(offset, length, data=False)
+
+    def next_data(self, offset: int, end: int) -> int:
+        """Return where data begins, from *offset* on; *end* if that comes first. Raises as
+        ``extents``.
+        """
+        return next_data(self.fd, offset, end)
 
     def extent_at(self, offset: int) -> Extent:
         """Return what *offset* lies in, from there to its end, however far that is.

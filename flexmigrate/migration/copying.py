@@ -58,7 +58,7 @@ SLICE_SECONDS = 200e-6
 
 # Then clients have so much more time than that was, if they want it: answers of the destination
 # come in their time, too, and they are to keep half of their speed.
-CLIENTS_SHARE = 1.25
+CLIENTS_SHARE = 1.5
 
 # One request may take longer than a slice; what is owed for more than this was spent waiting.
 MOST_OWED_SECONDS = 4 * SLICE_SECONDS

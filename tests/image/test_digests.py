@@ -56,6 +56,20 @@ class RangeTests(ImageCase):
         self.assertEqual(digest_of(self.image, 3 * MIB + BLOCK, BLOCK), digest_of_zeroes(BLOCK))
         self.assertTrue(reads_as_zeroes(self.image, 3 * MIB + BLOCK, MIB))
 
+    def test_of_what_is_partly_a_hole_only_the_rest_is_read(self) -> None:
+        into, read = Image.read_into, []
+
+        def counted(image: Image, view: memoryview, offset: int) -> None:
+            read.append(len(view))
+            into(image, view, offset)
+
+        self.patch(Image, "read_into", counted)
+        for offset, length in ((0, SIZE), (100, 3 * BLOCK), (2 * MIB, 2 * MIB), (SIZE - 1, 1)):
+            expected = blake3(self.bytes[offset : offset + length]).digest()
+            self.assertEqual(digest_of(self.image, offset, length), expected, (offset, length))
+        # Each of the pieces is followed by what is read with its end.
+        self.assertLess(sum(read), SIZE)
+
     def test_of_zeroes(self) -> None:
         for length in (1, 512, MIB, MIB + 1, 3 * MIB + 5):
             self.assertEqual(digest_of_zeroes(length), blake3(bytes(length)).digest())

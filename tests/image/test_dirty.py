@@ -16,9 +16,9 @@ class BlockSizes(SynchronousTestCase):
         for size, block_size in (
             (0, MIN_BLOCK),
             (GIB, MIN_BLOCK),
-            (128 * GIB, MIN_BLOCK),
-            (128 * GIB + 1, 2 * MIN_BLOCK),
-            (1024 * GIB, 32768),
+            (64 * GIB, MIN_BLOCK),
+            (64 * GIB + 1, 2 * MIN_BLOCK),
+            (1024 * GIB, 65536),
         ):
             blocks = DirtyMap(size)
             self.assertEqual(blocks.block_size, block_size)
