@@ -151,8 +151,6 @@ class DestinationCore:
 
     def confirm(self, accepted: bool) -> None:
         """Let the sender's connection be closed (*accepted*), or reset."""
-        if accepted:
-            self.handover.clear_marker()
         answer, self.answer = self.answer, None
         if answer is not None:
             answer.callback(accepted)

@@ -18,7 +18,7 @@ did; the destination's says ``owner`` before the source can know, so that nothin
 it.
 
 Everything here may wait for the disk: it is called in threads, by one caller at a time for each
-image, but for ``clear_marker``. Twisted is not imported.
+image. Twisted is not imported.
 """
 
 from __future__ import annotations

@@ -105,6 +105,7 @@ class DestinationHandover:
             )
             raise
         self.owned = True
+        await self._clear_marker()
         return Verdict.OURS
 
     # A session
@@ -141,18 +142,20 @@ class DestinationHandover:
     async def _own(self) -> None:
         await self._background.run(self.ownership.own)
         self.owned = self.by_session = True
+        await self._clear_marker()
 
-    def clear_marker(self) -> None:
-        """Begin to remove the marker, once all that clients wait for is done: beside an owner's
-        journal it means nothing. It is gone before the image is closed.
+    async def _clear_marker(self) -> None:
+        """Remove the marker, which means nothing any more; before anybody is told that the image is
+        here, since whoever is may look for it.
         """
-        self._background.run(self.ownership.clear_marker).addErrback(
-            lambda failure: log.error(
-                "{marker} can't be removed, and means nothing any more: {fault}",
+        try:
+            await self._background.run(self.ownership.clear_marker)
+        except OSError as error:
+            log.error(
+                "{marker} can't be removed, and means nothing any more: {error}",
                 marker=self.marker,
-                fault=failure.getErrorMessage(),
+                error=error,
             )
-        )
 
     def acknowledge(self) -> Deferred[None]:
         """The source knows that the image is ours; record it. Never fails."""

@@ -44,10 +44,6 @@ class RecordedHandover:
         self.asked: list[Coverage] = []
         self.decision: Deferred[Any] | None = None
         self.at_once: Verdict | Exception | None = None
-        self.has_marker = True
-
-    def clear_marker(self) -> None:
-        self.has_marker = False
 
     def prepare(self, coverage: Coverage, digest: str, claimed: str | None = None) -> Deferred[Any]:
         return self.take(coverage)
@@ -332,11 +328,9 @@ class GoodbyeTests(SynchronousTestCase):
         scene.decide(Verdict.OURS)
         self.assertEqual((scene.state, scene.core.phase), ("complete", "complete"))
         self.assertEqual((scene.completed, scene.answers), ([None], []))
-        self.assertTrue(scene.handover.has_marker)  # whoever waits comes first
         scene.core.confirm(True)
         scene.core.confirm(True)
         self.assertEqual(scene.answers, [True])
-        self.assertFalse(scene.handover.has_marker)
 
     def test_a_refusal_starts_over(self) -> None:
         scene = Scene()
