@@ -288,13 +288,6 @@ class Ownership:
         if record.state is not State.OWNER:
             self._write(replace(record, state=State.OWNER, origin=record.session))
 
-    def clear_marker(self) -> None:
-        """Remove the marker, once the image is ours.
-
-        :raises OSError: it can't be removed.
-        """
-        self._remove_marker()
-
     def own_plainly(self) -> None:
         """A plain sender has brought everything, all is durable, and it said DISC: it's ours.
 
@@ -361,7 +354,7 @@ class Ownership:
             self.standing = replace(self.standing, record=None)
         if self.standing.marker and self.state is State.OWNER:
             try:
-                self._remove_marker()
+                self.clear_marker()
             except OSError as error:
                 marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
@@ -389,7 +382,7 @@ class Ownership:
             )
         )
         if state is State.OWNER:
-            self._remove_marker()
+            self.clear_marker()
 
     # Keeping it
 
@@ -413,7 +406,11 @@ class Ownership:
             disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
             self.standing = replace(self.standing, marker=True)
 
-    def _remove_marker(self) -> None:
+    def clear_marker(self) -> None:
+        """Remove the marker, once the image is ours.
+
+        :raises OSError: it can't be removed.
+        """
         with self._writing:
             disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
             self.standing = replace(self.standing, marker=False)
