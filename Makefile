@@ -97,7 +97,7 @@ simulate: $(VENV)/.developing
 
 storm: $(VENV)/.developing
 	@.ci/need $(PEERS)
-	STORM_ANYWHERE=1 STORM_RUNS=$${STORM_RUNS:-200} $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/storm/test_storm.py
+	STORM_ANYWHERE=1 STORM_RUNS=$${STORM_RUNS:-200} $(BIN)/python -m pytest --numprocesses=$(WORKERS) -o faulthandler_timeout=0 tests/storm/test_storm.py
 
 bench: $(VENV)/.installed
 	-@.ci/need $(RIVALS)

@@ -420,7 +420,9 @@ class Attempt:
         copying, dirty, clock = self._copying, self._copying.dirty, self._reactor
         began, before = clock.seconds(), dirty.bytes
         taken, zeroed = dirty.taken, self._progress.zeroed
-        await copying.send_dirty(lambda: self._convergence.enough(dirty.bytes, clock.seconds()))
+        await self._followed(
+            copying.send_dirty(lambda: self._convergence.enough(dirty.bytes, clock.seconds()))
+        )
         if self._verifier is not None:
             await self._verifier.compare()
         sent = clock.seconds()
@@ -445,6 +447,24 @@ class Attempt:
             left=done.left,
         )
         return done
+
+    async def _followed(self, sending: Coroutine[Any, Any, int]) -> None:
+        """Send a pass; the first, in which all is sent, is compared as far as it has come."""
+        verifier, copying = self._verifier, self._copying
+        if verifier is None or self.passes > 1 or self._gift.verify is not VerifyRule.FULL:
+            await sending
+            return
+        following = Deferred.fromCoroutine(verifier.follow(lambda: copying.reached))
+        following.addErrback(copying.give_up)
+        copying.advanced = verifier.advanced
+        try:
+            await sending
+        except BaseException:
+            following.cancel()
+            raise
+        verifier.end_following()
+        await following
+        copying.raise_failure()
 
     def _count_dirtied(self) -> None:
         total = self.dirtied

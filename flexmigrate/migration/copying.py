@@ -168,6 +168,7 @@ class Copier:
         waits for one.
     :ivar dirty: what is still to be sent, or sent again.
     :ivar sending: called with each (offset, length) of dirty blocks that is taken to be sent.
+    :ivar advanced: called at each answer: ``reached`` may have moved.
     """
 
     def __init__(
@@ -194,8 +195,10 @@ class Copier:
         self._limit = limit
         self._progress = progress
         self.sending: Callable[[int, int], object] = _nobody_asks
+        self.advanced: Callable[[], object] = _nobody_looks
+        self._walked = 0
+        self._unanswered: dict[int, None] = {}  # where they begin, in the order of the walk
         self._data = _NO_DATA
-        self._in_flight = 0
         self._bytes_in_flight = 0
         self._reading = 0
         self._ahead = 0
@@ -203,6 +206,18 @@ class Copier:
         self._slice_ends = 0.0
         self._failure: Failure | None = None
         self._waiter: Deferred[None] | None = None
+
+    @property
+    def reached(self) -> int:
+        """Where the walk that goes on has come to, in bytes: what lies before that won't be sent
+        any more by it, and all that was is answered.
+        """
+        return next(iter(self._unanswered), self._walked)
+
+    def give_up(self, failure: Failure) -> None:
+        """What is sent is of no use any more: the walk that goes on ends with *failure*."""
+        self._failure = self._failure or failure
+        self._wake()
 
     # The walks
 
@@ -228,12 +243,17 @@ class Copier:
 
         :param enough: asked after each piece; True ends the walk where it is.
         """
-        total = at = 0
+        total = at = self._walked = 0
         self._data = _NO_DATA
         self._ahead = 0
         bridge = self._bridge()
-        while (run := self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)) is not None:
+        # The last block may end behind the image: it isn't to be taken, and be in flight, twice.
+        while at < self._image.size:
+            run = self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)
+            if run is None:
+                break
             offset, length = run
+            self._walked = offset
             at = offset + length
             total += length
             self.sending(offset, length)
@@ -244,9 +264,10 @@ class Copier:
                     answer = self._send_data(extent.offset, extent.length)
                     if self._drop_cache:
                         answer.addCallback(self._sent, extent.offset, extent.length)
-                    self._launch(answer, extent.length)
+                    self._launch(answer, extent.offset, extent.length)
                 else:
                     await self._send_hole(extent)
+            self._walked = at
             if enough():
                 break
         await self._all_answered()
@@ -302,11 +323,11 @@ class Copier:
             if not self._is_room(carried):
                 await self._room(carried)
             if can_zero:
-                self._launch(self._client.zero(offset, length), 0, zeroed=length)
+                self._launch(self._client.zero(offset, length), offset, 0, zeroed=length)
             else:
                 # What such a server holds there is unknown.
                 zeroes = memoryview(_ZEROES)[:length]
-                self._launch(self._client.write(offset, zeroes), length)
+                self._launch(self._client.write(offset, zeroes), offset, length)
 
     def _send_data(self, offset: int, length: int) -> Deferred[None]:
         is_resident = self._image.is_resident(offset, length)
@@ -374,7 +395,7 @@ class Copier:
         """Take the place for a request of *length* bytes, if it can be sent now: by the limit, the
         link, and the window.
         """
-        self._raise_failure()
+        self.raise_failure()
         if self._is_full(length) or not self._client.writable:
             return False
         now = self._reactor.seconds()
@@ -408,39 +429,40 @@ class Copier:
         self._slice_ends = self._reactor.seconds() + SLICE_SECONDS
 
     def _is_full(self, length: int) -> bool:
-        return bool(self._in_flight) and (
-            self._in_flight >= MOST_IN_FLIGHT
+        return bool(self._unanswered) and (
+            len(self._unanswered) >= MOST_IN_FLIGHT
             or self._bytes_in_flight + length > IN_FLIGHT * REQUEST_SIZE
             or self._reading >= MOST_READING
         )
 
-    def _launch(self, answer: Deferred[None], length: int, *, zeroed: int = 0) -> None:
+    def _launch(self, answer: Deferred[None], offset: int, length: int, *, zeroed: int = 0) -> None:
         """A request was begun that carries *length* bytes, or zeroes so many without."""
         self._is_flushed = False
-        self._in_flight += 1
+        self._unanswered[offset] = None
         self._bytes_in_flight += length
         answer.addCallbacks(
             self._done,
             self._failed,
-            callbackArgs=(length, zeroed),
-            errbackArgs=(length,),
+            callbackArgs=(offset, length, zeroed),
+            errbackArgs=(offset, length),
         )
 
-    def _done(self, _: None, length: int, zeroed: int) -> None:
+    def _done(self, _: None, offset: int, length: int, zeroed: int) -> None:
         progress = self._progress
         if zeroed:
             progress.zeroed += zeroed
         else:
             progress.sent += length
             progress.rate.add(self._reactor.seconds(), length)
-        self._ended(length)
+        self._ended(offset, length)
+        self.advanced()
 
-    def _failed(self, failure: Failure, length: int) -> None:
+    def _failed(self, failure: Failure, offset: int, length: int) -> None:
         self._failure = self._failure or failure
-        self._ended(length)
+        self._ended(offset, length)
 
-    def _ended(self, length: int) -> None:
-        self._in_flight -= 1
+    def _ended(self, offset: int, length: int) -> None:
+        del self._unanswered[offset]
         self._bytes_in_flight -= length
         self._wake()
 
@@ -458,11 +480,12 @@ class Copier:
         self._waiter = None
 
     async def _all_answered(self) -> None:
-        while self._in_flight:
+        while self._unanswered:
             await self._answered()
-        self._raise_failure()
+        self.raise_failure()
 
-    def _raise_failure(self) -> None:
+    def raise_failure(self) -> None:
+        """Raise what a walk failed by, or would have."""
         if self._failure is not None:
             self._failure.raiseException()
 

@@ -7,6 +7,9 @@ unverified when it is taken to be sent. Its mark is cleared *before* it is read 
 its verdict counts only if it isn't dirty when that comes: what a client changed meanwhile has
 marked it by then, or will before the client is answered, and so it is sent and compared again.
 
+What a pass has sent is compared while it sends what follows, as far as all was answered: the pass
+won't come back there, and whatever clients change meanwhile stays dirty until the next.
+
 The same walk compares what an earlier attempt has left at the destination. Nothing that is known
 of that attempt is trusted; a block that is equal need not be sent, however it came there.
 
@@ -16,10 +19,10 @@ what its clients would read: whether the disk keeps that is the flush's affair.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, DeferredSemaphore
 from twisted.logger import Logger
 
 from flexmigrate.client.splitting import all_of
@@ -56,6 +59,9 @@ BATCH_CLAIMS = 64
 
 BATCHES = 4
 """Requests under way: one side hashes what the other has hashed before, and neither waits."""
+
+MOST_BEHIND = 16
+"""The same, while a pass is sent: they stand in the queue behind what it sends."""
 
 MOST_ZEROES = 64 * 1024 * 1024
 """How long a range may be of which it is said that it reads as zeroes: it need not be a hole at the
@@ -114,6 +120,9 @@ class Verifier:
         self._chunk = chunk_size(image.size)
         self._data = _NO_DATA
         self._at = 0
+        self._reached: Callable[[], int] | None = None
+        self._waiting: list[Deferred[None]] = []
+        self._hashing = DeferredSemaphore(BATCHES)
         self._expects_equal = True
         self._disturbed = 0
         self._differing: list[Claim] = []
@@ -146,6 +155,35 @@ class Verifier:
         if kept.count:
             self.unverified = left
 
+    async def follow(self, reached: Callable[[], int]) -> None:
+        """Compare what a pass has sent, while it goes on; ``compare`` tells what came of it.
+
+        :param reached: tells how far that may be done: see ``Copier.reached``. The end is where
+            ``end_following`` is called.
+        :raises MigrationError: it can't be compared.
+        """
+        self._reached = reached
+        await self._walk(MOST_BEHIND)
+
+    def advanced(self) -> None:
+        """The pass that is followed has come further."""
+        if self._waiting and not self._is_too_near():
+            self._go_on()
+
+    def end_following(self) -> None:
+        """The pass is over: ``follow`` ends once all was compared."""
+        self._reached = None
+        self._go_on()
+
+    def _is_too_near(self) -> bool:
+        """Whether the pass that is followed isn't far enough for a whole batch."""
+        return self._reached is not None and self._reached() - self._at < BATCH_BYTES + self._chunk
+
+    def _go_on(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for each in waiting:
+            each.callback(None)
+
     async def compare(self) -> bool:
         """Compare what is unverified, and isn't dirty; what differs is dirty then.
 
@@ -172,17 +210,26 @@ class Verifier:
         self._log.error("{what}; they are sent again", what=what)
         return False
 
-    async def _walk(self) -> None:
+    async def _walk(self, batches: int = BATCHES) -> None:
         self._at = 0
         self._data = _NO_DATA
-        await all_of([Deferred.fromCoroutine(self._work()) for _ in range(BATCHES)])
+        await all_of([Deferred.fromCoroutine(self._work()) for _ in range(batches)])
 
     async def _work(self) -> None:
         try:
-            while batch := self._next_batch():
-                await self._compare(batch)
+            while True:
+                while self._is_too_near():
+                    further: Deferred[None] = Deferred(self._waiting.remove)
+                    self._waiting.append(further)
+                    await further
+                batch = self._next_batch()
+                if batch:
+                    await self._compare(batch)
+                elif self._reached is None:
+                    return
         except BaseException:
             self._at = self._image.size  # the others need not go on
+            self.end_following()
             raise
 
     # What to compare
@@ -202,9 +249,19 @@ class Verifier:
             data += 0 if found[2] else found[1]
         return batch
 
+    @property
+    def _limit(self) -> int:
+        """How far may be looked: so that no chunk is compared in two parts."""
+        if self._reached is None:
+            return self._image.size
+        reached = self._reached()
+        return reached - reached % self._chunk
+
     def _next_range(self) -> tuple[int, int, bool] | None:
-        run = self._take(self._at, self._chunk)
+        limit = self._limit
+        run = self._take(self._at, self._chunk, limit)
         if run is None:
+            self._at = max(self._at, limit)
             return None
         offset, length = run
         # Nothing of two chunks: see ImageDigest.
@@ -214,25 +271,28 @@ class Verifier:
         extent = self._extent(offset)
         is_hole = not extent.data and extent.end >= end
         if is_hole:
-            end = self._whole_hole(end, min(extent.end, offset + MOST_ZEROES))
+            end = self._whole_hole(end, min(extent.end, offset + MOST_ZEROES, limit))
         self._at = end
         return offset, end - offset, is_hole
 
     def _whole_hole(self, end: int, limit: int) -> int:
         """Return how far what is to be compared as zeroes reaches, from *end* to before *limit*."""
         limit -= limit % self._chunk if limit < self._image.size else 0
-        if end < limit and (more := self._take(end, limit - end)) is not None:
+        if end < limit and (more := self._take(end, limit - end, limit)) is not None:
             if more[0] == end:
                 return end + more[1]
             self.unverified.mark(*more)
         return end
 
-    def _take(self, at: int, most: int) -> tuple[int, int] | None:
-        """Take the next run of marks that aren't dirty; what is dirty will be sent, and marked by
-        that.
+    def _take(self, at: int, most: int, limit: int) -> tuple[int, int] | None:
+        """Take the next run of marks that aren't dirty, which begins before *limit*; what is dirty
+        will be sent, and marked by that.
         """
-        while at < self._image.size and (run := self.unverified.take(most, at)) is not None:
+        while at < limit and (run := self.unverified.take(most, at)) is not None:
             offset, length = run
+            if offset >= limit:
+                self.unverified.mark(offset, length)
+                break
             dirty = next(self._dirty.runs(offset, length), None)
             if dirty is None:
                 return run
@@ -257,7 +317,7 @@ class Verifier:
 
     async def _compare(self, batch: Sequence[tuple[int, int, bool]]) -> None:
         data = [(offset, length) for offset, length, is_hole in batch if not is_hole]
-        digests = iter(await self._background.run(digests_of, self._image, data) if data else ())
+        digests = iter(await self._digests(data) if data else ())
         claims = [
             Claim(offset, length, ZEROES_DIGEST if is_hole else next(digests))
             for offset, length, is_hole in batch
@@ -270,6 +330,13 @@ class Verifier:
             raise MigrationError(f"the destination could not compare: {error}") from error
         for claim, equal in zip(claims, parse_verdicts(answer, len(claims)), strict=True):
             self._judge(claim, equal)
+
+    async def _digests(self, data: list[tuple[int, int]]) -> list[bytes]:
+        """Hash, some batches at a time: clients need the processor, too."""
+        digests: list[bytes] = await self._hashing.run(
+            self._background.run, digests_of, self._image, data
+        )
+        return digests
 
     def _judge(self, claim: Claim, equal: bool) -> None:
         if equal:

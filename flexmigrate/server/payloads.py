@@ -13,6 +13,13 @@ from flexmigrate.image.linux import PAGE
 from flexmigrate.server.commands import Commands
 from flexmigrate.wire.requests import Refusal
 
+MOST_AT_ONCE = 256 * 1024
+"""Bytes of a long write that the kernel is given at a time. A filesystem takes as large a piece of
+memory for them as it can get, and large pieces are those that nobody has used before: filling such
+takes a virtual machine three times as long. (A new file of 1 GiB takes 0.2 s with 256 KiB, and 0.7
+with 1 MiB.)
+"""
+
 
 class Payload:
     """Bytes that still belong to the request *cookie*.
@@ -75,6 +82,7 @@ class LongWrite(Payload):
         """Return what ends where a page ends: to write a part of a page, the kernel may have to
         read it first, and a block of zeroes in two parts would not be seen to be one.
         """
+        available = min(available, MOST_AT_ONCE)
         if available >= self.remaining:
             return self.remaining
         return max((self._position + available) // PAGE * PAGE - self._position, 0)

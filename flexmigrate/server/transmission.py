@@ -187,8 +187,8 @@ class Transmission:
 
         while not self.holds:
             if self._payload is not None:
-                at = self._fill_payload(self._payload, at, end)
-                if self.in_payload:
+                before, at = at, self._fill_payload(self._payload, at, end)
+                if self.in_payload and at == before:
                     break
                 continue
             body = at + header

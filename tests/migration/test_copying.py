@@ -10,6 +10,7 @@ from typing import Any
 from unittest import mock
 
 from twisted.internet.defer import Deferred
+from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import ConnectionGone, RequestFailed
@@ -373,6 +374,59 @@ class DirtyTests(CopierCase):
             self.change(asked.offset, b"z" * BLOCK)
         self.assertEqual(self.successResultOf(sending), 3 * MIB)
         self.assertEqual(self.dirty.bytes, 3 * BLOCK)
+
+    def test_the_last_block_is_sent_once_too_where_the_image_ends_within_it(self) -> None:
+        size = 2 * BLOCK + 512
+        copier = self.make(size, [(0, size)])
+        self.dirty.mark(0, size)
+        # While it is on its way: RecordedClient lets no two requests overlap.
+        self.client.takes = lambda: self.change(size - 1, b"z")
+        sending = self.begin(copier.send_dirty())
+        self.client.takes = lambda: None
+        self.client.answer_all()
+        self.assertEqual(self.successResultOf(sending), size)
+        self.assertEqual(list(self.dirty.runs(0, size)), [(2 * BLOCK, 512)])
+
+    def test_what_lies_before_where_it_has_reached_is_answered_and_not_sent_again(self) -> None:
+        draw = random.Random(3)
+        size = 30 * MIB
+        step = 64 * BLOCK
+        pieces = [(at, BLOCK * draw.randrange(1, 60)) for at in range(step, size, step)]
+        copier = self.make(size, pieces)
+        self.begin(copier.send_holes())
+        self.client.answer_all()
+        sending = self.begin(copier.send_dirty())
+        seen = set()
+        reached = 0
+        while self.client.waiting:
+            asked = self.client.answer(draw.randrange(min(4, len(self.client.waiting))))
+            self.assertGreaterEqual(asked.offset, reached, "it was said to be over")
+            reached = copier.reached
+            self.assertTrue(all(reached <= each.offset for each in self.client.waiting))
+            self.change(draw.randrange(size // BLOCK) * BLOCK, b"w")
+            seen.add(reached)
+        self.assertGreater(len(seen), 20)
+        self.successResultOf(sending)
+        self.assertGreaterEqual(copier.reached, pieces[-1][0])
+
+    def test_who_waits_for_how_far_it_has_reached_is_told_at_each_answer(self) -> None:
+        copier = self.make(3 * MIB, [(0, 3 * MIB)])
+        self.dirty.mark(0, 3 * MIB)
+        seen: list[int] = []
+        copier.advanced = lambda: seen.append(copier.reached)
+        self.begin(copier.send_dirty())
+        for which in (1, 1, 0):
+            self.client.answer(which)
+        self.assertEqual(seen, [0, 0, 3 * MIB])
+
+    def test_a_walk_of_no_more_use_is_given_up(self) -> None:
+        size = 2 * IN_FLIGHT * REQUEST_SIZE
+        copier = self.make(size, [(0, size)])
+        self.dirty.mark(0, size)
+        sending = self.begin(copier.send_dirty())
+        copier.give_up(Failure(ConnectionGone("nobody compares any more")))
+        self.failureResultOf(sending).trap(ConnectionGone)
+        self.assertEqual(len(self.client.asked), IN_FLIGHT)
 
     def test_a_walk_ends_only_when_all_is_answered(self) -> None:
         copier = self.make(4 * MIB, [(0, 4 * MIB)])

@@ -285,6 +285,134 @@ class RaceTests(VerifierCase):
         self.assert_equal()
 
 
+class FollowTests(VerifierCase):
+    """What a pass has sent is compared while it goes on."""
+
+    SIZE = 40 * MIB + 512
+
+    def prepare_pass(self) -> None:
+        """A destination that has nothing yet, and a pass that is to bring it everything."""
+        size = self.SIZE
+        self.patch(verifying, "BATCH_BYTES", 2 * MIB)
+        self.prepare(size, ((0, 9 * MIB + BLOCK), (21 * MIB, 19 * MIB)))
+        self.copy.trim(0, size)
+        for extent in self.image.extents(0, size):
+            if extent.data:
+                self.dirty.mark(extent.offset, extent.length)
+        self.reached = 0
+        self.following = Deferred.fromCoroutine(self.verifier.follow(lambda: self.reached))
+
+    def send_next(self) -> bool:
+        """Send the next MiB of the pass, and have it answered; return whether there was one."""
+        run = self.dirty.take(MIB, self.reached) if self.reached < self.SIZE else None
+        if run is None:
+            return False
+        offset, length = run
+        self.reached = offset
+        self.verifier.sent(offset, length)
+        self.copy.write(self.image.read(offset, length), offset)
+        self.reached = offset + length
+        self.verifier.advanced()
+        return True
+
+    def end(self) -> None:
+        self.verifier.end_following()
+        self.successResultOf(self.following)
+
+    def test_all_is_compared_once_and_behind_what_was_sent(self) -> None:
+        self.prepare_pass()
+        so_far = []
+        while self.send_next():
+            for claim in self.destination.claims:
+                self.assertLessEqual(claim.offset + claim.length, self.reached)
+            so_far.append(self.progress.compared)
+        self.assertEqual(so_far, sorted(so_far))
+        self.assertGreater(so_far[-1], self.SIZE - 8 * MIB)
+        self.end()
+        self.assertEqual(self.progress.compared, self.SIZE)
+        self.destination.claims.clear()
+        self.assertTrue(self.compare())
+        self.assertEqual(self.destination.claims, [])
+        self.assert_equal()
+        self.assertEqual(self.verifier.digest.text, image_digest(self.image))
+
+    def test_nothing_is_compared_before_a_batch_was_sent(self) -> None:
+        self.prepare_pass()
+        for _ in range(2):
+            self.send_next()
+            self.assertEqual(self.destination.claims, [])
+        self.end()
+
+    def test_what_differs_is_found_and_sent_again(self) -> None:
+        for offset in (0, 5 * MIB, 15 * MIB, 30 * MIB):
+            self.prepare_pass()
+            wrong = bytes([self.image.read(offset, 1)[0] ^ 1])
+            self.destination.before = lambda at=offset, byte=wrong: self.copy.write(byte, at)  # type: ignore[misc]
+            while self.send_next():
+                pass
+            self.end()
+            self.destination.before = lambda: None
+            self.assertFalse(self.compare())
+            ((begin, length),) = self.runs()
+            self.assertTrue(begin <= offset < begin + length)
+            self.send()
+            self.assertTrue(self.compare())
+            self.assert_equal()
+        self.flushLoggedErrors()
+
+    def test_clients_who_write_anywhere_at_any_time_are_no_fault(self) -> None:
+        for seed in range(40):
+            draw = random.Random(seed)
+            self.prepare_pass()
+            self.destination.at_once = False
+
+            def write(draw: random.Random = draw) -> None:
+                for _ in range(draw.randrange(3)):
+                    where = self.reached + draw.randrange(-4 * MIB, 4 * MIB)
+                    block = min(max(where, 0), self.SIZE - BLOCK) // BLOCK * BLOCK
+                    self.change(block, draw.randbytes(BLOCK))
+
+            sending = True
+            while sending:
+                write()
+                sending = self.send_next()
+                while self.destination.waiting and draw.random() < 0.6:
+                    write()
+                    self.destination.answer()
+            self.verifier.end_following()
+            while self.destination.waiting:
+                write()
+                self.destination.answer()
+            self.successResultOf(self.following)
+            self.destination.at_once = True
+            self.assertTrue(self.compare(), seed)
+            self.send()
+            self.assertTrue(self.compare(), seed)
+            self.assert_equal()
+
+    def test_a_destination_that_cant_compare_ends_it(self) -> None:
+        self.prepare_pass()
+        self.destination.at_once = False
+        while self.send_next():
+            pass
+        for _, answer in self.destination.waiting:
+            answer.errback(RequestFailed(5, "Input/output error"))
+        failure = self.failureResultOf(self.following)
+        failure.trap(MigrationError)
+        self.assertIn("could not compare", failure.getErrorMessage())
+
+    def test_it_can_be_cancelled_at_any_time(self) -> None:
+        for answered in (True, False):
+            for sent in (0, 3, 12):
+                self.prepare_pass()
+                self.destination.at_once = answered
+                for _ in range(sent):
+                    self.send_next()
+                self.following.cancel()
+                self.failureResultOf(self.following)
+                self.send_next()
+
+
 class FindTests(VerifierCase):
     def test_only_what_differs_is_dirty(self) -> None:
         self.copy.write(b"old" * 10, MIB)

@@ -126,5 +126,8 @@ def seeds() -> list[int]:
     """
     if one := os.environ.get("STORM_SEED"):
         return [int(one)]
-    first = random.SystemRandom().randrange(1 << 32) if os.environ.get("STORM_ANYWHERE") else 0
+    first = 0
+    if os.environ.get("STORM_ANYWHERE"):
+        # All processes of one run of pytest begin at the same one.
+        first = random.Random(os.environ.get("PYTEST_XDIST_TESTRUNUID")).randrange(1 << 32)
     return list(range(first, first + int(os.environ.get("STORM_RUNS", "20"))))
