@@ -194,10 +194,14 @@ class _StreamMixin(_Connection):
         """Whether nothing more may be received behind what was served, or not into that buffer."""
         return not self._reading or bool(self._waiting) or self.TLS
 
-    def _receive(self) -> int:
-        """Receive into the protocol's buffer; return how much, or one of three other things."""
+    def _receive(self, behind: int = 0) -> int:
+        """Receive into the protocol's buffer; return how much, or one of three other things.
+
+        :param behind: how many bytes were received there before.
+        """
         try:
-            return self.socket.recv_into(self.protocol.get_buffer())
+            buffer = self.protocol.get_buffer()
+            return self.socket.recv_into(buffer[behind:] if behind else buffer)
         except BlockingIOError:
             return _NOTHING
         except OSError:

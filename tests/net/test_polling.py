@@ -1,9 +1,20 @@
 import itertools
+from collections.abc import Callable
 
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net import polling
-from flexmigrate.net.polling import FIRST_PAUSE, LONGEST_PAUSE, LONGEST_TURN, RUN, Poller
+from flexmigrate.net.polling import (
+    FIRST_PAUSE,
+    FIRST_REST,
+    LONG,
+    LONGEST_PAUSE,
+    LONGEST_REST,
+    LONGEST_TURN,
+    NAPS_THAT_TELL,
+    RUN,
+    Poller,
+)
 
 
 def busy(poller: Poller, connection: object) -> None:
@@ -44,30 +55,31 @@ class Looking(SynchronousTestCase):
         busy(self.poller, "a")
         self.assertTrue(self.poller.woken("a"))
 
+    def look(self, receive: Callable[[], int]) -> int:
+        return self.poller.look(lambda behind: receive())
+
     def receive(self, after: float, outcome: int) -> int:
         """Return nothing until *after* seconds; each look costs a microsecond."""
         self.now += 1e-6
         return outcome if self.now >= after else -1
 
     def test_what_comes_in_time_is_found(self) -> None:
-        self.assertEqual(self.poller.look(lambda: self.receive(30e-6, 28)), 28)
+        self.assertEqual(self.look(lambda: self.receive(30e-6, 28)), 28)
         self.assertEqual((self.poller.hits, self.poller.misses), (1, 0))
 
     def test_the_end_of_the_connection_is_found_too(self) -> None:
         for outcome in (0, -2):
-            self.assertEqual(
-                self.poller.look(lambda outcome=outcome: self.receive(0, outcome)), outcome
-            )
+            self.assertEqual(self.look(lambda outcome=outcome: self.receive(0, outcome)), outcome)
 
     def test_what_comes_too_late_is_left_to_the_reactor(self) -> None:
-        self.assertEqual(self.poller.look(lambda: self.receive(1.0, 28)), -1)
+        self.assertEqual(self.look(lambda: self.receive(1.0, 28)), -1)
         self.assertEqual((self.poller.hits, self.poller.misses), (0, 1))
         self.assertTrue(49e-6 < self.now < 53e-6, self.now)
 
     def test_after_looking_in_vain_it_pauses_longer_each_time_but_not_for_ever(self) -> None:
         pauses = []
         for _ in range(12):
-            self.assertEqual(self.poller.look(lambda: -1 if self.tick() else 0), -1)
+            self.assertEqual(self.look(lambda: -1 if self.tick() else 0), -1)
             pauses.append(next(n for n in itertools.count() if self.poller.woken("a")))
         self.assertEqual(
             pauses[:4], [FIRST_PAUSE, 2 * FIRST_PAUSE, 4 * FIRST_PAUSE, 8 * FIRST_PAUSE]
@@ -76,9 +88,9 @@ class Looking(SynchronousTestCase):
 
     def test_a_hit_makes_the_next_pause_short_again(self) -> None:
         for _ in range(5):
-            self.poller.look(lambda: -1 if self.tick() else 0)
-        self.poller.look(lambda: 28)
-        self.poller.look(lambda: -1 if self.tick() else 0)
+            self.look(lambda: -1 if self.tick() else 0)
+        self.look(lambda: 28)
+        self.look(lambda: -1 if self.tick() else 0)
         self.assertEqual(sum(not self.poller.woken("a") for _ in range(100)), FIRST_PAUSE)
 
     def test_a_turn_ends_however_well_it_goes(self) -> None:
@@ -91,3 +103,98 @@ class Looking(SynchronousTestCase):
     def tick(self) -> bool:
         self.now += 1e-6
         return True
+
+
+class Napping(SynchronousTestCase):
+    """What is there at once was sent by a client that was ahead."""
+
+    def setUp(self) -> None:
+        self.naps = 0
+        self.now = 0.0
+        self.patch(polling, "sleep", self.sleep)
+        self.patch(polling, "monotonic", self.tick)
+        self.poller = Poller()
+        busy(self.poller, "a")
+
+    def sleep(self, seconds: float) -> None:
+        self.naps += 1
+
+    def tick(self) -> float:
+        self.now += 1e-6
+        return self.now
+
+    def ahead(self, *, size: int = 28, more: int = 280) -> int:
+        """Look when something is there at once."""
+        return self.poller.look(lambda behind: more if behind else size)
+
+    def behind(self) -> int:
+        """Look when something comes only after a while."""
+        sizes = iter((-1, -1, 28))
+        return self.poller.look(lambda behind: next(sizes))
+
+    def rest(self) -> int:
+        """How many looks there are until the next nap."""
+        before = self.naps
+        return next(n for n in itertools.count() if self.ahead() and self.naps > before)
+
+    def test_what_comes_meanwhile_is_served_with_it(self) -> None:
+        self.assertEqual(self.rest(), FIRST_REST)
+        self.assertEqual(self.ahead(), 28 + 280)
+        self.assertEqual(self.naps, 2)
+
+    def test_nothing_need_come(self) -> None:
+        self.rest()
+        for nothing in (-1, 0, -2):
+            self.assertEqual(self.ahead(more=nothing), 28)
+
+    def test_there_is_one_each_time_while_the_client_stays_ahead(self) -> None:
+        self.rest()
+        for _ in range(10_000):
+            self.ahead()
+        self.assertEqual(self.naps, 10_001)
+
+    def test_a_client_that_had_to_wait_is_left_alone_longer_each_time_but_not_for_ever(
+        self,
+    ) -> None:
+        rests = []
+        for _ in range(12):
+            rests.append(self.rest())
+            self.assertEqual(self.behind(), 28)
+        self.assertEqual(rests[:4], [FIRST_REST, FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST])
+        self.assertEqual(rests[-1], LONGEST_REST)
+        self.assertEqual(self.naps, 12)
+
+    def test_one_that_waits_without_naps_is_nothing_to_them(self) -> None:
+        for _ in range(100):
+            self.behind()
+        self.assertEqual(self.rest(), FIRST_REST)
+
+    def test_many_in_a_row_make_the_next_rest_short_again(self) -> None:
+        for _ in range(5):
+            self.rest()
+            self.behind()
+        self.assertEqual(self.rest(), 16 * FIRST_REST)
+        for _ in range(NAPS_THAT_TELL):
+            self.ahead()
+        self.behind()
+        self.assertEqual(self.rest(), FIRST_REST)
+
+    def test_there_is_none_where_enough_has_come(self) -> None:
+        self.rest()
+        before = self.naps
+        self.assertEqual(self.ahead(size=LONG), LONG)
+        self.assertEqual(self.naps, before)
+
+    def test_there_is_none_at_the_end_of_a_connection(self) -> None:
+        self.rest()
+        before = self.naps
+        for outcome in (0, -2):
+            self.assertEqual(self.ahead(size=outcome), outcome)
+        self.assertEqual(self.naps, before)
+
+    def test_another_connection_begins_anew(self) -> None:
+        self.rest()
+        self.ahead()
+        self.poller.woken("b")
+        self.poller.woken("a")
+        self.assertEqual(self.rest(), FIRST_REST)
