@@ -30,6 +30,7 @@ from flexmigrate.net.address import (
     parse_host,
     parse_place,
     parse_port,
+    parse_shown,
     parse_socket_path,
 )
 
@@ -268,15 +269,6 @@ def _parse_tls(text: str) -> TLSRule:
     if text not in rules:
         raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
     return rules[text]
-
-
-def _parse_peer(text: str) -> Address:
-    if text.startswith("/"):
-        return Address.unix(parse_socket_path(text))
-    host, colon, port = text.rpartition(":")
-    if not colon:
-        raise ValueError(f"{text!r} is not HOST:PORT")
-    return Address.tcp(parse_host(host.removeprefix("[").removesuffix("]")), parse_port(port, 1))
 
 
 METRICS = Option(
@@ -522,7 +514,7 @@ PEER = Option(
     "HOST:PORT",
     "ask the other side's server: its IPv4 address or [IPv6 address] and port, or the path of its"
     " UNIX socket (default: judge by our own journal)",
-    _parse_peer,
+    parse_shown,
 )
 JSON = Flag("json", "", "answer with an object in JSON (default: text for people)")
 YES = Flag("yes", "y", "don't ask whether it is meant (default: ask)")

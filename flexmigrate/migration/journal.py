@@ -57,6 +57,7 @@ class Record:
     :ivar unlink: a source's: its file is to go once the destination owns the image.
     :ivar unlinked: a source's: it is gone, and a file of its name is another.
     :ivar acknowledged: an owner's: the source knows of it, and won't ask again.
+    :ivar awaited_at: a destination's: the addresses at which the source asks.
     :ivar peer: the other side's name, for people; may be empty.
     :ivar address: where the other side was, for people.
     :ivar mirror: a source's: the lines of the mirror command, which say how the destination is
@@ -80,6 +81,7 @@ class Record:
     unlink: bool = False
     unlinked: bool = False
     acknowledged: bool = False
+    awaited_at: tuple[str, ...] = ()
     peer: str = ""
     address: str = ""
     mirror: tuple[str, ...] = ()
@@ -154,7 +156,7 @@ def told(record: Record | None) -> bytes:
     """
     if record is None:
         return b""
-    data = encode(replace(record, mirror=(), file=""))
+    data = encode(replace(record, mirror=(), file="", awaited_at=()))
     return data if len(data) <= MAX_JOURNAL else b""
 
 
@@ -180,7 +182,9 @@ def decode(data: bytes) -> Record:
         raise kind(f"its version is {version!r}, and {VERSION} is what is known")
     if checksum != _checksum({**body, "version": version}):
         raise ValueError("its checksum is wrong")
-    body.setdefault("file", "")  # the first ones hadn't it
+    # The first ones hadn't these.
+    body.setdefault("file", "")
+    body.setdefault("awaited_at", [])
     if body.keys() != _READERS.keys():
         unknown = ", ".join(sorted(body.keys() ^ _READERS.keys()))
         raise ValueError(f"its fields are wrong: {unknown}")
@@ -259,6 +263,7 @@ _READERS = {
     "unlink": _bool,
     "unlinked": _bool,
     "acknowledged": _bool,
+    "awaited_at": _texts,
     "peer": _text,
     "address": _text,
     "mirror": _texts,

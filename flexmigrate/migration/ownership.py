@@ -26,6 +26,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import threading
+from collections.abc import Sequence
 from dataclasses import replace
 
 from flexmigrate.errors import ImageError
@@ -258,8 +259,11 @@ class Ownership:
             return None
         return f"the session is {record.state.name.lower()} here"
 
-    def receive(self, opening: Opening, address: str) -> None:
-        """Begin to receive what *opening* announced: what is here isn't whole from now on."""
+    def receive(self, opening: Opening, address: str, awaited_at: Sequence[str] = ()) -> None:
+        """Begin to receive what *opening* announced: what is here isn't whole from now on.
+
+        :param awaited_at: the addresses at which it may be asked about.
+        """
         if self.state is State.PREPARED:
             self._set_marker()
         before = self.record
@@ -271,6 +275,7 @@ class Ownership:
                 size=self._size,
                 peer=opening.name,
                 address=address,
+                awaited_at=tuple(awaited_at),
                 settled=() if before is None else before.settled,
             )
         )
@@ -338,6 +343,14 @@ class Ownership:
         record = self.record
         if record is not None and record.state is State.OWNER and not record.acknowledged:
             self._write(replace(record, acknowledged=True))
+
+    @property
+    def awaited_at(self) -> tuple[str, ...]:
+        """Where the source asks that doesn't know yet that the image is ours; mostly nowhere."""
+        record = self.record
+        if record is None or record.state is not State.OWNER or record.acknowledged:
+            return ()
+        return record.awaited_at
 
     def tidy(self) -> None:
         """Remove what has no meaning any more: a marker beside an owner, where the process died

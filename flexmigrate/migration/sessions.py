@@ -6,6 +6,7 @@ server's factory asks (``server.factory.Session``).
   again.
 * ``ServingSession``, of a server that has its images: clients come and go. One that is in fact the
   source by whose session an image came here is told so, and anybody may ask what a journal says.
+* ``AnsweringSession``, of the same server, where only that source is awaited.
 
 Which answer is right is ``ownership``'s affair.
 """
@@ -397,6 +398,32 @@ class ServingSession(OpenSession):
     def _held(self, connection: NBDServerProtocol) -> Held | None:
         export = connection.export
         return None if export is None else self._find(export.name)
+
+
+class AnsweringSession(ServingSession):
+    """Of an address at which nothing is served: only a source is awaited there, whose image is
+    here, and that doesn't know.
+
+    :param answered: called once one knows.
+    """
+
+    def __init__(self, find: Callable[[str], Held | None], answered: Callable[[], object]) -> None:
+        super().__init__(find)
+        self._answered = answered
+
+    def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
+        """Nobody else goes any further."""
+        if opening_in(private) is None:
+            return "nothing is served at this address"
+        return super().gate(export, private)
+
+    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
+        """It knows that the image is here."""
+        return super().disconnecting(connection).addCallback(self._was_answered)
+
+    def _was_answered(self, accepted: bool) -> bool:
+        self._answered()
+        return accepted
 
 
 def _refused(text: str) -> Deferred[bytes]:

@@ -6,6 +6,7 @@ message may come when is decided by the state machine, ``destination``.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from enum import Enum
 
 from twisted.internet.defer import Deferred
@@ -31,6 +32,7 @@ class DestinationHandover:
     """The steps of a destination.
 
     :ivar owned: whether the image is ours.
+    :ivar listens_at: tells the addresses at which sources are listened for.
     :ivar by_session: whether it came by a session, whose source may ask again.
     """
 
@@ -46,6 +48,7 @@ class DestinationHandover:
         self._background = background
         self._full_coverage = full_coverage
         self.ownership = ownership
+        self.listens_at: Callable[[], Sequence[str]] = tuple
         self.owned = ownership.state is State.OWNER
         self.by_session = self.owned
 
@@ -112,7 +115,8 @@ class DestinationHandover:
 
     def receive(self, opening: Opening, address: str) -> Deferred[None]:
         """Record, before the first byte comes, what is received. Fails with OSError."""
-        return self._background.run(self.ownership.receive, opening, address)
+        awaited_at = self.listens_at()
+        return self._background.run(self.ownership.receive, opening, address, awaited_at)
 
     def prepare(
         self, coverage: Coverage, digest: str = "", claimed: str | None = None

@@ -120,3 +120,16 @@ def parse_address(addr: str, port: str | int | None = None, *, lowest_port: int 
     if port not in (None, 0, "0"):
         raise BadAddress(f"{addr} is a UNIX socket, which has no port, but the port is {port}")
     return Address.unix(place)
+
+
+def parse_shown(text: str) -> Address:
+    """Return the address that *text* shows: HOST:PORT, [HOST]:PORT, or a path beginning with ``/``.
+
+    :raises BadAddress: if it shows none.
+    """
+    if text.startswith("/"):
+        return Address.unix(parse_socket_path(text))
+    host, colon, port = text.rpartition(":")
+    if not colon:
+        raise BadAddress(f"{text!r} is not HOST:PORT")
+    return Address.tcp(parse_host(host.removeprefix("[").removesuffix("]")), parse_port(port, 1))

@@ -94,6 +94,7 @@ class ListenService(Service):
             )
             self._core = DestinationCore(reactor, self._host.export, handover)
             self._destination: Destination = DestinationMachine(self._core)
+            handover.listens_at = self._listens_at
             self._acl = AccessList(config.acl, config.default_deny)
             self._receiving = ReceivingSession(
                 reactor, self._destination, self._core, self._lock, self._host.full_name
@@ -164,6 +165,9 @@ class ListenService(Service):
     def ports(self) -> list[ListeningPort]:
         """The addresses: for the source, or for clients once it serves."""
         return self._ports if self._serving is None else self._serving.ports
+
+    def _listens_at(self) -> list[str]:
+        return [str(each.address) for each in self._ports if each.address is not None]
 
     def find(self, export: str | None) -> MigratingExport:
         """Return what can be sent away under this name.

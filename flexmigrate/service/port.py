@@ -59,6 +59,17 @@ class ListeningPort:
         bound = None if port is None else port.getHost()
         return os.fsdecode(bound.name or b"") if isinstance(bound, UNIXAddress) else None
 
+    @property
+    def address(self) -> Address | None:
+        """Where clients can connect to, whatever describes it; None where it isn't open."""
+        port: Any = self._port
+        if port is None:
+            return None
+        bound = port.getHost()
+        if isinstance(bound, UNIXAddress):
+            return Address.unix(os.fsdecode(bound.name or b""))
+        return Address.tcp(bound.host, bound.port)
+
     def open(self) -> Deferred[None]:
         """Listen. Fails with CannotListenError or FlexmigrateError."""
         if self._port is not None:

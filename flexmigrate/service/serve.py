@@ -25,10 +25,11 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
+from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory, Session
 from flexmigrate.server.measuring import Meter
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
+from flexmigrate.service.answering import Answering
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.image_server import ImageServer
@@ -120,17 +121,20 @@ class ServeService(Service):
                 if each.device is None:  # that is still the caller's
                     undo.callback(host.image.close)
             self._by_name = {host.export.name: host for host in self._hosts}
-            factory = self._new_factory(context)
+            factory = self._new_factory(context, ServingSession(self._held))
             self.serving = ImageServer(reactor, self._hosts, factory, config.places, lifetime.end)
+            self._answering = Answering(
+                reactor, self._held, lambda session: self._new_factory(context, session)
+            )
             undo.pop_all()  # from here on stopService closes them
 
-    def _new_factory(self, context: Any) -> NBDServerFactory:
+    def _new_factory(self, context: Any, session: Session) -> NBDServerFactory:
         config = self._config
         return NBDServerFactory(
             self._reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             AccessList(config.acl, config.default_deny),
-            session=ServingSession(self._held),
+            session=session,
             style=handshake_style(config.oldstyle),
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
@@ -194,9 +198,14 @@ class ServeService(Service):
             return
         opened = gatherResults([self._publishing.open(), self.serving.open()], consumeErrors=True)
         opened.addCallbacks(
-            lambda _: self._lifetime.ready(self._describe),
+            lambda _: self._opened(),
             lambda failure: self._lifetime.end(1, f"can't listen: {root_cause(failure)}"),
         )
+
+    def _opened(self) -> None:
+        self._lifetime.ready(self._describe)
+        # After our own addresses: whoever asks there is answered as well.
+        self._answering.open(self._hosts)
 
     @property
     def ports(self) -> list[ListeningPort]:
@@ -248,6 +257,7 @@ class ServeService(Service):
             lambda: close_control(self._control),
             lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
             self.serving.close,
+            self._answering.close,
             *(host.close for host in self._hosts),
             self.serving.concluded,
             lambda: answer_operators(self._control),

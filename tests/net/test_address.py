@@ -13,6 +13,7 @@ from flexmigrate.net.address import (
     parse_address,
     parse_host,
     parse_port,
+    parse_shown,
 )
 
 
@@ -83,3 +84,16 @@ class ParseAddressTests(SynchronousTestCase):
     @given(st.ip_addresses())
     def test_every_ip_address_is_a_host(self, host: object) -> None:
         self.assertEqual(parse_host(str(host)), str(host))
+
+    @given(st.ip_addresses(), st.integers(1, 65535))
+    def test_what_is_shown_is_read_again(self, host: object, port: int) -> None:
+        address = parse_address(str(host), port)
+        self.assertEqual(parse_shown(str(address)), address)
+
+    def test_a_path_that_is_shown_is_read_again(self) -> None:
+        self.assertEqual(parse_shown("/run/nbd:1"), parse_address("/run/nbd:1"))
+
+    def test_what_shows_no_address_is_quoted(self) -> None:
+        for text in ("", "127.0.0.1", "tcp:10809", "localhost:1", "127.0.0.1:0", "[::1]:x"):
+            with self.subTest(text=text), self.assertRaises(BadAddress):
+                parse_shown(text)

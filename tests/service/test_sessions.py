@@ -11,7 +11,7 @@ from pathlib import Path
 
 from flexmigrate.net.address import Address
 from flexmigrate.wire.session import State
-from support.images import assert_same, blank_image
+from support.images import assert_same, blank_image, random_image
 from support.journals import leave_committed, leave_owner, state_of
 from support.operator import wait_until
 from support.processes import Child, flexmigrate
@@ -185,6 +185,48 @@ class TestTheAnswerToCommitIsLost:
         refused = servers.start("listen", *place)
         refused.expect_exit(1)
         refused.wait_for("flexmigrate release")
+
+    def test_a_server_of_the_image_at_another_address_tells_where_it_was_received(
+        self, servers: Servers
+    ) -> None:
+        with stopped_at(servers, COMMIT, behind=True) as (relay, source, destination):
+            source.wait_for("is asked again")
+            destination.expect_exit(0, 30)
+            host, port = destination.listening()
+            place = ("--addr", "127.0.0.1", "--port", "0", "--file", str(servers.copy))
+            server = servers.start("serve", *place)
+            server.wait_for("the source is answered, which may ask")
+            # It's nobody else's address: a client is refused, and finds the image where it is.
+            words = ("--from", "0", "--size", "512")
+            refused = flexmigrate("read", "--addr", host, "--port", str(port), *words)
+            assert refused.returncode == 1
+            assert b"nothing is served at this address" in refused.stderr
+            host, port = server.listening()
+            found = flexmigrate("read", "--addr", host, "--port", str(port), *words)
+            assert found.stdout == servers.copy.read_bytes()[:512]
+            relay.start_again()
+            source.expect_exit(0)
+            server.wait_for("knows that it is here")
+            server.wait_for("no longer at")
+            stop(server)
+        is_settled(servers)
+        again = servers.start("serve", *place)
+        again.listening()
+        stop(again)
+        assert "the source is answered" not in again.story()
+
+    def test_an_address_that_another_has_by_then_is_only_told_of(self, servers: Servers) -> None:
+        with stopped_at(servers, COMMIT, behind=True) as (_, source, destination):
+            source.wait_for("is asked again")
+            destination.expect_exit(0, 30)
+            taken = ("--addr", "127.0.0.1", "--port", str(destination.listening()[1]))
+            other = random_image(servers.folder / "other", SIZE)
+            servers.start("serve", *taken, "--file", str(other)).listening()
+            place = ("--addr", "127.0.0.1", "--port", "0", "--file", str(servers.copy))
+            server = servers.start("serve", *place)
+            server.wait_for("not listening for the source's question")
+            servers.client(server)
+            stop(server)
 
 
 class TestStartedAgain:
