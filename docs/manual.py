@@ -21,7 +21,8 @@ from docutils.parsers.rst import roles
 
 from flexmigrate import __version__
 from flexmigrate.commands import COMMANDS
-from flexmigrate.options import QUIET, VERBOSE, Flag, Option
+from flexmigrate.option_kinds import Flag, Option
+from flexmigrate.options import QUIET, VERBOSE
 
 DOCS = Path(__file__).parent
 

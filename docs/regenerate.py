@@ -31,7 +31,8 @@ from flexmigrate.config_file import kind_of
 from flexmigrate.fields import documented
 from flexmigrate.history import Sample
 from flexmigrate.migration import destination, rebind, source
-from flexmigrate.options import QUIET, VERBOSE, Flag, Option
+from flexmigrate.option_kinds import Flag, Option
+from flexmigrate.options import QUIET, VERBOSE
 from flexmigrate.status import Status
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER
 

@@ -41,6 +41,7 @@ from flexmigrate.control.grammar import (
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
+from flexmigrate.option_kinds import Flag, Given, Option, Words
 from flexmigrate.options import (
     ACL_WORDS,
     BIND,
@@ -106,10 +107,6 @@ from flexmigrate.options import (
     WATCH,
     WEB,
     YES,
-    Flag,
-    Given,
-    Option,
-    Words,
 )
 from flexmigrate.together import (
     acl_of,

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flexmigrate.errors import UsageError
-from flexmigrate.options import Flag, Option, Words
+from flexmigrate.option_kinds import Flag, Option, Words
 
 if sys.version_info >= (3, 11):
     import tomllib

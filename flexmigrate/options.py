@@ -1,4 +1,4 @@
-"""The options: how each is written, what its value may be, and what its help says.
+"""The options: how each is written, and what its help says.
 
 One table serves ``flexmigrate`` and ``twistd flexmigrate``. What an option means together with
 others is `flexmigrate.together`'s business. Twisted is not imported.
@@ -6,270 +6,40 @@ others is `flexmigrate.together`'s business. Twisted is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
-
-from flexmigrate.config import CoverageRule, Place, TLSRule
 from flexmigrate.control.grammar import (
-    MAX_BPS,
-    MAX_CONNECTIONS,
-    HandoverRule,
-    VerifyRule,
     parse_converge_rule,
     parse_max_downtime,
     parse_max_park,
     parse_report,
     parse_seconds,
 )
-from flexmigrate.errors import UsageError
-from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
 from flexmigrate.net.address import (
-    Address,
-    BadAddress,
     parse_host,
     parse_place,
     parse_port,
     parse_shown,
     parse_socket_path,
 )
-
-T = TypeVar("T")
-
-# off_t has 64 bits with a sign: no image is longer.
-MAX_OFFSET = 2**63 - 1
-# Longer than a disk takes, looking is not polling any more but waiting.
-MAX_POLL = 10000
-_SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
-
-
-@dataclass(frozen=True)
-class Flag:
-    """An option that is given or not."""
-
-    long: str
-    short: str
-    help: str
-
-
-@dataclass(frozen=True)
-class Option(Generic[T]):
-    """An option with a value.
-
-    :ivar parse: makes the value of the word that was given; raises ``ValueError`` with a text that
-        quotes it.
-    :ivar repeatable: it may be given more than once; each time adds a value.
-    """
-
-    long: str
-    short: str
-    metavar: str
-    help: str
-    parse: Callable[[str], T]
-    repeatable: bool = False
-
-
-@dataclass(frozen=True)
-class Words:
-    """The words behind the options.
-
-    :ivar count: how many there may be, as argparse has it.
-    :ivar key: their name in a configuration file, where they can stand in one.
-    """
-
-    metavar: str
-    help: str
-    count: str | int
-    key: str = ""
-
-
-class Given:
-    """What was given on one command line, as words: each error names its option.
-
-    :param places: how to name those options that were given elsewhere: in a configuration file.
-    """
-
-    def __init__(self, values: Mapping[str, Any], places: Mapping[str, str] | None = None) -> None:
-        self._values = values
-        self._places = places or {}
-
-    def name(self, option: Flag | Option[Any]) -> str:
-        """Return what to call *option* in a message: ``--port``, or where its value stands."""
-        return self._places.get(option.long, f"--{option.long}")
-
-    @property
-    def words(self) -> list[str]:
-        """The words behind the options."""
-        words = self._values.get("words") or ()
-        return [words] if isinstance(words, str) else list(words)
-
-    @property
-    def words_name(self) -> str:
-        """What to call these words in a message about one of an access list."""
-        return self._places.get(ACL_WORDS.key, ACL_WORDS.metavar)
-
-    @property
-    def verbosity(self) -> int:
-        """-1 after ``--quiet``, 1 after ``--verbose``; of both, the last one wins."""
-        return int(self._values["verbosity"] or 0)
-
-    def flag(self, flag: Flag) -> bool:
-        """Return whether *flag* was given."""
-        return bool(self._values[flag.long])
-
-    def optional(self, option: Option[T]) -> T | None:
-        """Return the value of *option*, or ``None`` if it was not given."""
-        word = self._values[option.long]
-        if word is None:
-            return None
-        try:
-            return option.parse(word)
-        except ValueError as error:
-            raise UsageError(f"{self.name(option)}: {error}") from error
-
-    def every(self, option: Option[T]) -> list[T]:
-        """Return the values of *option*, which is repeatable, in the order they were given."""
-        try:
-            return [option.parse(word) for word in self._values[option.long] or ()]
-        except ValueError as error:
-            raise UsageError(f"{self.name(option)}: {error}") from error
-
-    def required(self, option: Option[T], because: str = "") -> T:
-        """Return the value of *option*, which has to be given (*because* of another one)."""
-        value = self.optional(option)
-        if value is None:
-            raise UsageError(f"--{option.long} is required{because}")
-        return value
-
-    def refuse(self, option: Option[Any], because: str) -> None:
-        """Raise if *option* was given."""
-        given = self._values[option.long] or ()
-        for word in given if option.repeatable else (given,):
-            if word != ():
-                raise UsageError(f"{self.name(option)} {word}: {because}")
-
-
-def parse_bytes(text: str, lowest: int = 0, highest: int = MAX_OFFSET) -> int:
-    """Return the number of bytes that *text* names: digits, and perhaps K, M, G or T (2 to the
-    power of 10, 20, 30, 40).
-
-    :raises ValueError: if it names none, or none from *lowest* to *highest*.
-    """
-    digits, factor = text, 1
-    if text[-1:].upper() in _SUFFIXES:
-        digits, factor = text[:-1], _SUFFIXES[text[-1:].upper()]
-    if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"{text!r} is not a number of bytes, like 4096, 64K or 1G")
-    number = int(digits) * factor
-    if not lowest <= number <= highest:
-        raise ValueError(f"{text!r} is not from {lowest} to {highest}")
-    return number
-
-
-def _parse_size(text: str) -> int:
-    return parse_bytes(text, lowest=1)
-
-
-def _parse_bps(text: str) -> int:
-    return parse_bytes(text, highest=MAX_BPS)
-
-
-def _parse_remote_port(text: str) -> int:
-    return parse_port(text, lowest=1)
-
-
-def _parse_path(text: str) -> str:
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not a path")
-    return text
-
-
-def _parse_export(text: str) -> str:
-    from flexmigrate.wire.constants import MAX_STRING  # imported late: only servers need it
-
-    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
-        raise ValueError(f"{text!r} is not a name of at most {MAX_STRING} bytes, none of them NUL")
-    return text
-
-
-def _parse_coverage(text: str) -> CoverageRule:
-    rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
-    if text not in rules:
-        raise ValueError(f"{text!r} is neither 'full' nor 'any'")
-    return rules[text]
-
-
-def _parse_verify(text: str) -> VerifyRule:
-    try:
-        return VerifyRule(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is none of 'full', 'dirty' and 'off'") from None
-
-
-def _parse_handover(text: str) -> HandoverRule:
-    try:
-        return HandoverRule(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is none of 'auto', 'session' and 'plain'") from None
-
-
-def _parse_endpoint(text: str) -> str:
-    kind, colon, _ = text.partition(":")
-    if not colon or not kind.isalnum():
-        raise ValueError(f"{text!r} is not a server endpoint, like tcp:10809 or unix:/run/nbd")
-    return text
-
-
-def _parse_http_place(text: str) -> Place:
-    """Return where HTTP is served: a port alone is one of this host's own."""
-    if text.isdigit():
-        return Address.tcp("127.0.0.1", parse_port(text))
-    if text.startswith("/"):
-        return Address.unix(parse_socket_path(text))
-    host, _, port = text.rpartition(":")
-    try:
-        parsed = parse_host(host.removeprefix("[").removesuffix("]"))
-    except BadAddress:
-        return _parse_endpoint(text)
-    return Address.tcp(parsed, parse_port(port))
-
-
-def _parse_count(text: str) -> int:
-    return parse_bytes(text, lowest=1, highest=100000)
-
-
-def _parse_connections(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
-        raise ValueError(f"{text!r} is not a number of connections from 1 to {MAX_CONNECTIONS}")
-    return int(text)
-
-
-def _parse_microseconds(text: str) -> int:
-    if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
-        raise ValueError(f"{text!r} is not a number of microseconds from 0 to {MAX_POLL}")
-    return int(text)
-
-
-def _parse_log_format(text: str) -> LogFormat:
-    for form in FORMATS:
-        if text == form:
-            return form
-    raise ValueError(f"{text!r} is none of 'text', 'json' and 'flexnbd'")
-
-
-def _parse_log_level(text: str) -> tuple[str, str]:
-    namespace, equals, level = text.rpartition("=")
-    if not equals or not namespace or level not in LEVELS:
-        raise ValueError(f"{text!r} is not NAMESPACE=LEVEL with a level of {', '.join(LEVELS)}")
-    return shown_namespace(namespace), level
-
-
-def _parse_tls(text: str) -> TLSRule:
-    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
-    if text not in rules:
-        raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
-    return rules[text]
-
+from flexmigrate.option_kinds import Flag, Option, Words
+from flexmigrate.option_values import (
+    parse_bps,
+    parse_bytes,
+    parse_connections,
+    parse_count,
+    parse_coverage,
+    parse_endpoint,
+    parse_export,
+    parse_handover,
+    parse_http_place,
+    parse_log_format,
+    parse_log_level,
+    parse_microseconds,
+    parse_path,
+    parse_remote_port,
+    parse_size,
+    parse_tls,
+    parse_verify,
+)
 
 METRICS = Option(
     "metrics",
@@ -278,7 +48,7 @@ METRICS = Option(
     "offer metrics for Prometheus at http://PLACE/metrics: PORT (of 127.0.0.1), HOST:PORT, a path"
     " beginning with / (a UNIX socket), or any Twisted server endpoint; whoever can connect there"
     " can read them (default: don't, and measure nothing)",
-    _parse_http_place,
+    parse_http_place,
 )
 
 WEB = Option(
@@ -287,7 +57,7 @@ WEB = Option(
     "PLACE",
     "offer a page that shows what goes on, a migration above all, at http://PLACE/, given as for"
     " --metrics; it can change nothing, and whoever can connect there can see it (default: don't)",
-    _parse_http_place,
+    parse_http_place,
 )
 
 VERBOSE = Flag("verbose", "v", "log everything")
@@ -298,7 +68,7 @@ LOG_FORMAT = Option(
     "",
     "text|json|flexnbd",
     "layout of the log's lines (default: text)",
-    _parse_log_format,
+    parse_log_format,
 )
 LOG_LEVEL = Option(
     "log-level",
@@ -307,7 +77,7 @@ LOG_LEVEL = Option(
     "lowest level to log of a part of the program, named as in the log: migration=debug,"
     " twisted=info; debug, info, warn, error or critical; can be repeated, and comes before -v and"
     " -q (default: info for all of flexmigrate, warn for what it uses)",
-    _parse_log_level,
+    parse_log_level,
     repeatable=True,
 )
 LOG_REQUESTS = Flag(
@@ -323,7 +93,7 @@ CONFIG = Option(
     "FILE",
     "a TOML file with options, by their long names; the command line comes before it"
     " (default: none)",
-    _parse_path,
+    parse_path,
 )
 
 LISTEN_ADDR = Option(
@@ -343,7 +113,7 @@ REMOTE_ADDR = Option(
     " socket, which has no port)",
     parse_place,
 )
-REMOTE_PORT = Option("port", "p", "PORT", "TCP port of the other server", _parse_remote_port)
+REMOTE_PORT = Option("port", "p", "PORT", "TCP port of the other server", parse_remote_port)
 BIND = Option(
     "bind",
     "b",
@@ -352,7 +122,7 @@ BIND = Option(
     parse_host,
 )
 FILE = Option(
-    "file", "f", "FILE", "the image: a file or a block device, which must exist", _parse_path
+    "file", "f", "FILE", "the image: a file or a block device, which must exist", parse_path
 )
 OPEN_SOCK = Option(
     "sock",
@@ -379,7 +149,7 @@ EXPORTS = Option(
     "NAME[=FILE]",
     "offer the image FILE under NAME, at most 4096 bytes; can be repeated. Without =FILE, the name"
     ' under which --file is offered (default: "", the default export)',
-    _parse_export,
+    parse_export,
     repeatable=True,
 )
 DEFAULT_EXPORT = Option(
@@ -387,10 +157,10 @@ DEFAULT_EXPORT = Option(
     "",
     "NAME",
     "the export that clients get who name none (default: the first)",
-    _parse_export,
+    parse_export,
 )
 EXPORT = Option(
-    "export", "", "NAME", "which of the server's exports (default: the only one)", _parse_export
+    "export", "", "NAME", "which of the server's exports (default: the only one)", parse_export
 )
 LISTEN_EXPORT = Option(
     "export",
@@ -398,24 +168,24 @@ LISTEN_EXPORT = Option(
     "NAME",
     "name under which the image is received, and then served; who names none gets it, too"
     ' (default: "")',
-    _parse_export,
+    parse_export,
 )
 STATUS_EXPORT = Option(
-    "export", "", "NAME", "which of the server's exports (default: the default one)", _parse_export
+    "export", "", "NAME", "which of the server's exports (default: the default one)", parse_export
 )
 REMOTE_EXPORT = Option(
     "remote-export",
     "",
     "NAME",
     'name of the export at the destination (default: "", its default export)',
-    _parse_export,
+    parse_export,
 )
 CONNECTIONS = Option(
     "connections",
     "",
     "N",
     "connections to use, 1 to 16, where the destination takes several (default: 4)",
-    _parse_connections,
+    parse_connections,
 )
 DROP_CACHE = Flag(
     "drop-cache",
@@ -431,7 +201,7 @@ ENDPOINT = Option(
     "listen there, too: any Twisted server endpoint, such as tcp:10809, unix:/run/nbd or"
     " systemd:domain=INET:index=0; can be repeated. With it, --addr can be left out (default:"
     " listen at --addr only)",
-    _parse_endpoint,
+    parse_endpoint,
     repeatable=True,
 )
 MAX_CLIENTS = Option(
@@ -439,7 +209,7 @@ MAX_CLIENTS = Option(
     "",
     "N",
     "connections at the same time, 1 to 100000 (default: 1000)",
-    _parse_count,
+    parse_count,
 )
 POLL = Option(
     "poll-us",
@@ -447,7 +217,7 @@ POLL = Option(
     "N",
     "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
     " 10000; 0 turns it off (default: 200)",
-    _parse_microseconds,
+    parse_microseconds,
 )
 TLS = Option(
     "tls",
@@ -455,7 +225,7 @@ TLS = Option(
     "off|on|require",
     "whether connections are encrypted: never, if the other side asks for it, or always"
     " (default: off)",
-    _parse_tls,
+    parse_tls,
 )
 TLS_CERTIFICATES = Option(
     "tls-certificates",
@@ -463,7 +233,7 @@ TLS_CERTIFICATES = Option(
     "DIR",
     "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
     " client-key.pem (default: none, and so no TLS)",
-    _parse_path,
+    parse_path,
 )
 TLS_VERIFY_PEER = Flag(
     "tls-verify-peer",
@@ -475,7 +245,7 @@ TLS_HOSTNAME = Option(
     "",
     "NAME",
     "name that the other server's certificate must have (default: the address connected to)",
-    _parse_path,
+    parse_path,
 )
 READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
 REBIND_ADDR = Option(
@@ -491,7 +261,7 @@ REBIND_PORT = Option(
     "",
     "PORT",
     "TCP port to serve on then (default: that of --port if --rebind-addr is given)",
-    _parse_remote_port,
+    parse_remote_port,
 )
 COVERAGE = Option(
     "coverage",
@@ -499,14 +269,14 @@ COVERAGE = Option(
     "full|any",
     "how much a sender must have written, zeroed or trimmed for the migration to count: every byte,"
     " or anything (default: full)",
-    _parse_coverage,
+    parse_coverage,
 )
 PEER_JOURNAL = Option(
     "peer-journal",
     "",
     "FILE",
     "a copy of the other side's journal, its IMAGE.handover (default: judge by our own)",
-    _parse_path,
+    parse_path,
 )
 PEER = Option(
     "peer",
@@ -545,7 +315,7 @@ LIMIT = Option(
     "m",
     "N",
     "send at most N bytes per second; K, M, G and T are powers of 1024 (default: 0, no limit)",
-    _parse_bps,
+    parse_bps,
 )
 CONVERGE = Option(
     "converge",
@@ -587,7 +357,7 @@ HANDOVER = Option(
     "how to settle who owns the image: by a session with a journal at each end, which the other"
     " server has to know, plainly as every NBD server understands it, or whichever it can"
     " (default: auto)",
-    _parse_handover,
+    parse_handover,
 )
 VERIFY = Option(
     "verify",
@@ -595,7 +365,7 @@ VERIFY = Option(
     "full|dirty|off",
     "what to compare with the destination, by digests, before it is handed over by a session: all,"
     " what clients have changed since it was first sent, or nothing (default: full)",
-    _parse_verify,
+    parse_verify,
 )
 FROM = Option(
     "from",
@@ -605,7 +375,7 @@ FROM = Option(
     parse_bytes,
 )
 SIZE = Option(
-    "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", _parse_size
+    "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", parse_size
 )
 ACL_WORDS = Words(
     "ACL_ENTRY",

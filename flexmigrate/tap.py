@@ -19,7 +19,8 @@ from flexmigrate.commands import COMMANDS, parse
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.log.observer import LineObserver
-from flexmigrate.options import QUIET, VERBOSE, Flag, Option
+from flexmigrate.option_kinds import Flag, Option
+from flexmigrate.options import QUIET, VERBOSE
 
 PROG = "twistd flexmigrate"
 

@@ -21,7 +21,9 @@ from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
+from flexmigrate.option_kinds import Given, Option
 from flexmigrate.options import (
+    ACL_WORDS,
     BIND,
     CONVERGE,
     CONVERGE_TIMEOUT,
@@ -43,8 +45,6 @@ from flexmigrate.options import (
     TLS_CERTIFICATES,
     TLS_HOSTNAME,
     TLS_VERIFY_PEER,
-    Given,
-    Option,
 )
 
 _NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
@@ -143,7 +143,7 @@ def acl_of(given: Given) -> tuple[str, ...]:
     try:
         AccessList(given.words)
     except BadEntry as error:
-        raise UsageError(f"{given.words_name}: {error}") from error
+        raise UsageError(f"{given.name_of(ACL_WORDS)}: {error}") from error
     return tuple(given.words)
 
 

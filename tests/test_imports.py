@@ -27,8 +27,8 @@ STOREYS = (
     ("proxy", "control", "migration", "web"),
     ("service",),
     (
-        *("options", "together", "config_file", "commands", "completion", "watch", "cli"),
-        *("doctor", "tap", "testing", "whose"),
+        *("option_kinds", "option_values", "options", "together", "config_file", "commands"),
+        *("completion", "watch", "cli", "doctor", "tap", "testing", "whose"),
     ),
     ("__main__",),
 )
@@ -45,7 +45,8 @@ NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "tim
 
 # Before one of these has been told what to do, no reactor is loaded: the answer has to be quick.
 WITHOUT_TWISTED = (
-    *("options", "together", "config_file", "commands", "cli", "config", "errors", "status"),
+    *("option_kinds", "option_values", "options", "together", "config_file", "commands", "cli"),
+    *("config", "errors", "status"),
     *("wire", "display", "fields", "history", "units", "watch"),
 )
 WITHOUT_TWISTED_EITHER = (

@@ -34,7 +34,8 @@ from flexmigrate.control.grammar import (
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.net.address import Address
-from flexmigrate.options import Flag, parse_bytes
+from flexmigrate.option_kinds import Flag
+from flexmigrate.option_values import parse_bytes
 
 HERE = (Address.tcp("10.0.0.1", 10809),)
 DISK = (ExportConfig("", "disk"),)

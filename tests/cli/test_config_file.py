@@ -14,7 +14,7 @@ from flexmigrate import cli
 from flexmigrate.commands import COMMANDS, file_settings, parse
 from flexmigrate.config import Config, ListenConfig, ServeConfig
 from flexmigrate.errors import UsageError
-from flexmigrate.options import Flag, Words
+from flexmigrate.option_kinds import Flag, Words
 from support.processes import TESTS
 
 SERVE = 'addr = "10.0.0.1"\nport = 10809\nfile = "disk"\n'

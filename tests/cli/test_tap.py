@@ -21,7 +21,7 @@ from flexmigrate import tap
 from flexmigrate.commands import COMMANDS, parse
 from flexmigrate.errors import ImageError, UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.options import Flag
+from flexmigrate.option_kinds import Flag
 
 ROOT = Path(flexmigrate.__file__).parents[1]
 SERVE = "serve 10.0.0.0/8 --addr 10.0.0.1 -p 10809 --file disk ::1"
