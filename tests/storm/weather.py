@@ -11,6 +11,7 @@ import errno
 import signal
 import threading
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -54,7 +55,7 @@ class End:
         self.address = storm.folder / f"{name}.nbd"
         self.finished = False
         self.lives: list[Child] = []
-        self._dealt: dict[int, signal.Signals] = {}
+        self._dealt: defaultdict[int, set[int]] = defaultdict(set)
 
     @property
     def state(self) -> State:
@@ -68,7 +69,7 @@ class End:
     def deal(self, number: signal.Signals) -> None:
         """Send its process a signal."""
         child = self.lives[-1]
-        self._dealt[child.pid] = number
+        self._dealt[child.pid].add(number)
         with contextlib.suppress(ProcessLookupError):
             child.send(number)
 
@@ -112,10 +113,10 @@ class End:
             self.storm.relay.lead_to("127.0.0.1", _port(child))
 
     def _judge(self, child: Child, status: int) -> None:
-        dealt = self._dealt.get(child.pid)
+        dealt = self._dealt[child.pid]
         # SIGTERM ends at once what is only starting, and has done nothing.
         by_signal = status == -9 or (status == -15 and not child.lines)
-        if status not in (0, 1) and not (by_signal and dealt == -status):
+        if status not in (0, 1) and not (by_signal and -status in dealt):
             raise Violation(f"{self.name}: status {status}\n{child.story()}")
         if self.name == "source":
             self._judge_source(child, status, dealt)
@@ -124,11 +125,11 @@ class End:
         elif status == 0:
             raise Violation(f"the destination ended with 0, and is no owner\n{child.story()}")
 
-    def _judge_source(self, child: Child, status: int, dealt: signal.Signals | None) -> None:
+    def _judge_source(self, child: Child, status: int, dealt: set[int]) -> None:
         state, plain = self.state, self.storm.plan.plain
         if status == 0 and state is State.COMMITTED:
             raise Violation(f"the source ended with 0 in the midst of it\n{child.story()}")
-        if status == 0 and state is not State.DONE and dealt is None:
+        if status == 0 and state is not State.DONE and not dealt:
             raise Violation(f"the source ended with 0 unasked\n{child.story()}")
         if status == 0 and state is State.DONE and not self.storm.destination.owns():
             raise Violation(f"the source ended with 0, and there is no owner\n{child.story()}")

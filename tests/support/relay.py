@@ -166,12 +166,18 @@ class Relay:
                 taker.sendall(piece)
                 if to_target:
                     self._count(len(piece))
-            if to_target or not self._secretive:
+            # Not what looks like an end because it was cut: no network tells one side of a close
+            # that the other side has not made.
+            if (to_target or not self._secretive) and self._is_open(giver):
                 taker.shutdown(socket.SHUT_WR)
         except OSError:
             # What one end sees is what the other end is to see.
             _reset(giver)
             _reset(taker)
+
+    def _is_open(self, sock: socket.socket) -> bool:
+        with self._changed:
+            return sock in self._open
 
     def _stops(self, piece: bytes, target: socket.socket) -> bool:
         """Whether what was waited for is in *piece*; the last requests come one by one."""

@@ -74,6 +74,15 @@ def test_a_cut_resets_what_there_is_and_lets_in_what_comes(network: Network) -> 
     assert receive(far, 1) == b"x"
 
 
+def test_a_cut_never_looks_like_a_close(network: Network) -> None:
+    for _ in range(300):
+        near, far = network.connect()
+        network.relay.cut()
+        for end in (near, far):
+            with pytest.raises(ConnectionResetError):
+                assert end.recv(1) == b"reset", "it was closed in good order"
+
+
 def test_a_cut_can_wait_for_so_many_bytes(network: Network) -> None:
     near, far = network.connect()
     network.relay.cut_after(10)
