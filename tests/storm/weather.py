@@ -62,6 +62,11 @@ class End:
         """What its journal says."""
         return look(str(self.image)).state
 
+    @property
+    def was_killed(self) -> bool:
+        """Whether any of its processes was, as far as the storm knows."""
+        return any(signal.SIGKILL in each for each in self._dealt.values())
+
     def has_said(self, text: str) -> bool:
         """Whether one of its processes has logged that."""
         return any(text in line for child in self.lives for line in child.lines)
@@ -131,7 +136,9 @@ class End:
             raise Violation(f"the source ended with 0 in the midst of it\n{child.story()}")
         if status == 0 and state is not State.DONE and not dealt:
             raise Violation(f"the source ended with 0 unasked\n{child.story()}")
-        if status == 0 and state is State.DONE and not self.storm.destination.owns():
+        destination = self.storm.destination
+        taken = destination.owns() or (plain and destination.was_killed)  # docs/migration.rst
+        if status == 0 and state is State.DONE and not taken:
             raise Violation(f"the source ended with 0, and there is no owner\n{child.story()}")
         self.finished = state is State.DONE or (plain and state is State.COMMITTED)
 
@@ -285,6 +292,8 @@ class Storm:
         if not self.source.finished:
             return False
         if self.plan.plain and self.source.state is State.COMMITTED:
+            return True
+        if self.plan.plain and self.destination.was_killed and not self.destination.owns():
             return True
         return self.connected_to == "destination"
 
