@@ -178,7 +178,14 @@ class Attempt:
         if self._handing_over.is_session and self._client.session is not None:
             answer = parse_answer(self._client.session)
         verifier = self._verifier = new_verifier(
-            self._gift.verify, answer, export, self._client, dirty, self._progress, self._about
+            self._gift.verify,
+            answer,
+            export,
+            self._client,
+            dirty,
+            self._progress,
+            self._reactor,
+            self._about,
         )
         self._copier = Copier(
             self._reactor,
@@ -449,7 +456,7 @@ class Attempt:
         return done
 
     async def _followed(self, sending: Coroutine[Any, Any, int]) -> None:
-        """Send a pass; the first, in which all is sent, is compared as far as it has come."""
+        """Send a pass; the first, which has the most to send, is compared as far as it is."""
         verifier, copying = self._verifier, self._copying
         if verifier is None or self.passes > 1 or self._gift.verify is not VerifyRule.FULL:
             await sending

@@ -144,6 +144,8 @@ def store(disk: Disk, path: str, record: Record) -> None:
 def encode(record: Record) -> bytes:
     """Return the bytes of a journal."""
     body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+    if not record.awaited_at:
+        del body["awaited_at"]  # those who came before don't know it
     body["version"] = VERSION
     body["checksum"] = _checksum(body)
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())

@@ -342,7 +342,7 @@ class Ownership:
         """The source knows that the image is ours."""
         record = self.record
         if record is not None and record.state is State.OWNER and not record.acknowledged:
-            self._write(replace(record, acknowledged=True))
+            self._write(replace(record, acknowledged=True, awaited_at=()))
 
     @property
     def awaited_at(self) -> tuple[str, ...]:

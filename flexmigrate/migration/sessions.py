@@ -13,10 +13,10 @@ Which answer is right is ``ownership``'s affair.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
-from twisted.internet.defer import Deferred, succeed
+from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -54,6 +54,10 @@ LINGER_SECONDS = 10.0
 connection has ended without a word that it knows."""
 
 
+JUDGED_AT_ONCE = 4
+"""Requests to compare that are carried out side by side; the others wait."""
+
+
 class ReceivingSession(OpenSession):
     """See the module.
 
@@ -77,6 +81,8 @@ class ReceivingSession(OpenSession):
         self._linger: IDelayedCall | None = None
         self._waiter: Deferred[bool] | None = None
         self._is_acknowledged = False
+        # What is written meanwhile needs threads, too.
+        self._judging = DeferredSemaphore(JUDGED_AT_ONCE)
         self._linger_seconds = LINGER_SECONDS
 
     # Who gets in
@@ -202,7 +208,10 @@ class ReceivingSession(OpenSession):
         image = core.export.image
         if not isinstance(image, Image):
             return _refused("storage that is no file can't be compared")
-        return core.export.background.run(judge, image, claims).addCallback(found)
+        judging: Deferred[list[bool]] = self._judging.run(
+            core.export.background.run, judge, image, claims
+        )
+        return judging.addCallback(found)
 
     async def _prepare(self, connection: NBDServerProtocol, claimed: str | None) -> Outcome:
         if not connection.seal():
@@ -334,10 +343,14 @@ class ServingSession(OpenSession):
     """See the module.
 
     :param find: returns what the export of that name has; None if there is none.
+    :param told: called once a source has been told that its image is here.
     """
 
-    def __init__(self, find: Callable[[str], Held | None]) -> None:
+    def __init__(
+        self, find: Callable[[str], Held | None], told: Callable[[], object] = lambda: None
+    ) -> None:
         self._find = find
+        self._told = told
 
     def options(self) -> Mapping[int, PrivateOption]:
         """It can be asked, and a handover can be settled; a migration finds a plain server."""
@@ -393,37 +406,85 @@ class ServingSession(OpenSession):
         held = self._held(connection)
         if held is None or opening_of(connection) is None:
             return succeed(True)
-        return acknowledge(held.ownership, held.background).addCallback(lambda _: True)
+        return acknowledge(held.ownership, held.background).addCallback(self._was_told)
+
+    def _was_told(self, _: None) -> bool:
+        self._told()
+        return True
 
     def _held(self, connection: NBDServerProtocol) -> Held | None:
         export = connection.export
         return None if export is None else self._find(export.name)
 
 
-class AnsweringSession(ServingSession):
-    """Of an address at which nothing is served: only a source is awaited there, whose image is
-    here, and that doesn't know.
+class AnsweringSession(OpenSession):
+    """Of an address at which nothing is served: only sources are awaited there, whose images are
+    here, and that don't know.
 
-    :param answered: called once one knows.
+    :param held: the images.
+    :param told: called once a source has been told, whatever came of recording that.
     """
 
-    def __init__(self, find: Callable[[str], Held | None], answered: Callable[[], object]) -> None:
-        super().__init__(find)
-        self._answered = answered
+    def __init__(self, held: Sequence[Held], told: Callable[[], object]) -> None:
+        self._held = held
+        self._told = told
+
+    def options(self) -> Mapping[int, PrivateOption]:
+        """A handover can be settled."""
+        return {SESSION_OPTION: self._answer}
+
+    def _answer(self, data: bytes) -> Replies:
+        opening = parse_opening(data)
+        held = self._of(opening)
+        if held is None:
+            return [(OptionReply.ERR_POLICY, b"only a committed handover is settled here")]
+        return answer(opening, held.ownership, held.size, held.full_name, None)
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Nobody else goes any further."""
-        if opening_in(private) is None:
+        opening = opening_in(private)
+        if opening is None or self._of(opening) is None:
             return "nothing is served at this address"
-        return super().gate(export, private)
+        return None
+
+    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
+        """Nothing is changed here."""
+        connection.seal()
+        return None
+
+    def private(
+        self,
+        connection: NBDServerProtocol,
+        command: int,
+        offset: int,
+        length: int,
+        payload: bytes,
+    ) -> Deferred[bytes] | None:
+        """COMMIT is answered: the image is here."""
+        held = self._of(opening_of(connection))
+        if held is None or command != PrivateCommand.COMMIT:
+            return None
+        if offset or length:
+            return _refused("neither offset nor length belong there")
+        return succeed(Outcome(held.ownership.state).encode())
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
-        """It knows that the image is here."""
-        return super().disconnecting(connection).addCallback(self._was_answered)
+        """The source knows now."""
+        held = self._of(opening_of(connection))
+        if held is None:
+            return succeed(True)
+        return acknowledge(held.ownership, held.background).addCallback(self._was_told)
 
-    def _was_answered(self, accepted: bool) -> bool:
-        self._answered()
-        return accepted
+    def _was_told(self, _: None) -> bool:
+        self._told()
+        return True
+
+    def _of(self, opening: Opening | None) -> Held | None:
+        """Return the image that came by the session that *opening* is to settle."""
+        if opening is None or opening.purpose is not Purpose.SETTLE:
+            return None
+        fitting = (each for each in self._held if each.ownership.settles(opening) is None)
+        return next(fitting, None)
 
 
 def _refused(text: str) -> Deferred[bytes]:

@@ -20,9 +20,10 @@ what its clients would read: whether the disk keeps that is the flush's affair.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, DeferredSemaphore
+from twisted.internet.task import deferLater
 from twisted.logger import Logger
 
 from flexmigrate.client.splitting import all_of
@@ -61,7 +62,7 @@ BATCHES = 4
 """Requests under way: one side hashes what the other has hashed before, and neither waits."""
 
 MOST_BEHIND = 16
-"""The same, while a pass is sent: they stand in the queue behind what it sends."""
+"""The same of a pass that is followed: they stand in the queue behind what it sends."""
 
 MOST_ZEROES = 64 * 1024 * 1024
 """How long a range may be of which it is said that it reads as zeroes: it need not be a hole at the
@@ -70,6 +71,10 @@ destination, which has to read it then."""
 MOST_BYTES = 1024 * 1024 * 1024
 """What all claims of a request may be about: no more than a slow disk reads before anybody gets
 impatient."""
+
+CLIENTS_SHARE = 8
+"""Clients that are at work have so many times as long as hashing took, before there is more of
+that: on either side it needs a core. Parked ones aren't at work."""
 
 MOST_WALKS = 4
 """Walks in a row, over what clients disturbed by writing, before that is left to a later pass."""
@@ -93,6 +98,7 @@ class Verifier:
     """A source's side, in one attempt.
 
     :param dirty: what is still to be sent; what turns out to differ is marked there.
+    :param clients_turns: tells how often clients have had a turn.
     :param everything: whether all of the image is unverified in the beginning, or nothing.
     :param about: the migration, for logs.
     :ivar unverified: what was sent, or never looked at, and not found equal since.
@@ -107,10 +113,14 @@ class Verifier:
         client: Asked,
         dirty: DirtyMap,
         progress: Progress,
+        reactor: Any,
+        clients_turns: Callable[[], int],
         *,
         everything: bool,
         about: object = None,
     ) -> None:
+        self._reactor = reactor
+        self._clients_turns = clients_turns
         self._image = image
         self._background = background
         self._client = client
@@ -121,6 +131,7 @@ class Verifier:
         self._data = _NO_DATA
         self._at = 0
         self._reached: Callable[[], int] | None = None
+        self._is_following = False
         self._waiting: list[Deferred[None]] = []
         self._hashing = DeferredSemaphore(BATCHES)
         self._expects_equal = True
@@ -163,7 +174,13 @@ class Verifier:
         :raises MigrationError: it can't be compared.
         """
         self._reached = reached
-        await self._walk(MOST_BEHIND)
+        self._is_following = True
+        self._hashing = DeferredSemaphore(2)
+        try:
+            await self._walk(MOST_BEHIND)
+        finally:
+            self._is_following = False
+            self._hashing = DeferredSemaphore(BATCHES)
 
     def advanced(self) -> None:
         """The pass that is followed has come further."""
@@ -172,6 +189,9 @@ class Verifier:
 
     def end_following(self) -> None:
         """The pass is over: ``follow`` ends once all was compared."""
+        self._wait_no_more()
+
+    def _wait_no_more(self) -> None:
         self._reached = None
         self._go_on()
 
@@ -180,9 +200,9 @@ class Verifier:
         return self._reached is not None and self._reached() - self._at < BATCH_BYTES + self._chunk
 
     def _go_on(self) -> None:
-        waiting, self._waiting = self._waiting, []
-        for each in waiting:
-            each.callback(None)
+        for _ in range(len(self._waiting)):
+            if self._waiting:
+                self._waiting.pop(0).callback(None)
 
     async def compare(self) -> bool:
         """Compare what is unverified, and isn't dirty; what differs is dirty then.
@@ -229,7 +249,7 @@ class Verifier:
                     return
         except BaseException:
             self._at = self._image.size  # the others need not go on
-            self.end_following()
+            self._wait_no_more()
             raise
 
     # What to compare
@@ -238,9 +258,11 @@ class Verifier:
         """Return the next (offset, length, is a hole), whose marks are cleared."""
         batch: list[tuple[int, int, bool]] = []
         data = total = 0
+        # Several times as many batches are under way while a pass is followed.
+        most = MOST_BYTES * BATCHES // MOST_BEHIND if self._is_following else MOST_BYTES
         while (
             data < BATCH_BYTES
-            and total <= MOST_BYTES - MOST_ZEROES
+            and total <= most - MOST_ZEROES
             and len(batch) < BATCH_CLAIMS
             and (found := self._next_range()) is not None
         ):
@@ -332,11 +354,18 @@ class Verifier:
             self._judge(claim, equal)
 
     async def _digests(self, data: list[tuple[int, int]]) -> list[bytes]:
-        """Hash, some batches at a time: clients need the processor, too."""
-        digests: list[bytes] = await self._hashing.run(
-            self._background.run, digests_of, self._image, data
-        )
-        return digests
+        """Hash, some batches at a time."""
+        hashing = self._hashing
+        await hashing.acquire()
+        try:
+            began, turns = self._reactor.seconds(), self._clients_turns()
+            digests = await self._background.run(digests_of, self._image, data)
+            if self._clients_turns() != turns:
+                took = self._reactor.seconds() - began
+                await deferLater(self._reactor, CLIENTS_SHARE * took)
+            return digests
+        finally:
+            hashing.release()
 
     def _judge(self, claim: Claim, equal: bool) -> None:
         if equal:
@@ -344,8 +373,10 @@ class Verifier:
             self._progress.compared += claim.length
             return
         disturbed = next(self._dirty.runs(claim.offset, claim.length), None) is not None
-        if disturbed and self._expects_equal:
-            # Only what was written is sent: the rest is compared once more.
+        if (disturbed or self._is_following) and self._expects_equal:
+            # Only what was written is sent: the rest is compared once more. What differs though
+            # nothing was written may be changing in a thread now, so that isn't judged while there
+            # is time to ask again.
             self._disturbed += 1
             self.unverified.mark(claim.offset, claim.length)
             return
@@ -363,6 +394,7 @@ def new_verifier(
     client: Asked,
     dirty: DirtyMap,
     progress: Progress,
+    reactor: Any,
     about: object = None,
 ) -> Verifier | None:
     """Return what compares as *rule* says, or None, and say so, where it can't be done.
@@ -380,7 +412,15 @@ def new_verifier(
         return None
     everything = rule is VerifyRule.FULL
     return Verifier(
-        image, export.background, client, dirty, progress, everything=everything, about=about
+        image,
+        export.background,
+        client,
+        dirty,
+        progress,
+        reactor,
+        lambda: export.turns,
+        everything=everything,
+        about=about,
     )
 
 

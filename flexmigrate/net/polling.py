@@ -104,7 +104,8 @@ class Poller:
         return monotonic() >= self._turn_ends
 
     def look(self, receive: Callable[[int], int]) -> int:
-        """Call *receive* until it returns something else than -1, or the time is over.
+        """Call *receive* until it returns something else than -1, or the time is over; where it
+        brings something at once, perhaps once more after a nap. Return what it has come to.
 
         :param receive: receives behind so many bytes that were received before, and returns how
             many it received, or something less than 1.
@@ -134,7 +135,7 @@ class Poller:
 
     def _nap(self, size: int) -> bool:
         """The client was ahead: *size* bytes were there before it could know of its answers. Let
-        more come, and return True, if that has proved worthwhile.
+        more come, and return True, unless that has just proved not to be worthwhile.
         """
         if self._rest:
             self._rest -= 1

@@ -199,12 +199,15 @@ class _StreamMixin(_Connection):
 
         :param behind: how many bytes were received there before.
         """
+        if self._lost:
+            return _LOST
         try:
             buffer = self.protocol.get_buffer()
             return self.socket.recv_into(buffer[behind:] if behind else buffer)
         except BlockingIOError:
             return _NOTHING
         except OSError:
+            self._lost = True  # the kernel tells it once
             return _LOST
 
     # Sending

@@ -34,8 +34,8 @@ class Payload:
         self.remaining = length
 
     def portion(self, available: int) -> int:
-        """Return how many of *available* bytes to take now; the others are offered again, with
-        more behind them.
+        """Return how many of *available* bytes to take now; the others are offered again, at once
+        or, after a 0, with more behind them.
         """
         return min(available, self.remaining)
 

@@ -1,25 +1,29 @@
-"""Answering the source of an image that is here, and served here, but of which it doesn't know.
+"""Answering the sources of images that are here, and served here, but of which they don't know.
 
-It was sent to another address than clients are served at, and asks there. The ``listen`` that
-received the image has ended, so that it could be served; whoever serves it listens there, too,
-until the source has been told. Not for ever, though: the next image may be meant to come that way.
+Such a source was cut off before its destination's answer came. It asks where it had sent the image,
+which may be another address than clients are served at: the ``listen`` that received it has ended,
+so that it could be served. Whoever serves it listens there, too, until the source has been told.
+Not for ever, though: the next image may be meant to come that way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
-from twisted.internet.defer import Deferred
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.migration.sessions import AnsweringSession, Held
+from flexmigrate.migration.sessions import AnsweringSession
+from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address, BadAddress, parse_shown
-from flexmigrate.server.factory import NBDServerFactory, Session
+from flexmigrate.server.export import Export, ExportDirectory
+from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import Host
 from flexmigrate.service.port import ListeningPort
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.handshake import ExportInfo
 
 log = Logger()
 
@@ -27,66 +31,111 @@ ANSWERING_SECONDS = 3600.0
 """How long that may take, from when the server is started."""
 
 
+class _AnyName(ExportDirectory):
+    """One export, whatever it is asked for as: the image may be served under another name than it
+    was received under. Nothing is done to it: its connections only settle.
+    """
+
+    def __init__(self, export: Export) -> None:
+        super().__init__([export], listable=False)
+        self._export = export
+
+    def export(self, name: str) -> Export:
+        """Return it."""
+        return self._export
+
+    def find(self, name: str) -> ExportInfo | None:
+        """Return what to tell about it."""
+        return self._export.info
+
+
+class _Place(NamedTuple):
+    """An address at which sources may ask, as the journals have it, and who listens there."""
+
+    text: str
+    listening: ListeningPort
+    factory: NBDServerFactory
+
+
 class Answering:
     """The addresses at which sources may ask, as far as they can be had.
 
-    :param find: returns what the export of that name has; None if there is none.
-    :param new_factory: makes the factory of a session.
+    :param tls_context: of the server, or None: who asks need not use it.
     """
 
     def __init__(
-        self,
-        reactor: Any,
-        find: Callable[[str], Held | None],
-        new_factory: Callable[[Session], NBDServerFactory],
+        self, reactor: Any, hosts: Sequence[Host], acl: AccessList, tls_context: Any
     ) -> None:
         self._reactor = reactor
-        self._find = find
-        self._new_factory = new_factory
-        self._ports: list[tuple[ListeningPort, NBDServerFactory]] = []
+        self._hosts = hosts
+        self._acl = acl
+        self._tls_context = tls_context
+        self._places: list[_Place] = []
         self._end: IDelayedCall | None = None
 
-    def open(self, hosts: Iterable[Host]) -> None:
-        """Listen for the sources of *hosts*; what can't be had is told of, and no more."""
-        for host in hosts:
-            for text in host.ownership.awaited_at:
-                try:
-                    self._listen(parse_shown(text), host)
-                except BadAddress as error:
-                    log.warn("{path}: {error}", path=host.image.path, error=error)
-        if self._ports:
+    def open(self, served_at: Iterable[Address | None]) -> None:
+        """Listen for the sources; what can't be had is told of, and no more.
+
+        :param served_at: the server's own addresses, where they are answered anyway.
+        """
+        known = {str(each) for each in served_at}
+        texts = {text for host in self._hosts for text in host.ownership.awaited_at}
+        for text in sorted(texts - known):
+            try:
+                self._listen(text, parse_shown(text))
+            except BadAddress as error:
+                log.warn("where a source may ask: {error}", error=error)
+        if self._places:
             self._end = self._reactor.callLater(ANSWERING_SECONDS, self._give_up)
+
+    def _listen(self, text: str, address: Address) -> None:
+        hosts = [host for host in self._hosts if text in host.ownership.awaited_at]
+        one = hosts[0]
+        export = Export(one.export.name, one.image, one.background, read_only=True)
+        factory = NBDServerFactory(
+            self._reactor,
+            _AnyName(export),
+            self._acl,
+            session=AnsweringSession(hosts, self.look),
+            tls=TLSMode.OFF if self._tls_context is None else TLSMode.ON,
+            tls_context=self._tls_context,
+        )
+        listening = ListeningPort(
+            self._reactor, address, factory, what="answering a source that may ask"
+        )
+        self._places.append(_Place(text, listening, factory))
+        listening.open().addErrback(self._not_open, address)
+
+    def _not_open(self, failure: Failure, address: Address) -> None:
+        log.info(
+            "not listening for the source's question on {place}: {error}",
+            place=address,
+            error=failure.getErrorMessage(),
+        )
+
+    def look(self) -> None:
+        """A source may have been told: leave the addresses at which none is awaited any more."""
+        for place in self._places:
+            if not any(place.text in host.ownership.awaited_at for host in self._hosts):
+                place.listening.close()
 
     def _give_up(self) -> None:
         self._end = None
-        for listening, _ in self._ports:
-            listening.close()
+        for place in self._places:
+            place.listening.close()
 
-    def _listen(self, place: Address, host: Host) -> None:
-        def answered() -> None:
-            log.info("the source of {path} knows that it is here", path=host.image.path)
-            listening.close()
-
-        factory = self._new_factory(AnsweringSession(self._find, answered))
-        listening = ListeningPort(
-            self._reactor, place, factory, what="the source is answered, which may ask"
-        )
-        self._ports.append((listening, factory))
-        listening.open().addErrback(self._not_open, place)
-
-    def _not_open(self, failure: Failure, place: Address) -> None:
-        log.info(
-            "not listening for the source's question on {place}: {error}",
-            place=place,
-            error=failure.getErrorMessage(),
-        )
+    def set_acl(self, acl: AccessList) -> None:
+        """Change who may connect."""
+        self._acl = acl
+        for place in self._places:
+            place.factory.set_acl(acl)
 
     async def close(self) -> None:
         """Answer no more."""
         if self._end is not None:
             self._end.cancel()
             self._end = None
-        for listening, factory in self._ports:
-            await listening.close()
-            closing: Deferred[None] = factory.close_clients("this server ends")
-            await closing
+        for place in self._places:
+            await place.listening.close()
+        for place in self._places:
+            await place.factory.close_clients("this server ends")

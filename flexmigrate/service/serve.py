@@ -25,7 +25,7 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import server_context
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory, Session
+from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
 from flexmigrate.server.measuring import Meter
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
@@ -121,20 +121,19 @@ class ServeService(Service):
                 if each.device is None:  # that is still the caller's
                     undo.callback(host.image.close)
             self._by_name = {host.export.name: host for host in self._hosts}
-            factory = self._new_factory(context, ServingSession(self._held))
+            acl = AccessList(config.acl, config.default_deny)
+            self._answering = Answering(reactor, self._hosts, acl, context)
+            factory = self._new_factory(context, acl)
             self.serving = ImageServer(reactor, self._hosts, factory, config.places, lifetime.end)
-            self._answering = Answering(
-                reactor, self._held, lambda session: self._new_factory(context, session)
-            )
             undo.pop_all()  # from here on stopService closes them
 
-    def _new_factory(self, context: Any, session: Session) -> NBDServerFactory:
+    def _new_factory(self, context: Any, acl: AccessList) -> NBDServerFactory:
         config = self._config
         return NBDServerFactory(
             self._reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
-            AccessList(config.acl, config.default_deny),
-            session=session,
+            acl,
+            session=ServingSession(self._held, self._answering.look),
             style=handshake_style(config.oldstyle),
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
@@ -204,8 +203,7 @@ class ServeService(Service):
 
     def _opened(self) -> None:
         self._lifetime.ready(self._describe)
-        # After our own addresses: whoever asks there is answered as well.
-        self._answering.open(self._hosts)
+        self._answering.open(each.address for each in self.ports)
 
     @property
     def ports(self) -> list[ListeningPort]:
@@ -274,7 +272,9 @@ class ServeService(Service):
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list; connected clients that it doesn't allow are closed."""
-        self.serving.set_acl(AccessList(entries, self._config.default_deny))
+        acl = AccessList(entries, self._config.default_deny)
+        self.serving.set_acl(acl)
+        self._answering.set_acl(acl)
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration."""

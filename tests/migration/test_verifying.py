@@ -89,6 +89,7 @@ class VerifierCase(SynchronousTestCase):
         self.destination = Destination(self.copy)
         self.dirty = DirtyMap(size)
         self.progress = Progress(0.0)
+        self.turns = 0
         self.verifier = self.verify()
 
     def make(self, name: str, size: int, data: tuple[tuple[int, int], ...]) -> Image:
@@ -111,6 +112,8 @@ class VerifierCase(SynchronousTestCase):
             self.destination,
             self.dirty,
             self.progress,
+            clock,
+            lambda: self.turns,
             everything=everything,
         )
 

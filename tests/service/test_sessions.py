@@ -193,27 +193,28 @@ class TestTheAnswerToCommitIsLost:
             source.wait_for("is asked again")
             destination.expect_exit(0, 30)
             host, port = destination.listening()
-            place = ("--addr", "127.0.0.1", "--port", "0", "--file", str(servers.copy))
+            other = random_image(servers.folder / "other", SIZE)
+            names = ("--export", f"a={other}", "--export", f"b={servers.copy}")
+            place = ("--addr", "127.0.0.1", "--port", "0", *names)
             server = servers.start("serve", *place)
-            server.wait_for("the source is answered, which may ask")
+            server.wait_for("answering a source that may ask")
             # It's nobody else's address: a client is refused, and finds the image where it is.
             words = ("--from", "0", "--size", "512")
             refused = flexmigrate("read", "--addr", host, "--port", str(port), *words)
             assert refused.returncode == 1
             assert b"nothing is served at this address" in refused.stderr
             host, port = server.listening()
-            found = flexmigrate("read", "--addr", host, "--port", str(port), *words)
+            found = flexmigrate("read", f"nbd://{host}:{port}/b", *words)
             assert found.stdout == servers.copy.read_bytes()[:512]
             relay.start_again()
             source.expect_exit(0)
-            server.wait_for("knows that it is here")
             server.wait_for("no longer at")
             stop(server)
         is_settled(servers)
         again = servers.start("serve", *place)
         again.listening()
         stop(again)
-        assert "the source is answered" not in again.story()
+        assert "answering a source" not in again.story()
 
     def test_an_address_that_another_has_by_then_is_only_told_of(self, servers: Servers) -> None:
         with stopped_at(servers, COMMIT, behind=True) as (_, source, destination):
