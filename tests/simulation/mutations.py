@@ -230,7 +230,7 @@ MUTATIONS = (
     _one(
         "what is prepared is overwritten without a record",
         DestinationHandover.receive,
-        "self._background.run(self.ownership.receive, opening, address)",
+        "self._background.run(self.ownership.receive, opening, address, awaited_at)",
         "self._background.run(int)",
     ),
     Mutation(
