@@ -417,21 +417,17 @@ class ServingSession(OpenSession):
         return None if export is None else self._find(export.name)
 
 
-class AnsweringSession(OpenSession):
+class AnsweringSession(ServingSession):
     """Of an address at which nothing is served: only sources are awaited there, whose images are
-    here, and that don't know.
+    here, and that don't know. An image is found by its session, whatever name it is served under.
 
     :param held: the images.
-    :param told: called once a source has been told, whatever came of recording that.
+    :param told: as of ``ServingSession``.
     """
 
     def __init__(self, held: Sequence[Held], told: Callable[[], object]) -> None:
-        self._held = held
-        self._told = told
-
-    def options(self) -> Mapping[int, PrivateOption]:
-        """A handover can be settled."""
-        return {SESSION_OPTION: self._answer}
+        super().__init__(lambda name: None, told)
+        self._all = held
 
     def _answer(self, data: bytes) -> Replies:
         opening = parse_opening(data)
@@ -442,48 +438,17 @@ class AnsweringSession(OpenSession):
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
         """Nobody else goes any further."""
-        opening = opening_in(private)
-        if opening is None or self._of(opening) is None:
-            return "nothing is served at this address"
-        return None
+        known = self._of(opening_in(private)) is not None
+        return None if known else "nothing is served at this address"
 
-    def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
-        """Nothing is changed here."""
-        connection.seal()
-        return None
-
-    def private(
-        self,
-        connection: NBDServerProtocol,
-        command: int,
-        offset: int,
-        length: int,
-        payload: bytes,
-    ) -> Deferred[bytes] | None:
-        """COMMIT is answered: the image is here."""
-        held = self._of(opening_of(connection))
-        if held is None or command != PrivateCommand.COMMIT:
-            return None
-        if offset or length:
-            return _refused("neither offset nor length belong there")
-        return succeed(Outcome(held.ownership.state).encode())
-
-    def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
-        """The source knows now."""
-        held = self._of(opening_of(connection))
-        if held is None:
-            return succeed(True)
-        return acknowledge(held.ownership, held.background).addCallback(self._was_told)
-
-    def _was_told(self, _: None) -> bool:
-        self._told()
-        return True
+    def _held(self, connection: NBDServerProtocol) -> Held | None:
+        return self._of(opening_of(connection))
 
     def _of(self, opening: Opening | None) -> Held | None:
         """Return the image that came by the session that *opening* is to settle."""
         if opening is None or opening.purpose is not Purpose.SETTLE:
             return None
-        fitting = (each for each in self._held if each.ownership.settles(opening) is None)
+        fitting = (each for each in self._all if each.ownership.settles(opening) is None)
         return next(fitting, None)
 
 

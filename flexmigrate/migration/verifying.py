@@ -72,6 +72,9 @@ MOST_BYTES = 1024 * 1024 * 1024
 """What all claims of a request may be about: no more than a slow disk reads before anybody gets
 impatient."""
 
+HASHED_BEHIND = 2
+"""Of these, so many are hashed at a time: as fast as any link, beside what sending needs."""
+
 CLIENTS_SHARE = 8
 """Clients that are at work have so many times as long as hashing took, before there is more of
 that: on either side it needs a core. Parked ones aren't at work."""
@@ -175,7 +178,7 @@ class Verifier:
         """
         self._reached = reached
         self._is_following = True
-        self._hashing = DeferredSemaphore(2)
+        self._hashing = DeferredSemaphore(HASHED_BEHIND)
         try:
             await self._walk(MOST_BEHIND)
         finally:

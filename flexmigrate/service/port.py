@@ -55,20 +55,16 @@ class ListeningPort:
     @property
     def socket_path(self) -> str | None:
         """The path of the UNIX socket that clients can connect to, if it is one."""
-        port: Any = self._port
-        bound = None if port is None else port.getHost()
-        return os.fsdecode(bound.name or b"") if isinstance(bound, UNIXAddress) else None
+        address = self.address
+        return address.path if address is not None and address.is_unix else None
 
     @property
     def address(self) -> Address | None:
-        """Where clients can connect to, whatever describes it; None where it isn't open."""
+        """Where clients can connect to, whatever describes it; None where it isn't open, or has no
+        name.
+        """
         port: Any = self._port
-        if port is None:
-            return None
-        bound = port.getHost()
-        if isinstance(bound, UNIXAddress):
-            return Address.unix(os.fsdecode(bound.name or b""))
-        return Address.tcp(bound.host, bound.port)
+        return None if port is None else _address_of(port.getHost())
 
     def open(self) -> Deferred[None]:
         """Listen. Fails with CannotListenError or FlexmigrateError."""
@@ -123,8 +119,11 @@ class ListeningPort:
 
 def shown(place: Place, bound: Any) -> str:
     """Return where clients connect to, for the log: what an endpoint's description comes to."""
-    if isinstance(place, Address):
-        return str(place)
-    if isinstance(bound, UNIXAddress):
-        return os.fsdecode(bound.name or b"")
-    return str(Address.tcp(bound.host, bound.port))
+    return str(place if isinstance(place, Address) else _address_of(bound) or "")
+
+
+def _address_of(bound: Any) -> Address | None:
+    """Return what a port's ``getHost`` comes to; None for a UNIX socket without a name."""
+    if not isinstance(bound, UNIXAddress):
+        return Address.tcp(bound.host, bound.port)
+    return Address.unix(os.fsdecode(bound.name)) if bound.name else None

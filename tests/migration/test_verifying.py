@@ -18,7 +18,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import MigrationError, RequestFailed
 from flexmigrate.image.background import Background
-from flexmigrate.image.digests import ImageDigest, image_digest
+from flexmigrate.image.digests import ImageDigest, digests_of, image_digest
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.file import Image
 from flexmigrate.migration import verifying
@@ -105,6 +105,7 @@ class VerifierCase(SynchronousTestCase):
 
     def verify(self, *, everything: bool = True) -> Verifier:
         clock: Any = InlineClock()
+        self.clock = clock
         threads: Any = InlineThreads()
         return Verifier(
             self.image,
@@ -403,6 +404,30 @@ class FollowTests(VerifierCase):
         failure = self.failureResultOf(self.following)
         failure.trap(MigrationError)
         self.assertIn("could not compare", failure.getErrorMessage())
+
+    def test_clients_that_are_at_work_have_most_of_the_time(self) -> None:
+        for at_work in (True, False):
+            self.prepare_pass()
+            clock = self.clock
+
+            def hash_for_a_while(image: Image, ranges: Any, busy: bool = at_work) -> list[bytes]:
+                self.clock.advance(1)
+                self.turns += busy
+                return digests_of(image, ranges)
+
+            self.patch(verifying, "digests_of", hash_for_a_while)
+            while self.send_next():
+                pass
+            self.verifier.end_following()
+            hashed = clock.seconds()
+            if at_work:
+                self.assertEqual(hashed, verifying.HASHED_BEHIND)
+            for _ in range(100):
+                clock.advance(verifying.CLIENTS_SHARE)
+            self.successResultOf(self.following)
+            self.assertEqual(self.progress.compared, self.SIZE)
+            if not at_work:
+                self.assertGreater(hashed, 5)  # all of it, without a rest
 
     def test_it_can_be_cancelled_at_any_time(self) -> None:
         for answered in (True, False):

@@ -292,6 +292,26 @@ class BufferedTests(WithSockets):
         self.bench.until(lambda: protocol.lost)
         self.assertFalse(protocol.lost.check(ConnectionDone))
 
+    def test_a_reset_that_comes_with_a_nap_is_told_as_one(self):
+        protocol = Buffered()
+        self.connect(protocol)
+        transport, sizes = protocol.transport, iter((4, ConnectionResetError()))
+
+        class Socket:
+            def recv_into(self, buffer):
+                found = next(sizes, 0)  # the kernel tells it once
+                if isinstance(found, Exception):
+                    raise found
+                return found
+
+        real, transport.socket = transport.socket, Socket()
+        self.addCleanup(setattr, transport, "socket", real)
+        poller = Poller()
+        while not poller._nap(1):
+            pass
+        self.assertEqual(poller.look(transport._receive), 4)
+        self.assertEqual(poller.look(transport._receive), -2)  # and not 0, the end
+
 
 class ConnectingTests(WithSockets):
     def test_one_that_is_refused_only_after_a_while_is_told_so(self):

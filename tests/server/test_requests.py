@@ -7,6 +7,7 @@ import struct
 from flexmigrate.image.background import READS_AT_ONCE
 from flexmigrate.image.linux import PAGE
 from flexmigrate.server.commands import MAX_UNDER_WAY
+from flexmigrate.server.payloads import MOST_AT_ONCE
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
 from support.serving import SIMPLE, SuiteBase, each_way
@@ -26,6 +27,13 @@ class RequestsSuite(SuiteBase):
         for offset, length in ((0, 1), (511, 513), (4096, 65536), (3, 65537), (0, SIZE)):
             found = self.client.read(offset, length)
             self.assertTrue(found == self.bytes[offset : offset + length], (offset, length))
+
+    def test_the_kernel_is_given_long_writes_in_pieces(self):
+        payload = random.Random(7).randbytes(SIZE - 100)
+        self.assertEqual(self.client.error(self.client.write(100, payload)), 0)
+        pieces = [length for name, _, length in self.served.image.done if name == "write"]
+        self.assertLessEqual(max(pieces), MOST_AT_ONCE)
+        self.assertEqual(sum(pieces), len(payload))
 
     def test_reads_of_what_is_not_in_memory_give_the_bytes(self):
         self.served.image.cold = True
