@@ -19,6 +19,7 @@ from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from support.certificates import PKI
 from support.failures import LoggedFailures, overheard
+from support.ports import held_port
 from support.processes import Children
 from support.turns import turn
 
@@ -100,6 +101,13 @@ def trial_folders(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
 def pki(tmp_path_factory: pytest.TempPathFactory) -> PKI:
     """Make the certificates of two authorities, once."""
     return PKI(tmp_path_factory.mktemp("pki"))
+
+
+@pytest.fixture
+def port() -> Iterator[int]:
+    """Hold a port of 127.0.0.1 that is the test's own."""
+    with held_port() as held:
+        yield held
 
 
 @pytest.fixture

@@ -11,13 +11,15 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import subprocess
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
 
 from flexmigrate.commands import COMMANDS
+from support.ports import held_port
 from support.processes import TESTS, Child, Children, script
 from support.programs import Programs
 from support.shell_sessions import PORTS, blurred, outputs, sessions, untried
@@ -38,13 +40,11 @@ NEEDS = {
 DOWNLOADS = ("build-guest.sh",)
 
 
-def free_ports() -> dict[str, int]:
-    """Find a free port for each that the documents name."""
-    sockets = [socket.create_server(("127.0.0.1", 0)) for _ in PORTS]
-    found = {name: int(each.getsockname()[1]) for name, each in zip(PORTS, sockets, strict=True)}
-    for each in sockets:
-        each.close()
-    return found
+@contextmanager
+def held_ports() -> Iterator[dict[str, int]]:
+    """Hold a port for each that the documents name."""
+    with ExitStack() as stack:
+        yield {name: stack.enter_context(held_port()) for name in PORTS}
 
 
 def play(children: Children, folder: Path, text: str) -> Child:
@@ -74,8 +74,9 @@ def test_each_command_prints_what_is_shown(name: str, children: Children, tmp_pa
     for needed in NEEDS.get(name, ()):
         Programs().path(needed)
     steps = sessions(PROJECT / name)
-    shell = play(children, tmp_path, program(steps, free_ports()))
-    shell.wait(timeout=120)  # the longest takes 20 s on a quiet machine
+    with held_ports() as ports:
+        shell = play(children, tmp_path, program(steps, ports))
+        shell.wait(timeout=120)  # the longest takes 20 s on a quiet machine
     found = outputs("".join(f"{line}\n" for line in shell.lines))
     assert len(found) == len(steps), shell.story()
     for step, told in zip(steps, found, strict=True):

@@ -320,14 +320,15 @@ class TestCommand:
         assert b"neither serve nor listen" in wrong.stderr
 
 
-def test_a_server_is_looked_at_wholly(image: str, pki: PKI, tmp_path: Path) -> None:
+def test_a_server_is_looked_at_wholly(image: str, pki: PKI, port: int, tmp_path: Path) -> None:
     from flexmigrate.doctor.run import look
 
     places_ = (Address.tcp("127.0.0.1", 0), "tcp:0")
     tls = TLSConfig("require", str(pki.ours))
-    rebind = Address.tcp("127.0.0.1", 1)
+    rebind = Address.tcp("127.0.0.1", port)
     listen = ListenConfig(places_, image, sock=f"{tmp_path}/s", rebind=rebind, tls=tls)
     about = " ".join(each.about for each in look(listen))
-    for each in (image, "127.0.0.1:0", "tcp:0", "127.0.0.1:1, later", f"{tmp_path}/s", "key.pem"):
+    later = f"127.0.0.1:{port}, later"
+    for each in (image, "127.0.0.1:0", "tcp:0", later, f"{tmp_path}/s", "key.pem"):
         assert each in about
     assert "later" not in " ".join(each.about for each in look(None))

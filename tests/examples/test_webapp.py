@@ -13,6 +13,7 @@ from twisted.web.server import Site
 
 from flexmigrate import Address, ExportService, ListenService
 from support.examples import example
+from support.ports import held_port
 
 ANYWHERE = Address.tcp("127.0.0.1", 0)
 SIZE = 1 << 20
@@ -70,7 +71,8 @@ class WebApplication(TestCase):
     async def test_what_can_not_begin_is_told_and_the_disk_is_served_on(self):
         code, text = await self.ask("POST", host="127.0.0.1", port="disk")
         self.assertEqual((code, text), (400, "host and port, please\n"))
-        code, _ = await self.ask("POST", host="127.0.0.1", port="1")
+        with held_port() as port:
+            code, _ = await self.ask("POST", host="127.0.0.1", port=str(port))
         self.assertEqual(code, 302)
         _, text = await self.ask("GET")
         self.assertIn("It was not moved: Mirror failed to connect.", text)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -47,7 +46,7 @@ def nbd_server(programs: Programs, servers: Servers, port: int) -> Child:
 @pytest.mark.parametrize("sparse", [False, True])
 @pytest.mark.parametrize("start", [nbdkit, qemu_nbd, nbd_server])
 def test_to_a_server_that_others_have_written(
-    programs: Programs, servers: Servers, start: Starter, sparse: bool
+    programs: Programs, servers: Servers, port: int, start: Starter, sparse: bool
 ) -> None:
     if sparse:
         servers.image.unlink()
@@ -56,8 +55,6 @@ def test_to_a_server_that_others_have_written(
     source = servers.serve()
     client = servers.client(source)
     assert client.write(MIB, b"i" * BLOCK) == 0
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     destination = start(programs, servers, port)
     wait_until_it_listens(destination, port)
     servers.send_to("127.0.0.1", port)
@@ -76,12 +73,10 @@ def qemu_nbd_for_two(programs: Programs, servers: Servers, port: int) -> Child:
 
 @pytest.mark.parametrize(("start", "used"), [(nbdkit, 4), (qemu_nbd_for_two, 2)])
 def test_over_as_many_connections_as_a_server_takes(
-    programs: Programs, servers: Servers, start: Starter, used: int
+    programs: Programs, servers: Servers, port: int, start: Starter, used: int
 ) -> None:
     random_image(servers.copy, SIZE, seed=5)
     source = servers.serve()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     destination = start(programs, servers, port)
     wait_until_it_listens(destination, port)
     servers.send_to("127.0.0.1", port)

@@ -14,6 +14,7 @@ from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint, server_endpoint
 from flexmigrate.net.stream import IOutlet
 from support.feeds import Bench
+from support.ports import held_port
 
 
 class EndpointTests(SynchronousTestCase):
@@ -87,12 +88,8 @@ class EndpointTests(SynchronousTestCase):
         self.bench.until(lambda: not self.served[0].transport.connected)
 
     def test_nobody_there_is_a_connect_error(self):
-        with socket.socket() as unused:
-            unused.bind(("127.0.0.1", 0))
-            for address in (
-                Address.tcp("127.0.0.1", unused.getsockname()[1]),
-                Address.unix(self.path),
-            ):
+        with held_port() as port:
+            for address in (Address.tcp("127.0.0.1", port), Address.unix(self.path)):
                 self.assertIsInstance(self.connect(address).value, ConnectError)
 
     def test_the_socket_of_a_dead_server_is_replaced_and_that_of_a_live_one_is_not(self):

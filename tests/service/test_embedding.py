@@ -21,6 +21,7 @@ from flexmigrate.service.embedding import NeverServed, StartedBefore
 from flexmigrate.wire.session import State
 from support.examples import example
 from support.journals import leave_committed, leave_owner, state_of
+from support.ports import held_port
 
 MIB = 1024 * 1024
 ANYWHERE = Address.tcp("127.0.0.1", 0)
@@ -297,15 +298,14 @@ class Settling(Embedded):
             ExportService(reactor, {"": str(path)}, [ANYWHERE])
 
     async def test_it_can_not_be_asked_and_another_service_asks_again(self) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = Address.tcp("127.0.0.1", free.getsockname()[1])
-        path = self.committed(address)
-        for _ in range(2):
-            service = await self.settle(path)
-            ended = await service.ended
-            self.assertEqual(ended.status, 1)
-            self.assertIn("has not confirmed it", ended.reason)
-            await service.stopService()
+        with held_port() as port:
+            path = self.committed(Address.tcp("127.0.0.1", port))
+            for _ in range(2):
+                service = await self.settle(path)
+                ended = await service.ended
+                self.assertEqual(ended.status, 1)
+                self.assertIn("has not confirmed it", ended.reason)
+                await service.stopService()
         self.assertEqual(state_of(path), State.COMMITTED)
 
     async def test_it_is_stopped_while_it_asks(self) -> None:

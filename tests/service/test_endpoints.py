@@ -197,9 +197,9 @@ class TestSocketActivation:
         assert read_at(*place) == servers.image.read_bytes()
         stop(server)
 
-    def test_by_the_program_of_systemd_that_gives_no_names(self, servers: Servers) -> None:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            port = found.getsockname()[1]
+    def test_by_the_program_of_systemd_that_gives_no_names(
+        self, servers: Servers, port: int
+    ) -> None:
         program = serve(servers, *endpoints("systemd:domain=INET:index=0"))
         activate = ("systemd-socket-activate", "--listen", f"127.0.0.1:{port}")
         server = servers.children.start(*activate, script("flexmigrate"), *program)

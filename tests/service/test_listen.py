@@ -4,20 +4,16 @@ from __future__ import annotations
 
 import re
 import socket
+from contextlib import nullcontext
 
 import pytest
 
 from support import raw_nbd
 from support.images import BLOCK
 from support.operator import ask, status, wait_until
+from support.ports import held_port
 from support.raw_nbd import RawClient
 from support.servers import SIZE, Servers, stop, wait_until_some
-
-
-def free_port() -> int:
-    """Return a port that nobody listens on; the kernel won't give it to somebody else so soon."""
-    with socket.create_server(("127.0.0.1", 0)) as port:
-        return int(port.getsockname()[1])
 
 
 class TestWhatItCannotStartWith:
@@ -94,13 +90,13 @@ class TestWhoMaySend:
 
     def test_the_list_is_that_of_the_serving_address_too(self, servers: Servers) -> None:
         source = servers.serve()
-        port = free_port()
-        destination = servers.listen(
-            "--rebind-addr", "127.0.0.3", "--rebind-port", str(port), "127.0.0.1"
-        )
-        servers.start_mirroring()
-        source.expect_exit(0)
-        wait_until(servers.destination_sock, listening_phase="serving")
+        with held_port("127.0.0.3") as port:
+            destination = servers.listen(
+                "--rebind-addr", "127.0.0.3", "--rebind-port", str(port), "127.0.0.1"
+            )
+            servers.start_mirroring()
+            source.expect_exit(0)
+            wait_until(servers.destination_sock, listening_phase="serving")
         RawClient.to("127.0.0.3", port, bind="127.0.0.1").say_goodbye()
         sock = raw_nbd.connect("127.0.0.3", port, "127.0.0.2")
         raw_nbd.expect_end(sock)
@@ -157,14 +153,14 @@ class TestTheStatus:
 class TestRebind:
     @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "/"])
     def test_it_serves_as_serve_does(self, servers: Servers, host: str) -> None:
-        port = 0 if host == "/" else free_port()
         place = str(servers.folder / "nbd") if host == "/" else host
-        more = ("--rebind-port", str(port)) if port else ()
         source = servers.serve()
-        destination = servers.listen("--rebind-addr", place, *more)
-        servers.start_mirroring()
-        source.expect_exit(0)
-        wait_until(servers.destination_sock, listening_phase="serving")
+        with nullcontext(0) if host == "/" else held_port(host) as port:
+            more = ("--rebind-port", str(port)) if port else ()
+            destination = servers.listen("--rebind-addr", place, *more)
+            servers.start_mirroring()
+            source.expect_exit(0)
+            wait_until(servers.destination_sock, listening_phase="serving")
         destination.wait_for("migration complete")
         destination.wait_for("the serving address is open")
         client = RawClient.to(place, port)
@@ -175,9 +171,8 @@ class TestRebind:
         stop(destination)
         assert servers.copy.read_bytes()[:BLOCK] == b"r" * BLOCK
 
-    def test_at_the_address_that_it_received_on(self, servers: Servers) -> None:
+    def test_at_the_address_that_it_received_on(self, servers: Servers, port: int) -> None:
         source = servers.serve()
-        port = free_port()
         destination = servers.listen("--rebind-port", str(port), port=port)
         servers.start_mirroring()
         source.expect_exit(0)

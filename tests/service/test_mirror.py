@@ -30,10 +30,9 @@ def at_rest_of(seen: dict[str, str]) -> dict[str, str]:
 
 
 class TestTheAnswer:
-    def test_nobody_listens_there(self, servers: Servers) -> None:
+    def test_nobody_listens_there(self, servers: Servers, port: int) -> None:
         servers.serve()
-        with socket.create_server(("127.0.0.1", 0)) as nobody:
-            servers.send_to("127.0.0.1", nobody.getsockname()[1])
+        servers.send_to("127.0.0.1", port)
         refused = servers.mirror()
         assert (refused.returncode, refused.stderr) == (1, b"Mirror failed to connect\n")
         assert status(servers.source_sock)["is_mirroring"] == "false"

@@ -151,10 +151,11 @@ class TestTheAnswerToCommitIsLost:
             servers.complete(source, destination)
         is_settled(servers)
 
-    def test_a_destination_that_serves_is_asked_where_it_listened(self, servers: Servers) -> None:
-        with stopped_at(
-            servers, COMMIT, "--rebind-port", "1", "--rebind-addr", "127.0.0.1", behind=True
-        ) as (relay, source, destination):
+    def test_a_destination_that_serves_is_asked_where_it_listened(
+        self, servers: Servers, port: int
+    ) -> None:
+        rebind = ("--rebind-port", str(port))
+        with stopped_at(servers, COMMIT, *rebind, behind=True) as (relay, source, destination):
             source.wait_for("is asked again")
             relay.start_again()
             source.expect_exit(0)

@@ -375,10 +375,9 @@ class Test10AnErrorPathFreesTheLocksThatItsOwnTaskHoldsAndNoOther:
         source.expect_exit(0)  # it was given away: SIGTERM came after the fact
         assert_same(servers.image, servers.copy)
 
-    def test_a_migration_that_failed_leaves_none_behind(self, servers: Servers) -> None:
+    def test_a_migration_that_failed_leaves_none_behind(self, servers: Servers, port: int) -> None:
         source = servers.serve()
-        with socket.create_server(("127.0.0.1", 0)) as nobody:
-            servers.send_to("127.0.0.1", nobody.getsockname()[1])
+        servers.send_to("127.0.0.1", port)
         for _ in range(3):
             assert b"Mirror failed to connect" in servers.mirror().stderr
         destination = servers.listen()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-import socket
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from typing import Any
 
 import pytest
 
+from support.ports import held_port
 from support.processes import PATIENCE, Children
 
 _QUIET = (
@@ -79,13 +79,10 @@ def _call(method: str, address: str, body: dict[str, Any] | None = None) -> Any:
 
 
 def _driver(children: Children) -> str:
-    """Start a driver, and return its address. Somebody else may take its port before it does."""
-    while True:
-        with socket.create_server(("127.0.0.1", 0)) as found:
-            port = found.getsockname()[1]
-        driver = children.start("chromedriver", f"--port={port}")
-        if driver.wait_for("started successfully|Exiting").group().startswith("started"):
-            return f"http://127.0.0.1:{port}"
+    """Start a driver, and return its address."""
+    with held_port() as port:
+        children.start("chromedriver", f"--port={port}").wait_for("started successfully")
+    return f"http://127.0.0.1:{port}"
 
 
 @contextmanager

@@ -116,9 +116,7 @@ def test_the_end_can_be_kept_secret(network: Network) -> None:
         near.recv(1)
 
 
-def test_where_nobody_listens_the_client_is_cut_off() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as nobody:
-        port = nobody.getsockname()[1]
+def test_where_nobody_listens_the_client_is_cut_off(port: int) -> None:
     with (
         Relay("127.0.0.1", port) as relay,
         # It may be as quick as to cut the connection before it seems to stand.
