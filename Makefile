@@ -32,7 +32,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz simulate storm bench bench-migration package docs lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz simulate storm bench bench-migration bench-profile package docs lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -44,6 +44,7 @@ help:
 	@echo 'make storm     migrate with real processes that die, 200 times (STORM_SEED=… repeats one)'
 	@echo 'make bench     serve beside other servers, and write docs/figures (ROUNDS=1 SECONDS=1: short)'
 	@echo 'make bench-migration  migrate beside nbdcopy, likewise (ROUNDS=1: short)'
+	@echo 'make bench-profile    tell where the time of each row of make bench goes (as root)'
 	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
 	@echo 'make docs      the documentation as a site, in docs/_build/html; a warning is an error'
 	@echo 'make lint      ruff, its format, and mypy --strict'
@@ -107,6 +108,11 @@ bench: $(VENV)/.installed
 bench-migration: $(VENV)/.installed
 	-@.ci/need $(RIVALS)
 	$(BIN)/python -m bench.migrating $(if $(ROUNDS),--rounds $(ROUNDS)) $(BENCH_ARGS)
+
+bench-profile: $(VENV)/.installed
+	-@.ci/need $(RIVALS) perf:linux-perf
+	$(BIN)/python -m bench.profiling $(if $(ROUNDS),--rounds $(ROUNDS)) \
+		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .

@@ -58,12 +58,14 @@ class Seen:
     :ivar rates: requests a second, of each connection.
     :ivar bandwidth: bytes a second.
     :ivar p99: seconds that the slowest hundredth of the requests took at least.
+    :ivar busy: of a core, what it used itself.
     """
 
     requests: int
     rates: tuple[float, ...]
     bandwidth: float
     p99: float
+    busy: float
 
     @property
     def rate(self) -> float:
@@ -125,6 +127,7 @@ def read_report(said: str) -> Seen:
         rates=tuple(job["read"]["iops"] + job["write"]["iops"] for job in jobs),
         bandwidth=sum(way["bw_bytes"] for way in ways),
         p99=max(way["clat_ns"]["percentile"]["99.000000"] for way in ways) / 1e9,
+        busy=sum(job["usr_cpu"] + job["sys_cpu"] for job in jobs) / 100,
     )
 
 

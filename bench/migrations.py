@@ -31,9 +31,10 @@ from bench.clients import need, timed
 from bench.link import Link, long_link, loopback
 from bench.moving import GLANCE, PATIENCE, Migration, migration
 from bench.processes import MIB
-from bench.servers import NBDKIT, await_pid, crew, free_port
+from bench.servers import NBDKIT, await_pid, crew
 from bench.stage import Stage, Unmeasured, dense, extend, warm, warm_data
 from support.images import allocated, blank_image, difference
+from support.ports import held_port
 
 Figures = dict[str, float]
 
@@ -155,10 +156,14 @@ def _copy(
         warm_data(image(grounds))
         copy = blank_image(grounds.stage.folder / "copied", image(grounds).stat().st_size)
         ready = grounds.stage.folder / "nbdkit.pid"
-        port = free_port()
         certificates = grounds.stage.certificates if tls else None
         protection = (f"--tls-certificates={certificates}", "--tls=require") if tls else ()
-        with lay(grounds) as link, crew() as children, _removed(copy, ready):
+        with (
+            held_port() as port,
+            lay(grounds) as link,
+            crew() as children,
+            _removed(copy, ready),
+        ):
             children.start(
                 *(*link.far, "nbdkit", "--foreground", "--exit-with-parent"),
                 *(f"--pidfile={ready}", "--ipaddr", link.host, "--port", str(port), *protection),

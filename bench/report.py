@@ -12,7 +12,7 @@ import os
 import platform
 import re
 import statistics
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -124,6 +124,16 @@ class Log:
         ]
         return max((figure for figure in found if figure is not None), default=None)
 
+    def medians(self, source: str, contestant: str) -> dict[str, float]:
+        """Return the median over the rounds of each figure that a source brought."""
+        found = [
+            figures
+            for (_, *which), figures in self._figures.items()
+            if which == [source, contestant]
+        ]
+        names = found[0] if found else ()
+        return {name: statistics.median(each[name] for each in found) for name in names}
+
     def ratios(self, row: Row) -> list[float]:
         """Return what ours is to the best of the others, for each round that tells."""
         ours, *others = (self.figures(row, contestant) for contestant in self.contestants)
@@ -157,18 +167,30 @@ def publish(name: str, log: Log, rows: Sequence[Row], screen: Screen, out: Path 
 
 def markdown(log: Log, rows: Sequence[Row]) -> str:
     """Return table and notes in Markdown."""
-    header, *others = table(log, rows)
+    return in_markdown(table(log, rows), notes(log))
+
+
+def in_markdown(lines: Sequence[Sequence[str]], below: Iterable[str]) -> str:
+    """Return a table, the header first, and what stands below it."""
+    header, *others = lines
     lines = [header, ["---"] * len(header), *others]
-    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *_notes(log)])
+    return "\n".join([*(f"| {' | '.join(cells)} |" for cells in lines), "", *below])
 
 
 def listed(log: Log, rows: Sequence[Row]) -> str:
-    """Return table and notes in reStructuredText, with its directive ``list-table``."""
-    lines = [".. list-table::", "   :header-rows: 1", ""]
-    for cells in table(log, rows):
+    """Return table and notes in reStructuredText."""
+    return in_rst(table(log, rows), notes(log))
+
+
+def in_rst(lines: Sequence[Sequence[str]], below: Iterable[str]) -> str:
+    """Return a table, the header first, with the directive ``list-table``, and what stands below
+    it, of which no character has a meaning.
+    """
+    text = [".. list-table::", "   :header-rows: 1", ""]
+    for cells in lines:
         marks = ["* -", *["  -"] * (len(cells) - 1)]
-        lines += [f"   {mark} {cell}".rstrip() for mark, cell in zip(marks, cells, strict=True)]
-    return "\n".join([*lines, "", *(_MARKS.sub(r"\\\g<0>", line) for line in _notes(log))])
+        text += [f"   {mark} {cell}".rstrip() for mark, cell in zip(marks, cells, strict=True)]
+    return "\n".join([*text, "", *(_MARKS.sub(r"\\\g<0>", line) for line in below)])
 
 
 def table(log: Log, rows: Sequence[Row]) -> list[list[str]]:
@@ -219,14 +241,14 @@ def _wanted(row: Row) -> str:
     return f"{sign} {row.aim.limit / row.unit.scale:g} {row.unit.name}"
 
 
-def _notes(log: Log) -> Iterator[str]:
-    """Yield lines that are the same in both kinds of table."""
+def notes(log: Log) -> Iterator[str]:
+    """Yield what stands below a table: lines that are the same in both kinds of table."""
     for number, ((source, contestant), why) in enumerate(log.missed.items(), 1):
         yield f"[{number}] {contestant}, {source}: {why}"
         yield ""
     for text in log.notes:
         yield from (text, "")
-    yield (f"{_rounds(log.rounds)}, measured on {log.begun:%Y-%m-%d}; {_machine()}.")
+    yield (f"{_rounds(log.rounds)}, measured on {log.begun:%Y-%m-%d}; {machine()}.")
 
 
 def _rounds(number: int) -> str:
@@ -235,7 +257,8 @@ def _rounds(number: int) -> str:
     return f"Medians of {number} rounds (the least and the most in brackets)"
 
 
-def _machine() -> str:
+def machine() -> str:
+    """Return what the figures were measured on."""
     load = os.getloadavg()[2]
     return (
         f"{os.cpu_count()} cores, {platform.system()} {platform.release()},"
@@ -247,7 +270,7 @@ def data(log: Log, rows: Sequence[Row]) -> dict[str, Any]:
     """Return every figure of every round, and how to read them, as JSON has it."""
     return {
         "begun": log.begun.isoformat(timespec="seconds"),
-        "machine": _machine(),
+        "machine": machine(),
         "rounds": log.rounds,
         "contestants": log.contestants,
         "rows": [

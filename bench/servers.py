@@ -19,6 +19,7 @@ from pathlib import Path
 
 from bench.processes import cpu_seconds, is_alive, peak_memory
 from bench.stage import Stage, Unmeasured
+from support.ports import held_port
 from support.processes import PATIENCE, Child, Children, script
 from support.raw_nbd import RawClient
 
@@ -209,7 +210,7 @@ def serving(
         place = Place(
             stage.image,
             folder,
-            free_port(),
+            ends.enter_context(held_port(HOST)),
             stage.sockets / "server" if unix else None,
             stage.certificates if tls else None,
         )
@@ -242,13 +243,6 @@ def crew() -> Iterator[Children]:
 def start_module(children: Children, module: str, *arguments: str) -> Child:
     """Start ``python -m MODULE ARGUMENTS`` with one of this package's modules."""
     return children.start(sys.executable, "-m", module, *arguments, env={"PYTHONPATH": str(_ROOT)})
-
-
-def free_port() -> int:
-    """Return a TCP port that nobody listens on now."""
-    with socket.create_server((HOST, 0)) as found:
-        port: int = found.getsockname()[1]
-    return port
 
 
 def await_listener(place: Place, name: str) -> None:

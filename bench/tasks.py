@@ -12,6 +12,7 @@ figure             unit
                    asked of it, seconds in a second
 ``p99``            seconds; slowest hundredth of the requests
 ``fairness``       requests of the slowest connection, of the mean's
+``client``         of a core, what the client used
 ``memory``         bytes resident at most
 =================  =============================================================
 """
@@ -73,6 +74,7 @@ def _load(load: Load) -> Callable[[Stage, Running], Figures]:
             "cpu": (server.cpu() - before) / seen.requests,
             "p99": seen.p99,
             "fairness": min(seen.rates) * len(seen.rates) / seen.rate,
+            "client": seen.busy,
         }
 
     return measure

@@ -127,6 +127,12 @@ class Reports(SynchronousTestCase):
         self.assertEqual(row["figures"][OURS.name], [1, 2, 3])
         self.assertEqual(row["figures"]["one"], [None, None, None])
 
+    def test_the_median_of_each_figure_of_a_source(self) -> None:
+        for number, rate in enumerate((1.0, 5.0, 2.0)):
+            self.log.add(number, "a", "one", {"rate": rate, "cpu": 10 * rate})
+        self.assertEqual(self.log.medians("a", "one"), {"rate": 2.0, "cpu": 20.0})
+        self.assertEqual(self.log.medians("a", "two"), {})
+
 
 class Plots(SynchronousTestCase):
     def test_it_is_xml_with_every_title_and_every_figure(self) -> None:
@@ -146,13 +152,14 @@ class OfFio(SynchronousTestCase):
             "clat_ns": {"percentile": {"99.000000": 2_000_000}},
         }
         none = {"total_ios": 0, "iops": 0.0, "bw_bytes": 0, "clat_ns": {}}
-        jobs = [{"error": 0, "read": way, "write": none, **job}] * 2
+        used = {"usr_cpu": 20.0, "sys_cpu": 15.0}
+        jobs = [{"error": 0, **used, "read": way, "write": none, **job}] * 2
         return "fio: connected to NBD server\n" + json.dumps({"jobs": jobs})
 
     def test_all_connections_are_summed_up_and_each_has_its_rate(self) -> None:
         seen = read_report(self.report())
         self.assertEqual((seen.requests, seen.rates, seen.rate), (20, (5.0, 5.0), 10.0))
-        self.assertEqual((seen.bandwidth, seen.p99), (40960, 0.002))
+        self.assertEqual((seen.bandwidth, seen.p99, seen.busy), (40960, 0.002, 0.7))
 
     def test_an_error_is_no_measurement(self) -> None:
         self.assertRaises(Unmeasured, read_report, self.report(error=5))

@@ -6,6 +6,7 @@ No figure is judged here but by whether there is one.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import signal
 import sys
@@ -16,6 +17,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from bench.samples import PLACES
 from support.processes import TESTS, Child, Children
 
 # Some seconds each; the machine may be busy with other tests.
@@ -96,6 +98,24 @@ def test_serving_compares_the_servers(bench: Bench, tmp_path: Path) -> None:
 def test_idle_connections_are_measured_without_a_request(bench: Bench, tmp_path: Path) -> None:
     program = bench("serving", "idle-64", "--seconds", "0.2", "--servers", "flexmigrate")
     assert figures_of(program, tmp_path / "out", "serving")["idle-64"]["flexmigrate"][0] >= 0
+
+
+@pytest.mark.skipif(
+    not installed("fio", "perf") or os.geteuid() != 0, reason="needs fio, perf, and root"
+)
+def test_profiling_tells_where_the_time_goes(bench: Bench, tmp_path: Path, grounds: Path) -> None:
+    more = ("--seconds", "1", "--servers", "flexmigrate")
+    program = bench("profiling", "write-1m-16,unix-read-4k-1", *more)
+    program.expect_exit(0, PATIENCE)
+    rows = json.loads((tmp_path / "out" / "profile.json").read_text())["rows"]
+    assert [row["name"] for row in rows] == ["write-1m-16", "unix-read-4k-1"]
+    for row in rows:
+        assert sum(row[place] for place in PLACES) == pytest.approx(row["cpu"])
+        assert 0 < row["client"] < 2
+        assert 0 < row["server"] < 2
+    for name in ("profile.md", "profile.inc"):
+        assert "4 KiB random read, depth 1, UNIX socket" in (tmp_path / "out" / name).read_text()
+    assert not list(grounds.iterdir())
 
 
 def test_migrating_has_a_figure_for_every_kind_of_row(
