@@ -113,10 +113,14 @@ def extend(descriptor: int, offset: int, length: int) -> None:
 
 
 def warm(path: Path) -> None:
-    """Flush the file and bring it wholly into the page cache."""
+    """Flush the file and bring it wholly into the page cache.
+
+    It is dropped from there first: the folios in which the kernel keeps it, and with them what a
+    write costs, depend on who wrote it last and how; so each server finds what reading ahead made.
+    """
+    chill(path)
     buffer = bytearray(MIB)
     with path.open("rb", buffering=0) as file:
-        os.fsync(file.fileno())
         while file.readinto(buffer):
             pass
 

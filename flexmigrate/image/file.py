@@ -24,6 +24,7 @@ from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, has_holes, merge, next_data, walk
+from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
 from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.residency import Residency
@@ -61,7 +62,9 @@ class Image:
     """
 
     __slots__ = (
+        "_folios",
         "_granule",
+        "_marks",
         "_may_have_holes",
         "_name",
         "_read_flags",
@@ -96,6 +99,11 @@ class Image:
         # Of a file that it couldn't write, mincore(2) tells a process that all is resident: as good
         # as not knowing, and a size of 0 says that.
         self._residency = Residency(opened.fd, self.size if opened.writable else 0)
+        # Nobody has measured yet whether it is worth while with a block device, too.
+        self._folios = (
+            None if read_only or opened.is_block_device else Folios.of(opened.fd, self.size)
+        )
+        self._marks = self._folios.marks if self._folios else None
         self._may_have_holes = has_holes(opened.fd, self.size)
         self._writing_fd = -1
 
@@ -176,6 +184,8 @@ class Image:
             piece = scratch[: end - offset]
             read_exact(self.fd, piece, offset)
             offset += len(piece)
+        if self._folios is not None:
+            self._folios.forget(end - length, length)
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the disk begin to read some (offset, length), without waiting for it: advice.
@@ -249,7 +259,14 @@ class Image:
         """
         if self._may_have_holes and (runs := zero_runs(view, offset)):
             holes.write_around(self.fd, view, offset, runs)
-        elif pwrite(self.fd, view, offset) != len(view):
+            return
+        marks = self._marks
+        if marks is None or len(view) > SHORT or marks[offset >> GRANULE & WITHIN]:
+            written = pwrite(self.fd, view, offset)
+        else:
+            assert self._folios is not None
+            written = self._folios.write(view, offset)
+        if written != len(view):
             # Once more from the start: it is the same bytes, and rare.
             write_exact(self.fd, view, offset)
 
@@ -357,6 +374,9 @@ class Image:
         """Close and unlock the image; nothing may be under way in a thread. Twice is allowed."""
         if self.fd >= 0:
             self._residency.close()
+            if self._folios is not None:
+                self._folios.close()
+                self._folios = self._marks = None
             fd, self.fd = self.fd, -1
             os.close(fd)
         if self._writing_fd >= 0:

@@ -35,10 +35,18 @@ _AT_FDCWD = -100
 
 # From linux/magic.h, as statfs(2) has it.
 TMPFS_MAGIC = 0x01021994
+EXT4_MAGIC = 0xEF53
 
 # From linux/fs.h, as sync_file_range(2) has them.
 SYNC_FILE_RANGE_WAIT_BEFORE = 1
 SYNC_FILE_RANGE_WRITE = 2
+
+# From asm-generic/mman-common.h, as madvise(2) has them.
+MADV_COLD = 20
+MADV_POPULATE_READ = 22
+
+# From asm-generic/unistd.h: the same number on every machine; glibc has no function for it.
+_CACHESTAT = 451
 
 PAGE = mmap.PAGESIZE
 
@@ -65,6 +73,10 @@ _munmap = _libc.munmap
 _munmap.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
 _mincore = _libc.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
+_madvise = _libc.madvise
+_madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
+_syscall = _libc.syscall
+_syscall.restype = ctypes.c_long
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -109,10 +121,19 @@ def birth_time(path: str) -> int | None:
 
 def is_tmpfs(fd: int) -> bool:
     """Tell whether *fd* is a file in memory; False also where that can't be told."""
+    return _filesystem(fd) == TMPFS_MAGIC
+
+
+def is_ext4(fd: int) -> bool:
+    """Tell whether *fd* is a file on ext2, ext3 or ext4; False also where that can't be told."""
+    return _filesystem(fd) == EXT4_MAGIC
+
+
+def _filesystem(fd: int) -> int | None:
     # struct statfs has at most 120 bytes, and on every machine but s390 begins with a long that is
-    # the type; on s390 this answers False, which costs speed and nothing else.
+    # the type; on s390 this is something else, which costs speed and nothing else.
     answer = (ctypes.c_long * 64)()
-    return _fstatfs(fd, ctypes.byref(answer)) == 0 and answer[0] == TMPFS_MAGIC
+    return int(answer[0]) if _fstatfs(fd, ctypes.byref(answer)) == 0 else None
 
 
 def discard(fd: int, offset: int, length: int) -> None:
@@ -126,9 +147,9 @@ def logical_block_size(fd: int) -> int:
     return int(struct.unpack("=I", answer)[0])
 
 
-def map_file(fd: int, length: int) -> int:
-    """Map the first *length* bytes for reading, and return the address of the mapping."""
-    address = _mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, 0)
+def map_file(fd: int, length: int, offset: int = 0) -> int:
+    """Map *length* bytes for reading, from *offset*, a page's first; return where they are."""
+    address = _mmap(None, length, mmap.PROT_READ, mmap.MAP_SHARED, fd, offset)
     if address is None or address == _MAP_FAILED:
         raise _last_error()
     return int(address)
@@ -149,3 +170,31 @@ def pages_in_core(address: int, length: int) -> bytes:
     if _mincore(address, length, vector) != 0:
         raise _last_error()
     return vector.raw
+
+
+def populate(address: int, length: int) -> None:
+    """Have pages of a mapping there without touching them; one that can't be had is an ``EFAULT``,
+    and no signal (madvise(2), ``MADV_POPULATE_READ``, Linux 5.14).
+    """
+    if _madvise(address, length, MADV_POPULATE_READ) != 0:
+        raise _last_error()
+
+
+def make_cold(address: int, length: int) -> None:
+    """Tell that pages of a mapping may be the first to go when memory is short (madvise(2),
+    ``MADV_COLD``). Where that is a part of a folio, the kernel splits it.
+    """
+    if _madvise(address, length, MADV_COLD) != 0:
+        raise _last_error()
+
+
+def cached(fd: int, offset: int, length: int) -> tuple[int, int]:
+    """Return how many pages of a file's range are in the page cache, and how many of these are not
+    on the disk, or on their way there (cachestat(2), Linux 6.5).
+    """
+    wanted = struct.pack("=QQ", offset, length)
+    found = ctypes.create_string_buffer(40)
+    if _syscall(_CACHESTAT, fd, wanted, found, 0) != 0:
+        raise _last_error()
+    pages, dirty, on_their_way = struct.unpack_from("=QQQ", found)
+    return pages, dirty + on_their_way
