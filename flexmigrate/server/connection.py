@@ -156,11 +156,13 @@ class NBDServerProtocol(Protocol):
 
     def get_buffer(self) -> memoryview:
         """Where the stream transport receives: behind what is left of the last time."""
-        if not self._left:
-            return self._scratch.received_view
+        buffer = self._scratch.received_view
         left = len(self._left)
-        self._scratch.received[:left] = self._left
-        return self._scratch.received_view[left:]
+        if left:
+            buffer[:left] = self._left
+        if self._transmission is not None:
+            return buffer[left : self._transmission.room()]
+        return buffer[left:]
 
     @property
     def waits(self) -> bool:

@@ -4,7 +4,7 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.server.payloads import MOST_AT_ONCE
+from flexmigrate.server.payloads import MOST_OF_NEW
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed
 from support.serving import Served
@@ -40,7 +40,7 @@ class GatheringTests(SynchronousTestCase):
         self.assertEqual(self.client.error(self.cookie), 0)
         self.assertEqual(self.client.data(self.client.last), self.payload[100:1100])
         self.assertTrue(self.served.content()[:LENGTH] == self.payload)
-        self.assertLess(len(self.pieces()), 2 * LENGTH // MOST_AT_ONCE)
+        self.assertLess(len(self.pieces()), 2 * LENGTH // MOST_OF_NEW)
 
     def test_one_by_one_they_are_as_many_writes(self):
         self.records(self.written)

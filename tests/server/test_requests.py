@@ -7,7 +7,7 @@ import struct
 from flexmigrate.image.background import READS_AT_ONCE
 from flexmigrate.image.linux import PAGE
 from flexmigrate.server.commands import MAX_UNDER_WAY
-from flexmigrate.server.payloads import MOST_AT_ONCE
+from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
 from support.serving import SIMPLE, SuiteBase, each_way
@@ -30,10 +30,22 @@ class RequestsSuite(SuiteBase):
 
     def test_the_kernel_is_given_long_writes_in_pieces(self):
         payload = random.Random(7).randbytes(SIZE - 100)
-        self.assertEqual(self.client.error(self.client.write(100, payload)), 0)
-        pieces = [length for name, _, length in self.served.image.done if name == "write"]
-        self.assertLessEqual(max(pieces), MOST_AT_ONCE)
-        self.assertEqual(sum(pieces), len(payload))
+        for cold, most in ((False, MOST_AT_ONCE), (True, MOST_OF_NEW)):
+            self.served.image.cold = cold
+            self.served.image.done.clear()
+            self.assertEqual(self.client.error(self.client.write(100, payload)), 0)
+            pieces = [length for name, _, length in self.served.image.done if name == "write"]
+            self.assertLessEqual(max(pieces), most)
+            self.assertEqual(sum(pieces), len(payload))
+
+    def test_of_long_writes_that_follow_one_another_not_each_is_looked_at(self):
+        looked = []
+        self.served.image.is_resident = lambda offset, length: looked.append(offset) or True
+        payload = bytes(MOST_AT_ONCE)
+        for _ in range(10):
+            for offset in range(0, SIZE, len(payload)):
+                self.assertEqual(self.client.error(self.client.write(offset, payload)), 0)
+        self.assertEqual(looked, [0] * 10)
 
     def test_reads_of_what_is_not_in_memory_give_the_bytes(self):
         self.served.image.cold = True
