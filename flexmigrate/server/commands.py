@@ -232,35 +232,36 @@ class Commands:
         """Take note of a short read that would have had to wait for the disk; ``begin_reads``
         begins it.
         """
-        self._cold.append((cookie, offset, length))
-        self._one_more()
+        cold = self._cold
+        cold.append((cookie, offset, length))
+        if self.under_way + len(cold) >= MAX_UNDER_WAY:
+            self._requests.hold(Holds.UNDER_WAY)
 
     def begin_reads(self) -> None:
         """Read what ``read_cold`` took note of, all of it at a time."""
         if self._cold:
             cold, self._cold = self._cold, []
+            self._more(len(cold))
             whole = not self._style.fragments
             self._background.read_short(cold, self._answer_reads, whole=whole)
 
     def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
-        replies: list[bytes] = []
+        replies: list[bytes | bytearray] = []
+        prefix, pack_read = self._style.data_prefix, self._style.pack_read
         try:
             for (cookie, offset, length), outcome in outcomes:
-                if isinstance(outcome, OSError):
-                    self.failed(cookie, offset, length, outcome)
-                elif outcome is None:
+                if outcome is None:
                     replies.append(self._hole(cookie, offset, length))
+                elif isinstance(outcome, OSError):
+                    self.failed(cookie, offset, length, outcome)
                 else:
-                    replies += (self._read_head(cookie, offset, length), outcome)
+                    head = bytearray(prefix)
+                    pack_read(head, 0, cookie, offset, length)
+                    replies += (head, outcome)
             if replies:
                 self._send(b"".join(replies))
         finally:
             self._fewer(len(outcomes))
-
-    def _read_head(self, cookie: int, offset: int, length: int) -> bytes:
-        head = bytearray(self._style.data_prefix)
-        self._style.pack_read(head, 0, cookie, offset, length)
-        return bytes(head)
 
     def reply_hole(self, cookie: int, offset: int, length: int) -> None:
         """Answer a read of nothing but a hole."""
@@ -427,13 +428,13 @@ class Commands:
         self._ended(result)
 
     def _begun(self, result: Deferred[Any]) -> Deferred[Any]:
-        self._one_more()
+        self._more(1)
         return result
 
-    def _one_more(self) -> None:
-        self._export.begun()
-        self.under_way += 1
-        if self.under_way == MAX_UNDER_WAY:
+    def _more(self, count: int) -> None:
+        self._export.begun(count)
+        self.under_way += count
+        if self.under_way + len(self._cold) >= MAX_UNDER_WAY:
             self._requests.hold(Holds.UNDER_WAY)
 
     def _ended(self, result: Deferred[Any]) -> None:

@@ -144,9 +144,9 @@ class Export:
 
     # Requests that are carried out off the reactor's thread
 
-    def begun(self) -> None:
-        """A request was handed to a thread."""
-        self._under_way += 1
+    def begun(self, count: int = 1) -> None:
+        """So many requests were handed to a thread."""
+        self._under_way += count
 
     def ended(self, count: int = 1) -> None:
         """So many are done, and their changes, if any, were marked."""
