@@ -450,7 +450,7 @@ class Commands:
     def _fewer(self, count: int) -> None:
         self.under_way -= count
         self._export.ended(count)
-        if self.under_way < MAX_UNDER_WAY <= self.under_way + count:
+        if self.under_way + len(self._cold) < MAX_UNDER_WAY:
             self._requests.release(Holds.UNDER_WAY)
         if not self.under_way:
             self._requests.idle()

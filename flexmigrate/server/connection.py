@@ -75,6 +75,7 @@ class NBDServerProtocol(Protocol):
         self._left = b""  # received, but not a whole request yet, or held back
         self._gathered: list[bytes] | None = None  # received, while more is about to come
         self._serving = False
+        self._resumed = False  # a hold was released
         self._paused = False
         self._ending = False
         self._served_before = 0
@@ -216,9 +217,14 @@ class NBDServerProtocol(Protocol):
         assert transmission is not None
         assert self.export is not None
         self.export.turns += 1
-        self._serving = True
+        at = 0
+        self._serving = self._resumed = True
         try:
-            at = transmission.serve(0, end)
+            # What is behind a hold that came and went meanwhile is offered again at once: nobody
+            # else would do so before the client sends more.
+            while self._resumed:
+                self._resumed = False
+                at = transmission.serve(at, end)
         finally:
             self._serving = False
         self._left = bytes(self._scratch.received_view[at:end]) if at < end else b""
@@ -248,7 +254,8 @@ class NBDServerProtocol(Protocol):
             self._apply_holds(1)
 
     def resume(self) -> None:
-        """See ``transmission.Host``."""
+        """See ``transmission.Host``; while requests are served, ``_serve`` sees to it itself."""
+        self._resumed = True
         if not self._serving and self._connected:
             self._serve_left()
             transmission = self._transmission

@@ -36,7 +36,7 @@ PATIENCE = 20
 
 
 class HandPool:
-    """A thread pool without threads: `work` does one call, `work_all` those that there are.
+    """A thread pool without threads: `work` does one call.
 
     :ivar at_once: whether calls are done when the reactor next turns, without being asked for.
     """
