@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import select
 import subprocess
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from bench.clients import need
 from bench.stage import Unmeasured
+from support.processes import PATIENCE
 
 OWN = "its own code"
 COPYING = "copying"
@@ -36,16 +38,25 @@ _COPIES = re.compile(
     r"|copy_user_\w+|__arch_copy_(to|from)_user|memcpy\w*)$"
 )
 
+# The system calls that are about files, beside reading and writing.
+_OF_FILES = (
+    "mincore|cachestat|mmap|munmap|madvise|fsync|fdatasync|sync_file_range|fallocate|lseek|fadvise64"
+    "|io_uring_enter"
+)
+
 # The first of these that a stack has tells what it is about.
 _CALLS = (
     (NETWORK, re.compile(r"^((tcp|unix_stream|sock)_(recv|send)msg\w*|sock_(read|write)_iter)$")),
     (NETWORK, re.compile(r"^do_sendfile$")),
-    (FILE, re.compile(r"^(vfs_\w*(read|write)v?|do_iter_\w+|\w+_sys_mincore)$")),
+    (FILE, re.compile(r"^(vfs_\w*(read|write)v?|do_iter_\w+|io_(submit|issue|read|wq)\w*)$")),
+    (FILE, re.compile(rf"^__\w+_sys_({_OF_FILES})$")),
     (WAITING, re.compile(r"^\w+_sys_(epoll_\w+|p?poll|p?select6?|\w*nanosleep|futex\w*)$")),
 )
 
-# What each of the kernel's stacks ends with that a system call began.
-_SYSTEM_CALL = re.compile(r"^(do_syscall_64|entry_SYSCALL_\w+|invoke_syscall|el0_svc\w*)$")
+# What each of the kernel's stacks ends with that a system call, or a thread of the kernel's, began.
+_SYSTEM_CALL = re.compile(
+    r"^(do_syscall_64|entry_SYSCALL_\w+|invoke_syscall|el0_svc\w*|ret_from_fork\w*)$"
+)
 
 Counts = dict[str, int]
 
@@ -74,36 +85,43 @@ def sampled(pid: int, folder: Path) -> Iterator[Counts]:
 @contextlib.contextmanager
 def _recording(pid: int, kept: Path) -> Iterator[None]:
     """Have perf record while the context lasts; it says when it has begun (``--control``)."""
-    orders, to_perf = os.pipe()
-    from_perf, answers = os.pipe()
+    perf = need("perf")
     with contextlib.ExitStack() as ends:
+        orders, to_perf, from_perf, answers = pipes = (*os.pipe(), *os.pipe())
         for descriptor in (to_perf, from_perf):
             ends.callback(os.close, descriptor)
-        process = subprocess.Popen(
-            [
-                *(need("perf"), "record", "--quiet", "--event=cpu-clock", f"--freq={_FREQUENCY}"),
-                *("-g", f"--pid={pid}", f"--output={kept}"),
-                *("--delay=-1", f"--control=fd:{orders},{answers}"),
-            ],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-            text=True,
-            pass_fds=(orders, answers),
-        )
+        try:
+            process = subprocess.Popen(
+                [
+                    *(perf, "record", "--quiet", "--event=cpu-clock", f"--freq={_FREQUENCY}"),
+                    *("-g", f"--pid={pid}", f"--output={kept}"),
+                    *("--delay=-1", f"--control=fd:{orders},{answers}"),
+                ],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+                text=True,
+                pass_fds=pipes[::3],
+            )
+        finally:
+            for descriptor in pipes[::3]:
+                os.close(descriptor)
         ends.enter_context(process)
         ends.callback(process.kill)
-        os.close(orders)
-        os.close(answers)
-        for order in ("enable", "stop"):
-            with contextlib.suppress(BrokenPipeError):
-                os.write(to_perf, f"{order}\n".encode())
-            if order == "enable":
-                if not os.read(from_perf, 16).startswith(b"ack"):
-                    raise Unmeasured(f"perf: {process.communicate()[1].strip()[-300:]}")
-                yield
-        if process.wait():
+        _order(to_perf, "enable")
+        ready, _, _ = select.select([from_perf], [], [], PATIENCE)
+        if not (ready and os.read(from_perf, 16).startswith(b"ack")):
+            process.kill()
             raise Unmeasured(f"perf: {process.communicate()[1].strip()[-300:]}")
+        yield
+        _order(to_perf, "stop")
+        if process.wait(PATIENCE):
+            raise Unmeasured(f"perf: {process.communicate()[1].strip()[-300:]}")
+
+
+def _order(to_perf: int, word: str) -> None:
+    with contextlib.suppress(BrokenPipeError):  # it has ended, and says why
+        os.write(to_perf, f"{word}\n".encode())
 
 
 def _script(kept: Path) -> Iterator[str]:

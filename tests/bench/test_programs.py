@@ -107,6 +107,8 @@ def test_profiling_tells_where_the_time_goes(bench: Bench, tmp_path: Path, groun
     more = ("--seconds", "1", "--servers", "flexmigrate")
     program = bench("profiling", "write-1m-16,unix-read-4k-1", *more)
     program.expect_exit(0, PATIENCE)
+    if "perf: " in program.story():
+        pytest.skip("perf may not look here")
     rows = json.loads((tmp_path / "out" / "profile.json").read_text())["rows"]
     assert [row["name"] for row in rows] == ["write-1m-16", "unix-read-4k-1"]
     for row in rows:

@@ -28,6 +28,10 @@ STACKS = {
     ("schedule", "do_epoll_wait", "__x64_sys_epoll_wait", *ENTRY): WAITING,
     ("__schedule", "futex_wait", "__x64_sys_futex", *ENTRY): WAITING,
     ("fdget", "__x64_sys_pwrite64", *ENTRY): OTHER,
+    ("split_folio_to_list", "madvise_cold", "__x64_sys_madvise", *ENTRY): FILE,
+    ("jbd2_complete_transaction", "do_fsync", "__x64_sys_fdatasync", *ENTRY): FILE,
+    ("filemap_read", "io_read", "io_issue_sqe", "io_wq_worker", "ret_from_fork"): FILE,
+    ("schedule", "kthread", "ret_from_fork_asm"): OTHER,
     ("_PyEval_EvalFrameDefault", "[unknown]"): OWN,
     # Somebody's interrupt, in the middle of it.
     ("handle_softirqs", "asm_sysvec_apic_timer_interrupt", "_PyEval_EvalFrameDefault"): OWN,
@@ -55,8 +59,11 @@ for number in itertools.count():
 def test_a_process_that_writes_is_seen_to_write(children: Children, tmp_path: Path) -> None:
     child = children.start(sys.executable, "-c", BUSY, str(tmp_path / "file"))
     child.wait_for("^round 0$")
-    with sampled(child.pid, tmp_path) as seen:
-        child.wait_for(f"^round {len(child.lines) + 10}$")
+    try:
+        with sampled(child.pid, tmp_path) as seen:
+            child.wait_for(f"^round {len(child.lines) + 10}$")
+    except Unmeasured as error:
+        pytest.skip(str(error))  # a container's root may not look
     assert seen[COPYING] + seen[FILE] > sum(seen.values()) / 2
     assert list(tmp_path.iterdir()) == [tmp_path / "file"]
 
