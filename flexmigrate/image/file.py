@@ -184,8 +184,7 @@ class Image:
             piece = scratch[: end - offset]
             read_exact(self.fd, piece, offset)
             offset += len(piece)
-        if self._folios is not None:
-            self._folios.forget(end - length, length)
+        self._forget_folios(end - length, length)
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         """Have the disk begin to read some (offset, length), without waiting for it: advice.
@@ -203,6 +202,7 @@ class Image:
         for offset, length in ranges:
             with contextlib.suppress(OSError):
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_DONTNEED)
+            self._forget_folios(offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.
@@ -261,7 +261,11 @@ class Image:
             holes.write_around(self.fd, view, offset, runs)
             return
         marks = self._marks
-        if marks is None or len(view) > SHORT or marks[offset >> GRANULE & WITHIN]:
+        if marks is None or marks[offset >> GRANULE & WITHIN]:
+            written = pwrite(self.fd, view, offset)
+            if marks is not None and len(view) > SHORT:
+                self._forget_folios(offset, len(view))
+        elif len(view) > SHORT:
             written = pwrite(self.fd, view, offset)
         else:
             assert self._folios is not None
@@ -278,6 +282,7 @@ class Image:
             and pwrite(2). Some of it may have been done by then.
         """
         self._may_have_holes = self._may_have_holes or not self.is_block_device
+        self._forget_folios(offset, length)
         holes.zero(
             self.fd,
             offset,
@@ -295,7 +300,13 @@ class Image:
         :raises OSError: as fallocate(2), but not because it isn't supported.
         """
         self._may_have_holes = self._may_have_holes or not self.is_block_device
+        self._forget_folios(offset, length)
         holes.trim(self.fd, offset, length, granule=self._granule)
+
+    def _forget_folios(self, offset: int, length: int) -> None:
+        """What is in the page cache of a range isn't, or won't be, what short writes left there."""
+        if self._folios is not None:
+            self._folios.forget(offset, length)
 
     def flush(self) -> None:
         """Wait until all that was written, zeroed or trimmed is on stable storage (fdatasync(2)).

@@ -10,7 +10,8 @@ Nothing but madvise(2) does that to a file's: where a part of a folio is told to
 split. The page has to be mapped for that; the mapping is never touched, since a page that is gone
 would be a SIGBUS. The kernel splits no folio that waits to be written back, and nobody says how
 large one is: of such a one, the time that a write takes tells. It is tried again with each write,
-until one finds it clean.
+until one finds it clean. Where the kernel doesn't say that either (before Linux 6.5, or to a
+service whose system calls a systemd filters that doesn't know this one), all are tried.
 
 Long writes and reads are quicker with large folios, by a third and by a tenth. So only what short
 writes go to is split.
@@ -18,7 +19,6 @@ writes go to is split.
 
 from __future__ import annotations
 
-import contextlib
 import mmap
 from os import pwrite
 from time import perf_counter
@@ -37,8 +37,8 @@ WITHIN = (1 << 24) - 1
 SHORT = 32 * 1024
 """Bytes of a write. Of longer ones, copying takes most of the time."""
 
-# Seconds that a short write takes at least where the folio is large, and that it takes to split
-# one. Where it is a page, both take 2 to 3 us.
+# Seconds that a short write takes at least for each of its pages where the folio is large, and that
+# it takes to split one. Where it is a page, both take 2 to 3 us.
 SLOW = 4e-6
 SPLITTING = 10e-6
 
@@ -61,22 +61,22 @@ class Folios:
 
     def __init__(self, fd: int, size: int) -> None:
         self._fd = fd
-        # Anonymous memory is there once something is put into it; a bytearray's is at once.
-        self.marks = mmap.mmap(-1, min(size >> GRANULE, WITHIN) + 1)
+        # Such memory is there once something is put into it; a bytearray's is at once.
+        marks = min(size >> GRANULE, WITHIN) + 1
+        self.marks = mmap.mmap(-1, marks, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         self._tries = self._found = 0
         self._rest = 0
         self._next_rest = FIRST_REST
 
     @classmethod
     def of(cls, fd: int, size: int) -> Folios | None:
-        """Return them, or None where the kernel doesn't say what is in its page cache, or where
-        folios of all sizes are alike (on other filesystems than ext4).
+        """Return them; None where folios of all sizes are alike (on other filesystems than ext4),
+        or where there is no memory for the marks: all this is for speed alone.
         """
         try:
-            linux.cached(fd, 0, linux.PAGE)
+            return cls(fd, size) if linux.is_ext4(fd) else None
         except OSError:
             return None
-        return cls(fd, size) if linux.is_ext4(fd) else None
 
     def write(self, view: Readable, offset: int) -> int:
         """Write as pwrite(2) does, at most `SHORT` bytes, where there is no mark: split the folio
@@ -88,44 +88,61 @@ class Folios:
         page = offset & -linux.PAGE
         try:
             cached, unwritten = linux.cached(self._fd, page, linux.PAGE)
-        except OSError:  # all this is for speed alone
-            cached, unwritten = 1, 0
-        if cached and not unwritten:
-            self.marks[place] = 1
-            self._split(page)
-            return pwrite(self._fd, view, offset)
+            is_cached, may_be_clean, is_known = cached > 0, not unwritten, True
+        except OSError:
+            is_cached, may_be_clean, is_known = True, True, False
+        if is_cached and may_be_clean:
+            is_cached = self._split(page)
+            if is_cached and is_known:
+                self.marks[place] = 1
+                return pwrite(self._fd, view, offset)
         begin = perf_counter()
         written = pwrite(self._fd, view, offset)
-        if cached and perf_counter() - begin < SLOW:
+        pages = -(-written // linux.PAGE)
+        if is_cached and perf_counter() - begin < SLOW * pages:
             self.marks[place] = 1
         return written
 
     def forget(self, offset: int, length: int) -> None:
-        """Something else than short writes has brought this range into the page cache."""
+        """Something else than short writes is about to bring this range into the page cache, or was
+        it.
+        """
+        if length <= 0:
+            return
         first = offset >> GRANULE & WITHIN
         last = offset + length - 1 >> GRANULE & WITHIN
         if first <= last:
             self.marks[first : last + 1] = bytes(last + 1 - first)
 
-    def _split(self, page: int) -> None:
-        if self._rest:
+    def _split(self, page: int) -> bool:
+        """Try to; return False if the page is not in memory, so that there is nothing to split."""
+        if self._rest > 0:
             self._rest -= 1
-            return
-        with contextlib.suppress(OSError):
+            return True
+        took = 0.0
+        try:
             # Of a larger mapping, the kernel would fill in what lies around the page, too.
             address = linux.map_file(self._fd, linux.PAGE, page)
             try:
+                # One that is in the page cache, but whose reading failed or isn't over, would be
+                # waited for.
+                if linux.pages_in_core(address, linux.PAGE) != b"\1":
+                    return False
                 linux.populate(address, linux.PAGE)
                 begin = perf_counter()
                 linux.make_cold(address, linux.PAGE)
-                self._learn(perf_counter() - begin > SPLITTING)
+                took = perf_counter() - begin
             finally:
                 linux.unmap(address, linux.PAGE)
+        except OSError:
+            pass  # it is left as large as it is
+        self._learn(took > SPLITTING)
+        return True
 
     def _learn(self, was_split: bool) -> None:
         self._tries += 1
         self._found += was_split
-        if self._tries == TRIES:
+        if self._tries >= TRIES:
             if self._found >= WORTH_WHILE:
                 self._next_rest = FIRST_REST
             else:

@@ -45,7 +45,8 @@ SYNC_FILE_RANGE_WRITE = 2
 MADV_COLD = 20
 MADV_POPULATE_READ = 22
 
-# From asm-generic/unistd.h: the same number on every machine; glibc has no function for it.
+# From asm-generic/unistd.h; glibc has no function for it. (Machines that count otherwise have no
+# call of this number, or one that refuses these arguments.)
 _CACHESTAT = 451
 
 PAGE = mmap.PAGESIZE
@@ -59,14 +60,14 @@ _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctype
 _fstatfs = _libc.fstatfs
 _fstatfs.argtypes = (ctypes.c_int, ctypes.c_void_p)
 _statx = getattr(_libc, "statx", None)  # glibc 2.28, musl 1.2.5
-_mmap = _libc.mmap
+_mmap = getattr(_libc, "mmap64", None) or _libc.mmap
 _mmap.argtypes = (
     ctypes.c_void_p,
     ctypes.c_size_t,
     ctypes.c_int,
     ctypes.c_int,
     ctypes.c_int,
-    ctypes.c_long,
+    ctypes.c_int64,
 )
 _mmap.restype = ctypes.c_void_p
 _munmap = _libc.munmap
@@ -75,8 +76,11 @@ _mincore = _libc.mincore
 _mincore.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_char_p)
 _madvise = _libc.madvise
 _madvise.argtypes = (ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int)
-_syscall = _libc.syscall
-_syscall.restype = ctypes.c_long
+# A function of its own: others call syscall(2) with other arguments.
+_cachestat = ctypes.CFUNCTYPE(
+    *(ctypes.c_long, ctypes.c_long, ctypes.c_int, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_uint),
+    use_errno=True,
+)(("syscall", _libc))
 
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -194,7 +198,7 @@ def cached(fd: int, offset: int, length: int) -> tuple[int, int]:
     """
     wanted = struct.pack("=QQ", offset, length)
     found = ctypes.create_string_buffer(40)
-    if _syscall(_CACHESTAT, fd, wanted, found, 0) != 0:
+    if _cachestat(_CACHESTAT, fd, wanted, found, 0) != 0:
         raise _last_error()
     pages, dirty, on_their_way = struct.unpack_from("=QQQ", found)
     return pages, dirty + on_their_way

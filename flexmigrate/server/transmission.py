@@ -186,7 +186,7 @@ class Transmission:
         payload = self._payload
         if payload is None or not payload.is_long:
             return len(self._buffers[0])
-        if payload.remaining >= MOST_AT_ONCE:
+        if payload.remaining > MOST_AT_ONCE:
             return MOST_AT_ONCE
         return payload.remaining + self._layout[1]
 

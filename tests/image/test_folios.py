@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import random
 import struct
@@ -76,13 +75,40 @@ class OnADisk(SynchronousTestCase):
 
     def test_one_that_waits_to_be_written_back_is_split_once_it_was(self) -> None:
         self.need_large_folios()
-        os.pwrite(self.image.fd, self.content[:PAGE], 0)
-        self.patch(folios, "SLOW", 0)  # whatever the machine does meanwhile
+        # Whatever the machine does meanwhile, which may write it back.
+        waiting = self.patch(linux, "cached", lambda fd, offset, length: (1, 1))
+        self.patch(folios, "SLOW", 0)
         self.write(PAGE, PAGE)
         self.assertTrue(is_large(self.image.fd, PAGE))
+        waiting.restore()
         self.image.flush()
         self.write(PAGE, PAGE)
         self.assertFalse(is_large(self.image.fd, PAGE))
+
+    def test_where_the_kernel_does_not_say_what_is_clean_it_is_split_all_the_same(self) -> None:
+        self.need_large_folios()
+
+        def refuse(*arguments: int) -> tuple[int, int]:
+            raise PermissionError(1, "Operation not permitted")
+
+        self.patch(linux, "cached", refuse)
+        self.write(PAGE, PAGE)
+        self.assertFalse(is_large(self.image.fd, PAGE))
+
+    def test_what_trims_zeroes_or_drops_a_range_makes_it_unknown(self) -> None:
+        image = self.image
+        if image._folios is None:
+            raise SkipTest("nobody looks for folios here")
+        marks = image._folios.marks
+        for change in (
+            lambda: image.trim(0, MIB),
+            lambda: image.zero(0, MIB, may_punch=True),
+            lambda: image.drop_cached([(0, MIB)]),
+            lambda: image.write(bytes([1]) * MIB, 0),
+        ):
+            marks[:32] = b"\1" * 32
+            change()
+            self.assertEqual(marks[:32], bytes(16) + b"\1" * 16)
 
     def test_what_was_read_from_the_disk_is_looked_at_again(self) -> None:
         self.write(MIB, PAGE)
@@ -113,6 +139,7 @@ class Recorded(SynchronousTestCase):
     """With a kernel that answers as the test says, and tells what it was asked."""
 
     cached = (1, 0)
+    in_core = b"\1"
     took = 0.0
     split = 0.0
 
@@ -122,6 +149,7 @@ class Recorded(SynchronousTestCase):
         self.patch(linux, "cached", self.look)
         self.patch(linux, "is_ext4", lambda fd: True)
         self.patch(linux, "map_file", lambda fd, length, offset: 1 << 30)
+        self.patch(linux, "pages_in_core", lambda address, length: self.in_core)
         self.patch(linux, "unmap", lambda address, length: self.asked.append("unmap"))
         self.patch(linux, "populate", lambda address, length: self.asked.append("populate"))
         self.patch(linux, "make_cold", self.make_cold)
@@ -159,6 +187,19 @@ class Recorded(SynchronousTestCase):
         self.assertFalse(self.write())
         self.assertEqual(self.asked, ["write"])
 
+    def test_one_whose_reading_failed_or_is_not_over_is_not_waited_for(self) -> None:
+        self.in_core = b"\0"
+        self.assertFalse(self.write())
+        self.assertEqual(self.asked, ["unmap", "write"])
+
+    def test_a_write_of_several_pages_may_take_longer(self) -> None:
+        self.cached = (1, 1)
+        self.took = 6e-6
+        self.assertFalse(self.write())
+        self.asked.clear()
+        self.folios.write(bytes(3 * PAGE), 0)
+        self.assertTrue(self.folios.marks[0])
+
     def test_of_one_that_is_not_written_back_the_time_tells(self) -> None:
         self.cached = (1, 1)
         self.took = 20e-6
@@ -171,11 +212,12 @@ class Recorded(SynchronousTestCase):
         def refuse(*arguments: int) -> None:
             raise OSError(14, "Bad address")
 
-        for name in ("cached", "map_file", "populate", "make_cold"):
-            self.patch(linux, name, refuse)
+        for name in ("cached", "map_file", "pages_in_core", "populate", "make_cold"):
+            patched = self.patch(linux, name, refuse)
             self.folios.forget(0, 1)
             self.assertTrue(self.write(), name)
             self.assertIn("write", self.asked)
+            patched.restore()
 
     def test_an_error_of_the_write_is_the_answer(self) -> None:
         def fail(fd: int, data: bytes, offset: int) -> int:
@@ -211,13 +253,23 @@ class Recorded(SynchronousTestCase):
         self.assertEqual(self.folios.marks[:8], b"\1\1\0\0\0\1\1\1")
 
 
+class NoMemory:
+    """Stands for the module mmap."""
+
+    MAP_PRIVATE = MAP_ANONYMOUS = 0
+
+    @staticmethod
+    def mmap(*arguments: int, **options: int) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+
 class Elsewhere(SynchronousTestCase):
-    def test_there_are_none_where_the_kernel_does_not_tell_or_all_are_alike(self) -> None:
+    def test_there_are_none_where_all_are_alike_or_where_there_is_no_memory(self) -> None:
         with tempfile.NamedTemporaryFile() as file:
             self.patch(linux, "is_ext4", lambda fd: False)
             self.assertIsNone(Folios.of(file.fileno(), MIB))
             self.patch(linux, "is_ext4", lambda fd: True)
-            self.patch(linux, "_syscall", lambda *arguments: ctypes.set_errno(38) or -1)
+            self.patch(folios, "mmap", NoMemory)
             self.assertIsNone(Folios.of(file.fileno(), MIB))
 
     def test_a_reader_has_none(self) -> None:

@@ -4,7 +4,7 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.server.payloads import MOST_AT_ONCE
+from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW
 from flexmigrate.server.transmission import Scratch
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed
@@ -51,6 +51,19 @@ class Receiving(SynchronousTestCase):
         self.assertTrue(self.served.content() == self.content)
         whole = [(offset, MOST_AT_ONCE) for offset in range(0, SIZE, MOST_AT_ONCE)]
         self.assertEqual(self.pieces()[-6:], whole[-6:])
+
+    def test_what_is_not_in_the_page_cache_is_written_in_smaller_ones(self):
+        self.served.image.is_resident = lambda offset, length: False
+        self.receive(b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB)))
+        self.assertTrue(self.served.content() == self.content)
+        whole = [(offset, MOST_OF_NEW) for offset in range(0, SIZE, MOST_OF_NEW)]
+        self.assertEqual(self.pieces()[-12:], whole[-12:])
+
+    def test_so_many_calls_receive_them_as_there_are_pieces(self):
+        stream = b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB))
+        sizes = self.receive(stream[:28]) + self.receive(stream[28:])
+        pieces = [MOST_AT_ONCE, MOST_AT_ONCE + 28] * (SIZE // MIB - 1) + [MOST_AT_ONCE] * 2
+        self.assertEqual(sizes, [28, *pieces])
 
     def test_short_writes_are_received_as_they_come_wherever_the_last_one_was_cut(self):
         stream = b"".join(self.write(offset, 4096) for offset in range(0, SIZE, 4096))

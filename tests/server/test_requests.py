@@ -6,7 +6,7 @@ import struct
 
 from flexmigrate.image.background import READS_AT_ONCE
 from flexmigrate.image.linux import PAGE
-from flexmigrate.server.commands import MAX_UNDER_WAY
+from flexmigrate.server.commands import MAX_UNDER_WAY, UNLOOKED
 from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
@@ -30,8 +30,8 @@ class RequestsSuite(SuiteBase):
 
     def test_the_kernel_is_given_long_writes_in_pieces(self):
         payload = random.Random(7).randbytes(SIZE - 100)
-        for cold, most in ((False, MOST_AT_ONCE), (True, MOST_OF_NEW)):
-            self.served.image.cold = cold
+        for cached, most in ((True, MOST_AT_ONCE), (False, MOST_OF_NEW)):
+            self.served.image.is_resident = lambda offset, length, cached=cached: cached
             self.served.image.done.clear()
             self.assertEqual(self.client.error(self.client.write(100, payload)), 0)
             pieces = [length for name, _, length in self.served.image.done if name == "write"]
@@ -46,6 +46,14 @@ class RequestsSuite(SuiteBase):
             for offset in range(0, SIZE, len(payload)):
                 self.assertEqual(self.client.error(self.client.write(offset, payload)), 0)
         self.assertEqual(looked, [0] * 10)
+
+    def test_of_many_that_follow_one_another_some_are(self):
+        looked = []
+        self.served.image.is_resident = lambda offset, length: looked.append(offset) or True
+        commands = self.client.feed.protocol._transmission.commands
+        for number in range(2 * UNLOOKED + 1):
+            self.assertTrue(commands.is_resident(number * MOST_AT_ONCE, MOST_AT_ONCE))
+        self.assertEqual(looked, [n * UNLOOKED * MOST_AT_ONCE for n in range(3)])
 
     def test_reads_of_what_is_not_in_memory_give_the_bytes(self):
         self.served.image.cold = True
