@@ -111,8 +111,17 @@ class Folios:
             return
         first = offset >> GRANULE & WITHIN
         last = offset + length - 1 >> GRANULE & WITHIN
-        if first <= last:
-            self.marks[first : last + 1] = bytes(last + 1 - first)
+        end = last + 1
+        if first > last or length > WITHIN << GRANULE:
+            first, end = 0, len(self.marks)  # it goes beyond the last mark, and on from the first
+        # Memory of which nobody has made a mark stays unmade.
+        head, tail = min(-(-first // linux.PAGE) * linux.PAGE, end), end // linux.PAGE * linux.PAGE
+        if head < tail:
+            self.marks.madvise(mmap.MADV_DONTNEED, head, tail - head)
+        else:
+            tail = head
+        self.marks[first:head] = bytes(head - first)
+        self.marks[tail:end] = bytes(end - tail)
 
     def _split(self, page: int) -> bool:
         """Try to; return False if the page is not in memory, so that there is nothing to split."""

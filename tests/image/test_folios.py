@@ -247,6 +247,28 @@ class Recorded(SynchronousTestCase):
         self.assertTrue(self.write((1 << 40) + (5 << GRANULE)))
         self.assertTrue(self.folios.marks[5])
 
+    def test_a_long_range_is_forgotten_to_the_mark(self) -> None:
+        all_of_it = 5 * PAGE
+        for first, last in ((0, all_of_it), (1, all_of_it - 1), (PAGE, 3 * PAGE), (7, PAGE + 7)):
+            self.folios.marks[:all_of_it] = b"\1" * all_of_it
+            self.folios.forget(first << GRANULE, (last - first) << GRANULE)
+            kept = b"\1" * first + bytes(last - first) + b"\1" * (all_of_it - last)
+            self.assertEqual(self.folios.marks[:all_of_it], kept, (first, last))
+
+    def test_a_range_beyond_the_last_mark_goes_on_from_the_first(self) -> None:
+        for offset, length in (((1 << 40) - MIB, 2 * MIB), (0, 3 << 39)):
+            self.folios.marks[5] = 1
+            self.folios.forget(offset, length)
+            self.assertEqual(self.folios.marks[5], 0)
+
+    def test_to_forget_what_was_never_known_takes_no_memory(self) -> None:
+        def resident() -> int:
+            return int(Path("/proc/self/statm").read_text().split()[1]) * PAGE
+
+        before = resident()
+        self.folios.forget(0, 1 << 40)
+        self.assertLess(resident() - before, 4 * MIB)
+
     def test_a_range_is_forgotten_and_nothing_beside_it(self) -> None:
         self.folios.marks[:8] = b"\1" * 8
         self.folios.forget((2 << GRANULE) + 1, 2 << GRANULE)
