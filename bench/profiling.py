@@ -21,8 +21,8 @@ from bench.report import Log, in_markdown, in_rst, machine, notes
 from bench.rows import ROWS
 from bench.running import Step, add_common_options, perform, place_for, take
 from bench.samples import PLACES, sampled
-from bench.servers import KINDS, Kind, Running
-from bench.serving import order
+from bench.servers import Kind, Running
+from bench.serving import add_server_options, chosen, order
 from bench.stage import Scale, Stage
 from bench.tasks import COLD, OVER_UNIX, STREAM, Figures, Task
 from demo.screen import Screen
@@ -42,17 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         prog="bench.profiling", description="Tell where the time of each row goes."
     )
     add_common_options(parser, [task.name for task in TASKS], rounds=1)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--size", type=int, default=512, help="MiB of the image")
-    parser.add_argument(
-        "--servers", nargs="+", choices=[kind.name for kind in KINDS], help="only these"
-    )
+    add_server_options(parser, size=512)
     options = parser.parse_args(arguments)
     return perform(lambda screen: _run(options, screen))
 
 
 def _run(options: argparse.Namespace, screen: Screen) -> None:
-    kinds = [kind for kind in KINDS if not options.servers or kind.name in options.servers]
+    kinds = chosen(options)
     tasks = [task for task in TASKS if not options.rows or task.name in options.rows]
     log = Log([kind.name for kind in kinds], options.rounds)
     scale = Scale(options.seconds, options.size * MIB)

@@ -36,16 +36,29 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="bench.serving", description="Serve an image beside Debian's servers."
     )
     add_common_options(parser, [row.name for row in ROWS], rounds=5)
-    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
-    parser.add_argument("--size", type=int, default=1024, help="MiB of the image")
-    parser.add_argument(
-        "--servers", nargs="+", choices=[kind.name for kind in KINDS], help="only these"
-    )
+    add_server_options(parser, size=1024)
     return parser.parse_args(arguments)
 
 
+def add_server_options(parser: argparse.ArgumentParser, size: int) -> None:
+    """Add those of a measurement of servers.
+
+    :param size: of the image, MiB, unless told otherwise.
+    """
+    parser.add_argument("--seconds", type=float, default=3.0, help="of each measurement")
+    parser.add_argument("--size", type=int, default=size, help="MiB of the image")
+    parser.add_argument(
+        "--servers", nargs="+", choices=[kind.name for kind in KINDS], help="only these"
+    )
+
+
+def chosen(options: argparse.Namespace) -> list[Kind]:
+    """Return the servers that are to be measured."""
+    return [kind for kind in KINDS if not options.servers or kind.name in options.servers]
+
+
 def _run(options: argparse.Namespace, rows: Sequence[Row], screen: Screen) -> None:
-    kinds = [kind for kind in KINDS if not options.servers or kind.name in options.servers]
+    kinds = chosen(options)
     wanted = {source.name for row in rows for source in row.sources}
     tasks = [task for task in TASKS if task.name in wanted]
     log = Log([kind.name for kind in kinds], options.rounds)
