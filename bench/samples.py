@@ -74,9 +74,9 @@ def sampled(pid: int, folder: Path) -> Iterator[Counts]:
         raise Unmeasured("only root sees where the kernel spends its time")
     kept = folder / "perf.data"
     counts: Counts = {}
-    with _recording(pid, kept):
-        yield counts
     try:
+        with _recording(pid, kept):
+            yield counts
         counts.update(count(_script(kept)))
     finally:
         kept.unlink(missing_ok=True)

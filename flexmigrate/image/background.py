@@ -124,24 +124,17 @@ class Background:
     def _ring_told(self, ended: list[Ended]) -> None:
         """Answer each asker once for all that it can have now."""
         outcomes: dict[tuple[Answer, bool], list[tuple[Wanted, Outcome]]] = {}
-        asker: tuple[Answer, bool] | None = None
-        theirs: list[tuple[Wanted, Outcome]] = []
-        may_have_holes = self._image.may_have_holes
         try:
             for each, about, data in ended:
-                if about is not asker:
-                    asker, theirs = about, outcomes.setdefault(about, [])
                 answer, whole = about
                 if data is None:
                     self._read_by_thread([each], answer, whole)
-                elif may_have_holes and not whole and self._image.is_hole(data, each[1]):
-                    theirs.append((each, None))
-                else:
-                    theirs.append((each, data))
+                    continue
+                is_hole = not whole and self._image.is_hole(data, each[1])
+                outcomes.setdefault(about, []).append((each, None if is_hole else data))
             for (answer, _), some in outcomes.items():
                 try:
-                    if some:
-                        answer(some)
+                    answer(some)
                 except Exception:  # noqa: BLE001  # one asker's bug is not to end the others' reads
                     log.failure("short reads met a bug")
         finally:

@@ -64,7 +64,6 @@ class Image:
     __slots__ = (
         "_folios",
         "_granule",
-        "_marks",
         "_may_have_holes",
         "_name",
         "_read_flags",
@@ -103,7 +102,6 @@ class Image:
         self._folios = (
             None if read_only or opened.is_block_device else Folios.of(opened.fd, self.size)
         )
-        self._marks = self._folios.marks if self._folios else None
         self._may_have_holes = has_holes(opened.fd, self.size)
         self._writing_fd = -1
 
@@ -260,16 +258,16 @@ class Image:
         if self._may_have_holes and (runs := zero_runs(view, offset)):
             holes.write_around(self.fd, view, offset, runs)
             return
-        marks = self._marks
-        if marks is None or marks[offset >> GRANULE & WITHIN]:
+        folios = self._folios
+        if folios is None:
             written = pwrite(self.fd, view, offset)
-            if marks is not None and len(view) > SHORT:
-                self._forget_folios(offset, len(view))
         elif len(view) > SHORT:
+            folios.forget(offset, len(view))
+            written = pwrite(self.fd, view, offset)
+        elif folios.marks[offset >> GRANULE & WITHIN]:
             written = pwrite(self.fd, view, offset)
         else:
-            assert self._folios is not None
-            written = self._folios.write(view, offset)
+            written = folios.write(view, offset)
         if written != len(view):
             # Once more from the start: it is the same bytes, and rare.
             write_exact(self.fd, view, offset)
@@ -387,7 +385,7 @@ class Image:
             self._residency.close()
             if self._folios is not None:
                 self._folios.close()
-                self._folios = self._marks = None
+                self._folios = None
             fd, self.fd = self.fd, -1
             os.close(fd)
         if self._writing_fd >= 0:

@@ -88,18 +88,13 @@ class Folios:
         page = offset & -linux.PAGE
         try:
             cached, unwritten = linux.cached(self._fd, page, linux.PAGE)
-            is_cached, may_be_clean, is_known = cached > 0, not unwritten, True
         except OSError:
-            is_cached, may_be_clean, is_known = True, True, False
-        if is_cached and may_be_clean:
-            is_cached = self._split(page)
-            if is_cached and is_known:
-                self.marks[place] = 1
-                return pwrite(self._fd, view, offset)
+            cached, unwritten = 1, None  # it may be clean, and it may not
+        # What isn't there gets a folio of its own, and tells nothing of its neighbours'.
+        is_there = cached > 0 and (bool(unwritten) or self._split(page))
         begin = perf_counter()
         written = pwrite(self._fd, view, offset)
-        pages = -(-written // linux.PAGE)
-        if is_cached and perf_counter() - begin < SLOW * pages:
+        if is_there and (unwritten == 0 or perf_counter() - begin < _slow(written)):
             self.marks[place] = 1
         return written
 
@@ -162,3 +157,8 @@ class Folios:
     def close(self) -> None:
         """Give back the memory of the marks."""
         self.marks.close()
+
+
+def _slow(length: int) -> float:
+    """Return the seconds that a write of so many bytes takes at least in a large folio."""
+    return SLOW * -(-length // linux.PAGE)

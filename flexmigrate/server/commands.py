@@ -69,10 +69,6 @@ class Requests(Protocol):
         """Nothing is under way any more."""
 
 
-UNLOOKED = 16
-"""Of so many long writes one after the other, one is looked at, which takes 10 to 20 us."""
-
-
 class FailingWrite(Protocol):
     """A write that arrives in pieces."""
 
@@ -110,9 +106,6 @@ class Commands:
         self._changing = 0
         self._cold: list[Wanted] = []
         self._held = 0
-        self._long_end = -1
-        self._long_resident = False
-        self._unlooked = 0
         self.under_way = 0
 
     def begin(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
@@ -128,17 +121,6 @@ class Commands:
         self._export.orphaned(self._changing)
 
     # Payloads that arrive in pieces
-
-    def is_resident(self, offset: int, length: int) -> bool:
-        """Tell whether the page cache has already what a long write is about; of several that
-        follow one another, whether it had that for another one lately.
-        """
-        if offset != self._long_end or not self._unlooked:
-            self._long_resident = bool(self._image.is_resident(offset, 1))
-            self._unlooked = UNLOOKED
-        self._unlooked -= 1
-        self._long_end = offset + length
-        return self._long_resident
 
     def write_piece(self, offset: int, piece: memoryview, write: FailingWrite) -> None:
         """Write a piece of a long write, on this thread unless that might wait for the disk."""

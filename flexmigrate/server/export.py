@@ -144,7 +144,7 @@ class Export:
 
     # Requests that are carried out off the reactor's thread
 
-    def begun(self, count: int = 1) -> None:
+    def begun(self, count: int) -> None:
         """So many requests were handed to a thread."""
         self._under_way += count
 

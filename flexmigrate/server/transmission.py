@@ -29,6 +29,7 @@ from flexmigrate.server.payloads import (
     LongWrite,
     Message,
     Payload,
+    Pieces,
     StatusFilter,
 )
 from flexmigrate.wire.agreement import Agreement
@@ -139,6 +140,7 @@ class Transmission:
         self.commands = self._new_commands(dict(agreement.contexts))
         self._in_session = SESSION_OPTION in dict(agreement.private)
         self._payload: Payload | None = None
+        self._pieces = Pieces(self._image)
         self._disconnecting = False
         self._broken: str | None = None
         self.holds = 0
@@ -188,7 +190,7 @@ class Transmission:
             return len(self._buffers[0])
         if payload.remaining > MOST_AT_ONCE:
             return MOST_AT_ONCE
-        return payload.remaining + self._layout[1]
+        return payload.remaining + self._style.request.size
 
     # The path of a request
 
@@ -210,10 +212,9 @@ class Transmission:
         changed = 0  # bytes that clients changed in this batch
 
         while not self.holds:
-            payload = self._payload
-            if payload is not None:
-                before, at = at, self._fill_payload(payload, at, end)
-                if at == before and self._payload is not None:
+            if self._payload is not None:
+                before, at = at, self._fill_payload(self._payload, at, end)
+                if self.in_payload and at == before:
                     break
                 continue
             body = at + header
@@ -324,8 +325,11 @@ class Transmission:
         elif filtered:
             self._payload = StatusFilter(self.commands, cookie, offset, payload, flags)
         elif command == Command.WRITE:
-            durable = bool(flags & _FUA)
-            self._payload = LongWrite(self.commands, cookie, offset, payload, durable)
+            self._payload = LongWrite(
+                *(self.commands, cookie, offset, payload),
+                durable=bool(flags & _FUA),
+                most=self._pieces.most(offset, payload),
+            )
         else:
             self._others += 1
             self.commands.begin(command, flags, cookie, offset, length)

@@ -4,7 +4,7 @@ import random
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW
+from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW, UNLOOKED, Pieces
 from flexmigrate.server.transmission import Scratch
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed
@@ -45,19 +45,24 @@ class Receiving(SynchronousTestCase):
     def pieces(self):
         return [done[1:] for done in self.served.image.done if done[0] == "write"]
 
-    def test_long_writes_one_behind_the_other_are_received_and_written_in_whole_pieces(self):
-        self.served.image.is_resident = lambda offset, length: True
-        self.receive(b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB)))
-        self.assertTrue(self.served.content() == self.content)
-        whole = [(offset, MOST_AT_ONCE) for offset in range(0, SIZE, MOST_AT_ONCE)]
-        self.assertEqual(self.pieces()[-6:], whole[-6:])
+    def test_long_writes_one_behind_the_other_are_written_in_whole_pieces(self):
+        for cached, most in ((True, MOST_AT_ONCE), (False, MOST_OF_NEW)):
+            self.served.image.is_resident = lambda offset, length, cached=cached: cached
+            self.served.image.done.clear()
+            self.receive(b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB)))
+            self.assertTrue(self.served.content() == self.content)
+            whole = [(offset, most) for offset in range(0, SIZE, most)]
+            # The first begins behind its header, in the middle of a buffer.
+            behind = (SIZE - MIB) // most
+            self.assertEqual(self.pieces()[-behind:], whole[-behind:])
 
-    def test_what_is_not_in_the_page_cache_is_written_in_smaller_ones(self):
-        self.served.image.is_resident = lambda offset, length: False
-        self.receive(b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB)))
-        self.assertTrue(self.served.content() == self.content)
-        whole = [(offset, MOST_OF_NEW) for offset in range(0, SIZE, MOST_OF_NEW)]
-        self.assertEqual(self.pieces()[-12:], whole[-12:])
+    def test_of_many_that_follow_one_another_some_are_looked_at(self):
+        looked = []
+        self.served.image.is_resident = lambda offset, length: looked.append(offset) or True
+        pieces = Pieces(self.served.image)
+        for number in range(2 * UNLOOKED + 1):
+            self.assertEqual(pieces.most(number * MIB, MIB), MOST_AT_ONCE)
+        self.assertEqual(looked, [number * UNLOOKED * MIB for number in range(3)])
 
     def test_so_many_calls_receive_them_as_there_are_pieces(self):
         stream = b"".join(self.write(offset, MIB) for offset in range(0, SIZE, MIB))

@@ -6,7 +6,7 @@ import struct
 
 from flexmigrate.image.background import READS_AT_ONCE
 from flexmigrate.image.linux import PAGE
-from flexmigrate.server.commands import MAX_UNDER_WAY, UNLOOKED
+from flexmigrate.server.commands import MAX_UNDER_WAY
 from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW
 from flexmigrate.wire.constants import Command, CommandFlag
 from flexmigrate.wire.requests import MAX_DRAIN
@@ -46,14 +46,6 @@ class RequestsSuite(SuiteBase):
             for offset in range(0, SIZE, len(payload)):
                 self.assertEqual(self.client.error(self.client.write(offset, payload)), 0)
         self.assertEqual(looked, [0] * 10)
-
-    def test_of_many_that_follow_one_another_some_are(self):
-        looked = []
-        self.served.image.is_resident = lambda offset, length: looked.append(offset) or True
-        commands = self.client.feed.protocol._transmission.commands
-        for number in range(2 * UNLOOKED + 1):
-            self.assertTrue(commands.is_resident(number * MOST_AT_ONCE, MOST_AT_ONCE))
-        self.assertEqual(looked, [n * UNLOOKED * MOST_AT_ONCE for n in range(3)])
 
     def test_reads_of_what_is_not_in_memory_give_the_bytes(self):
         self.served.image.cold = True
