@@ -1,7 +1,8 @@
 """What every connection of ours asks of its socket, beyond what Twisted does.
 
-Over TCP: no delay for small packets, a probe for peers that vanished, and no pacing within one
-host. Over a UNIX socket: room for a whole long reply. The figures are in docs/performance.
+Over TCP: no delay for small packets, a probe for peers that vanished, and within one host no pacing
+and no more in the kernel than it can send at once. Over a UNIX socket: room for a whole long reply.
+The figures are in docs/performance.
 """
 
 from __future__ import annotations
@@ -19,6 +20,13 @@ KEEPALIVE_PROBES = 3
 # measures it all the same and spreads out what is sent: long replies take three times as long as
 # with this one, which every kernel has and every user may choose (tcp(7), TCP_CONGESTION).
 LOCAL_CONGESTION_CONTROL = b"reno"
+
+# Bytes that a socket takes beyond what it may send at once (tcp(7), TCP_NOTSENT_LOWAT). Within one
+# host, what waits there is sent by the processor that deals with a client's acknowledgement, which
+# is the client's own, and overtakes what ours is just sending. TCP takes that for a loss: it sends
+# again, and makes its window small, so that still more waits. One packet is as much as this; what a
+# client has before it, in its own buffer, keeps it busy until we are called.
+LOCAL_UNSENT = 64 * 1024
 
 # Bytes that a UNIX socket takes before it's full (socket(7), SO_SNDBUF). With the kernel's 208 KiB
 # each long reply is sent in many small portions, with a sleep between each two.
@@ -44,6 +52,7 @@ def tune(transport: Any) -> None:
                 handle.setsockopt(
                     socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL
                 )
+                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, LOCAL_UNSENT)
 
 
 def _is_within_host(handle: socket.socket) -> bool:

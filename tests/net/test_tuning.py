@@ -6,7 +6,12 @@ from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net.stream import streaming
-from flexmigrate.net.tuning import LOCAL_CONGESTION_CONTROL, UNIX_SEND_BUFFER, tune
+from flexmigrate.net.tuning import (
+    LOCAL_CONGESTION_CONTROL,
+    LOCAL_UNSENT,
+    UNIX_SEND_BUFFER,
+    tune,
+)
 from support.feeds import PlainTransport
 from support.serving import Served
 
@@ -23,6 +28,14 @@ class Handle:
 
     def setTcpKeepAlive(self, enabled):
         self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, enabled)
+
+
+def chosen_by_the_system(sock):
+    """How TCP deals with congestion, and how much may wait unsent."""
+    return (
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16),
+        sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT),
+    )
 
 
 class TuningTests(SynchronousTestCase):
@@ -64,13 +77,22 @@ class TuningTests(SynchronousTestCase):
             used = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
         self.assertEqual(used.rstrip(b"\0"), LOCAL_CONGESTION_CONTROL)
 
+    def test_within_a_host_no_more_waits_than_may_be_sent(self):
+        with (
+            socket.create_server(("127.0.0.1", 0)) as server,
+            socket.create_connection(server.getsockname()) as sock,
+        ):
+            tune(Handle(sock))
+            used = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT)
+        self.assertEqual(used, LOCAL_UNSENT)
+
     def test_between_hosts_the_system_s_choice_stays(self):
         with socket.create_server(("127.0.0.1", 0)) as server:
             address = ("127.0.0.1", server.getsockname()[1])
             with socket.create_connection(address, source_address=("127.0.0.2", 0)) as sock:
-                before = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                before = chosen_by_the_system(sock)
                 tune(Handle(sock))
-                after = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, 16)
+                after = chosen_by_the_system(sock)
         self.assertEqual(after, before)
 
     def test_a_served_tcp_client_has_them(self):
