@@ -105,18 +105,20 @@ class Folios:
         if length <= 0:
             return
         first = offset >> GRANULE & WITHIN
-        last = offset + length - 1 >> GRANULE & WITHIN
-        end = last + 1
-        if first > last or length > WITHIN << GRANULE:
-            first, end = 0, len(self.marks)  # it goes beyond the last mark, and on from the first
-        # Memory of which nobody has made a mark stays unmade.
+        end = (offset + length - 1 >> GRANULE & WITHIN) + 1
+        marks = self.marks
+        if first >= end or length > WITHIN << GRANULE:
+            first, end = 0, len(marks)  # it goes beyond the last mark, and on from the first
+        # Memory of which nobody has made a mark stays unmade: to look there makes none.
+        if end - first < linux.PAGE and marks.find(b"\1", first, end) < 0:
+            return  # as it is for most long writes, and soon found out
         head, tail = min(-(-first // linux.PAGE) * linux.PAGE, end), end // linux.PAGE * linux.PAGE
         if head < tail:
-            self.marks.madvise(mmap.MADV_DONTNEED, head, tail - head)
+            marks.madvise(mmap.MADV_DONTNEED, head, tail - head)
         else:
             tail = head
-        self.marks[first:head] = bytes(head - first)
-        self.marks[tail:end] = bytes(end - tail)
+        marks[first:head] = bytes(head - first)
+        marks[tail:end] = bytes(end - tail)
 
     def _split(self, page: int) -> bool:
         """Try to; return False if the page is not in memory, so that there is nothing to split."""

@@ -57,24 +57,26 @@ class Poller:
     """The decision for all connections of one server.
 
     :param seconds: how long to look; 0 turns polling off.
+    :ivar turn_ends: when the reactor, and with it everybody else, should have its turn, by
+        ``time.monotonic``.
     :ivar hits: looks that found a request.
     :ivar misses: looks in vain.
     """
 
     __slots__ = (
         *("_busy", "_naps", "_next_rest", "_pause", "_rest", "_run", "_skip"),
-        *("_turn_ends", "hits", "misses", "seconds"),
+        *("hits", "misses", "seconds", "turn_ends"),
     )
 
     def __init__(self, seconds: float = DEFAULT_POLL_SECONDS) -> None:
         self.seconds = seconds
+        self.turn_ends = 0.0
         self.hits = 0
         self.misses = 0
         self._busy: object = None
         self._run = 0
         self._skip = 0
         self._pause = FIRST_PAUSE
-        self._turn_ends = 0.0
         self._be_awake()
 
     def _be_awake(self) -> None:
@@ -96,12 +98,8 @@ class Poller:
             return False
         if self._run <= RUN or self.seconds <= 0:
             return False
-        self._turn_ends = monotonic() + LONGEST_TURN
+        self.turn_ends = monotonic() + LONGEST_TURN
         return True
-
-    def turn_is_over(self) -> bool:
-        """Whether the reactor, and with it everybody else, should have its turn."""
-        return monotonic() >= self._turn_ends
 
     def look(self, receive: Callable[[int], int]) -> int:
         """Call *receive* until it returns something else than -1, or the time is over; where it
@@ -117,7 +115,7 @@ class Poller:
             return self._wait(receive)
         self.hits += 1
         self._pause = FIRST_PAUSE
-        if size > 0 and self._nap(size):
+        if 0 < size < LONG and self._nap():
             size += max(receive(size), 0)
         return size
 
@@ -133,14 +131,12 @@ class Poller:
         self._pause = FIRST_PAUSE
         return size
 
-    def _nap(self, size: int) -> bool:
-        """The client was ahead: *size* bytes were there before it could know of its answers. Let
-        more come, and return True, unless that has just proved not to be worthwhile.
+    def _nap(self) -> bool:
+        """The client was ahead: something was there before it could know of its answers. Let more
+        come, and return True, unless that has just proved not to be worthwhile.
         """
         if self._rest:
             self._rest -= 1
-            return False
-        if size >= LONG:
             return False
         self._naps += 1
         if self._naps == NAPS_THAT_TELL:

@@ -16,6 +16,7 @@ import os
 import socket
 from collections import deque
 from collections.abc import Iterable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp, unix
@@ -127,7 +128,7 @@ class _StreamMixin(_Connection):
     protocol: Any
     producer: Any
     _lost = False
-    _reading = False
+    _reading: Any = False  # a bool, which changes while we serve
     _buffered: Any = None  # the protocol, once it is known to have a buffer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -173,7 +174,10 @@ class _StreamMixin(_Connection):
         size = self._receive()
         while size > 0:
             protocol.buffer_updated(size)
-            if not polling or self._is_held() or protocol.waits or poller.turn_is_over():
+            # Nothing more may be received behind what was served, or not into that buffer.
+            if self._waiting or self.TLS or not self._reading:
+                return None
+            if not polling or protocol.waits or monotonic() >= poller.turn_ends:
                 return None
             size = poller.look(self._receive)
         if size == _NOTHING:
@@ -189,10 +193,6 @@ class _StreamMixin(_Connection):
             return super().doRead()
         finally:
             served.deliver()
-
-    def _is_held(self) -> bool:
-        """Whether nothing more may be received behind what was served, or not into that buffer."""
-        return not self._reading or bool(self._waiting) or self.TLS
 
     def _receive(self, behind: int = 0) -> int:
         """Receive into the protocol's buffer; return how much, or one of three other things.

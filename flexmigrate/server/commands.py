@@ -81,6 +81,7 @@ class Commands:
 
     :param about: the connection, for logs.
     :ivar under_way: requests that are with the thread pool.
+    :ivar cold: short reads that would have to wait for the disk, for ``begin_reads``.
     """
 
     def __init__(
@@ -104,7 +105,7 @@ class Commands:
         self._log = Logger(source=about)
         self._gone = False
         self._changing = 0
-        self._cold: list[Wanted] = []
+        self.cold: list[Wanted] = []
         self._held = 0
         self.under_way = 0
 
@@ -122,8 +123,10 @@ class Commands:
 
     # Payloads that arrive in pieces
 
-    def write_piece(self, offset: int, piece: memoryview, write: FailingWrite) -> None:
-        """Write a piece of a long write, on this thread unless that might wait for the disk."""
+    def write_piece(self, offset: int, piece: memoryview, write: FailingWrite) -> int:
+        """Write a piece of a long write, on this thread unless that might wait for the disk; return
+        how many bytes it has changed by now.
+        """
         length = len(piece)
         if self._image.may_block_write(offset, length):
             self._requests.hold(Holds.PIECE)
@@ -135,14 +138,16 @@ class Commands:
             self._track_change(done)
             done.addBoth(self._piece_ended)
             self._ended(done)
-            return
+            return 0
         try:
             self._image.write(piece, offset)
         except OSError as error:
             self._failed_change(offset, length, error)
             write.fail(error)
-        else:
-            self._changed(offset, length)
+            return 0
+        if self._export.observer is not None:
+            self._export.observer.mark(offset, length)
+        return length
 
     def _piece_failed(
         self, offset: int, length: int, failure: Failure, write: FailingWrite
@@ -214,18 +219,17 @@ class Commands:
         """Take note of a short read that would have had to wait for the disk; ``begin_reads``
         begins it.
         """
-        cold = self._cold
+        cold = self.cold
         cold.append((cookie, offset, length))
         if self.under_way + len(cold) >= MAX_UNDER_WAY:
             self._requests.hold(Holds.UNDER_WAY)
 
     def begin_reads(self) -> None:
         """Read what ``read_cold`` took note of, all of it at a time."""
-        if self._cold:
-            cold, self._cold = self._cold, []
-            self._more(len(cold))
-            whole = not self._style.fragments
-            self._background.read_short(cold, self._answer_reads, whole=whole)
+        cold, self.cold = self.cold, []
+        self._more(len(cold))
+        whole = not self._style.fragments
+        self._background.read_short(cold, self._answer_reads, whole=whole)
 
     def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
         replies: list[bytes | bytearray] = []
@@ -416,7 +420,7 @@ class Commands:
     def _more(self, count: int) -> None:
         self._export.begun(count)
         self.under_way += count
-        if self.under_way + len(self._cold) >= MAX_UNDER_WAY:
+        if self.under_way + len(self.cold) >= MAX_UNDER_WAY:
             self._requests.hold(Holds.UNDER_WAY)
 
     def _ended(self, result: Deferred[Any]) -> None:
@@ -432,7 +436,7 @@ class Commands:
     def _fewer(self, count: int) -> None:
         self.under_way -= count
         self._export.ended(count)
-        if self.under_way + len(self._cold) < MAX_UNDER_WAY:
+        if self.under_way + len(self.cold) < MAX_UNDER_WAY:
             self._requests.release(Holds.UNDER_WAY)
         if not self.under_way:
             self._requests.idle()

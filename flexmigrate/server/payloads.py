@@ -71,9 +71,12 @@ class Payload:
         """
         return min(available, self.remaining)
 
-    def take(self, piece: memoryview) -> None:
-        """Deal with the next *piece*, of ``portion`` bytes; it must not be kept."""
+    def take(self, piece: memoryview) -> int:
+        """Deal with the next *piece*, of ``portion`` bytes, which must not be kept; return how many
+        bytes of the image that has changed.
+        """
         self.remaining -= len(piece)
+        return 0
 
     def complete(self) -> None:
         """All was taken: answer the request."""
@@ -109,9 +112,9 @@ class LongWrite(Payload):
         cookie: int,
         offset: int,
         length: int,
-        *,
-        durable: bool,
         most: int,
+        *,
+        durable: bool = False,
     ) -> None:
         super().__init__(commands, cookie, offset, length)
         self._position = offset
@@ -125,16 +128,20 @@ class LongWrite(Payload):
         """Return what ends where a page ends: to write a part of a page, the kernel may have to
         read it first, and a block of zeroes in two parts would not be seen to be one.
         """
-        available = min(available, self._most)
+        if available > self._most:
+            available = self._most
         if available >= self.remaining:
             return self.remaining
         return max((self._position + available) // PAGE * PAGE - self._position, 0)
 
-    def take(self, piece: memoryview) -> None:
-        super().take(piece)
-        if self._error is None:
-            position, self._position = self._position, self._position + len(piece)
-            self.commands.write_piece(position, piece, self)
+    def take(self, piece: memoryview) -> int:
+        size = len(piece)
+        self.remaining -= size
+        if self._error is not None:
+            return 0
+        position = self._position
+        self._position = position + size
+        return self.commands.write_piece(position, piece, self)
 
     def fail(self, error: OSError) -> None:
         """A piece could not be written."""
@@ -165,9 +172,9 @@ class Message(Payload):
         self._begin = begin
         self._kept = bytearray()
 
-    def take(self, piece: memoryview) -> None:
-        super().take(piece)
+    def take(self, piece: memoryview) -> int:
         self._kept += piece
+        return super().take(piece)
 
     def complete(self) -> None:
         self._begin(bytes(self._kept))
@@ -185,9 +192,9 @@ class StatusFilter(Payload):
         self._flags = flags
         self._kept = bytearray()
 
-    def take(self, piece: memoryview) -> None:
-        super().take(piece)
+    def take(self, piece: memoryview) -> int:
         self._kept += piece
+        return super().take(piece)
 
     def complete(self) -> None:
         self.commands.filtered_status(self.cookie, self._flags, self.offset, bytes(self._kept))

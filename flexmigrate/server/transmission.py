@@ -34,6 +34,7 @@ from flexmigrate.server.payloads import (
 )
 from flexmigrate.wire.agreement import Agreement
 from flexmigrate.wire.constants import (
+    MAX_REQUEST,
     Command,
     CommandFlag,
     ErrorCode,
@@ -208,13 +209,21 @@ class Transmission:
         writable = self._writable
         observer = self._export.observer
         filled = 0  # bytes of replies that wait to be sent
-        reads = bytes_read = writes = 0  # of this batch; see the class
-        changed = 0  # bytes that clients changed in this batch
+        reads = bytes_read = writes = bytes_written = 0  # of this batch; see the class
+        changed = 0  # bytes of pieces of long writes in this batch
 
         while not self.holds:
-            if self._payload is not None:
-                before, at = at, self._fill_payload(self._payload, at, end)
-                if self.in_payload and at == before:
+            payload = self._payload
+            if payload is not None:
+                portion = payload.portion(end - at)
+                if portion:
+                    changed += payload.take(received_view[at : at + portion])
+                    at += portion
+                if not payload.remaining and not self.holds & Holds.PIECE:
+                    self._payload = None
+                    self._others += 1
+                    payload.complete()
+                elif not portion or at == end:
                     break
                 continue
             body = at + header
@@ -276,7 +285,7 @@ class Transmission:
                     continue
                 if observer is not None:
                     observer.mark(offset, length)
-                changed += length
+                bytes_written += length
                 reply = ok(cookie, offset)
                 replies[filled : filled + len(reply)] = reply
                 filled += len(reply)
@@ -288,13 +297,15 @@ class Transmission:
 
         if filled:
             self._outlet.send(replies_view[:filled])
-        commands.begin_reads()
+        if commands.cold:
+            commands.begin_reads()
         if reads:
             self.reads += reads
             self.bytes_read += bytes_read
         if writes:
             self.writes += writes
-            self.bytes_written += changed
+            self.bytes_written += bytes_written
+            changed += bytes_written
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:
@@ -303,6 +314,13 @@ class Transmission:
 
     def _serve_other(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
         """Judge and begin a request that isn't a small read or a whole write."""
+        plain_write = self._layout[3]
+        fits = 0 < length <= MAX_REQUEST and offset + length <= self._size
+        if command == _WRITE and flags == plain_write and fits and self._writable:
+            # The commonest, which needs no further judge. (Behind a long write's data, no code is
+            # in the processor's caches: to judge it took as long as to copy 100 KiB.)
+            self._expect_write(cookie, offset, length)
+            return
         if command == Command.DISC:
             self._disconnect(flags, offset, length)
             return
@@ -325,14 +343,16 @@ class Transmission:
         elif filtered:
             self._payload = StatusFilter(self.commands, cookie, offset, payload, flags)
         elif command == Command.WRITE:
-            self._payload = LongWrite(
-                *(self.commands, cookie, offset, payload),
-                durable=bool(flags & _FUA),
-                most=self._pieces.most(offset, payload),
-            )
+            self._expect_write(cookie, offset, payload, durable=bool(flags & _FUA))
         else:
             self._others += 1
             self.commands.begin(command, flags, cookie, offset, length)
+
+    def _expect_write(
+        self, cookie: int, offset: int, length: int, *, durable: bool = False
+    ) -> None:
+        most = self._pieces.most(offset, length)
+        self._payload = LongWrite(self.commands, cookie, offset, length, most, durable=durable)
 
     def _expect_message(self, command: int, cookie: int, offset: int, length: int) -> None:
         """Begin a private command once its payload of *length* bytes is here."""
@@ -361,16 +381,6 @@ class Transmission:
             self._break(f"{refusal.text}; its payload of {payload} bytes is not worth reading")
         else:
             self._payload = Drained(self.commands, cookie, offset, payload, refusal)
-
-    def _fill_payload(self, payload: Payload, at: int, end: int) -> int:
-        size = payload.portion(end - at)
-        if size:
-            payload.take(self._buffers[1][at : at + size])
-        if not payload.remaining and not self.holds & Holds.PIECE:
-            self._payload = None
-            self._others += 1
-            payload.complete()
-        return at + size
 
     # Holding and the end
 

@@ -94,11 +94,11 @@ class Looking(SynchronousTestCase):
         self.assertEqual(sum(not self.poller.woken("a") for _ in range(100)), FIRST_PAUSE)
 
     def test_a_turn_ends_however_well_it_goes(self) -> None:
-        self.assertFalse(self.poller.turn_is_over())
+        self.assertEqual(self.poller.turn_ends, self.now + LONGEST_TURN)
         self.now += LONGEST_TURN
-        self.assertTrue(self.poller.turn_is_over())
+        self.assertEqual(self.poller.turn_ends, self.now)
         self.poller.woken("a")
-        self.assertFalse(self.poller.turn_is_over())
+        self.assertEqual(self.poller.turn_ends, self.now + LONGEST_TURN)
 
     def tick(self) -> bool:
         self.now += 1e-6

@@ -307,7 +307,7 @@ class BufferedTests(WithSockets):
         real, transport.socket = transport.socket, Socket()
         self.addCleanup(setattr, transport, "socket", real)
         poller = Poller()
-        while not poller._nap(1):
+        while not poller._nap():
             pass
         self.assertEqual(poller.look(transport._receive), 4)
         self.assertEqual(poller.look(transport._receive), -2)  # and not 0, the end
