@@ -6,8 +6,9 @@ don't copy.
 transports, so that *every* Twisted endpoint built on it (``serverFromString``,
 ``HostnameEndpoint``, …) does. A protocol that provides :class:`IBufferedProtocol` is then fed
 through its own buffer instead of ``dataReceived``; any other protocol, and any connection after
-``startTLS``, is served just as Twisted does. (But for descriptors sent over a UNIX socket: they go
-with Twisted's own buffer, which isn't used here.)
+``startTLS``, is served just as Twisted does, except that what TLS makes of one write is sent
+together. (But for descriptors sent over a UNIX socket: they go with Twisted's own buffer, which
+isn't used here.)
 """
 
 from __future__ import annotations
@@ -20,9 +21,12 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from twisted.internet import main, tcp, unix
-from twisted.internet.error import ConnectionDone
+from twisted.internet._newtls import startTLS as start_tls
+from twisted.internet.abstract import FileDescriptor
+from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
 
 from flexmigrate.image.exact import FileSource
@@ -36,6 +40,13 @@ SENDFILE_TURN = 4 * 1024 * 1024
 # Bytes of TLS records that are received at a time, and that are on their way before a producer is
 # paused; Twisted's own 64 KiB are four of them.
 RECORDS_AT_ONCE = 256 * 1024
+
+# Of the records that one write makes, so many are sent with one call.
+RECORDS_TOGETHER = 16
+
+# After so many bytes of records others have their turn, however quickly a client reads: to encrypt
+# them takes about a millisecond.
+RECORDS_TURN = 1024 * 1024
 
 # What receiving comes to, where it isn't a number of bytes.
 _END = 0
@@ -122,9 +133,6 @@ class _StreamMixin(_Connection):
     """
 
     ended_in_order = False
-    # What goes out by Twisted's own buffer, which is TLS alone, is joined and sent in portions of
-    # this size (abstract.FileDescriptor has 128 KiB), with a turn of the reactor for each.
-    SEND_LIMIT = 512 * 1024
     protocol: Any
     producer: Any
     _lost = False
@@ -133,6 +141,9 @@ class _StreamMixin(_Connection):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting: deque[memoryview | _FilePart] = deque()
+        self._records: list[bytes] = []  # made by a write that isn't over
+        self._is_writing = False
+        self._turn = 0  # bytes of records that were sent in it
         super().__init__(*args, **kwargs)
 
     # Receiving
@@ -247,7 +258,12 @@ class _StreamMixin(_Connection):
     def write(self, data: bytes) -> None:
         """As ITransport has it."""
         if self.TLS:
-            super().write(data)  # type: ignore[no-untyped-call]  # Twisted's
+            self._is_writing = True
+            try:
+                super().write(data)  # type: ignore[no-untyped-call]  # Twisted's
+            finally:
+                self._is_writing = False
+                self._send_records()
         elif data:
             self.send(data)
             if self.producer is not None and not self.streamingProducer:
@@ -258,20 +274,41 @@ class _StreamMixin(_Connection):
         """As ITransport has it."""
         self.write(b"".join(iovec))
 
-    def startTLS(self, *args: Any, **kwargs: Any) -> Any:
-        """As ITLSTransport has it; what still waits goes out first, in the clear, by Twisted's
-        buffer.
-        """
-        waiting = [bytes(piece) for piece in self._waiting if not isinstance(piece, _FilePart)]
-        self._waiting.clear()
-        super().writeSequence(waiting)  # type: ignore[no-untyped-call]  # Twisted's
+    def startTLS(self, ctx: Any, normal: bool = True) -> None:
+        """As ITLSTransport has it; what still waits goes out first, in the clear."""
         self.bufferSize = RECORDS_AT_ONCE
-        return super().startTLS(*args, **kwargs)  # type: ignore[no-untyped-call]  # Twisted's
+        start_tls(self, ctx, normal, _BelowTLS)
+
+    def send_record(self, record: bytes) -> None:
+        """Send what TLS has made: at once, or with the others that the same write makes."""
+        self._records.append(record)
+        if not self._is_writing or len(self._records) >= RECORDS_TOGETHER:
+            self._send_records()
+
+    def _send_records(self) -> None:
+        records, self._records = self._records, []
+        if not records or not self.connected or self._lost:
+            return
+        sent = 0
+        if not self._waiting:
+            try:
+                sent = self.socket.sendmsg(records)
+            except BlockingIOError:
+                pass
+            except OSError:
+                self._lose()
+                return
+        self._turn += sent
+        for record in records:
+            if sent < len(record):
+                self._wait_for(memoryview(record)[sent:])
+            sent = max(sent - len(record), 0)
+        if self._turn >= RECORDS_TURN:
+            self._pause_producer()
 
     def doWrite(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
         """Send what waits: what the reactor calls when the socket takes more."""
-        if self.TLS:
-            return super().doWrite()  # type: ignore[no-any-return, no-untyped-call]  # Twisted's
+        self._turn = 0
         if self._lost or not self._send_waiting():
             return main.CONNECTION_LOST if self._lost else None
         self.stopWriting()  # type: ignore[no-untyped-call]  # Twisted's
@@ -341,6 +378,10 @@ class _StreamMixin(_Connection):
 
     def _wait_for(self, piece: memoryview | _FilePart) -> None:
         self._waiting.append(piece)
+        self._pause_producer()
+
+    def _pause_producer(self) -> None:
+        """Have ``doWrite`` called, which lets it go on."""
         self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
         if self.producer is not None and self.streamingProducer and not self.producerPaused:
             self.producerPaused = True
@@ -366,9 +407,33 @@ class _StreamMixin(_Connection):
 
     def connectionLost(self, reason: Any) -> None:
         """As Twisted's Connection has it; references to images are dropped."""
+        if not self._lost and reason.check(ConnectionLost) and self._is_at_end():
+            # The reactor was waiting to write, was told that the other side has closed its UNIX
+            # socket, and doesn't know that we read from it, too.
+            reason = Failure(main.CONNECTION_DONE)
         self.ended_in_order = reason.check(ConnectionDone) is not None
         self._waiting.clear()
+        self._records.clear()
         super().connectionLost(reason)
+
+    def _is_at_end(self) -> bool:
+        """Whether the other side sends nothing more, and ended in order."""
+        try:
+            return not self.socket.recv(1, socket.MSG_PEEK)
+        except OSError:
+            return False
+
+
+class _BelowTLS(FileDescriptor):
+    """What TLS finds below itself instead of the connection's own methods, which are above it."""
+
+    def write(self, data: bytes) -> None:
+        below: Any = self  # the connection, as Twisted calls this
+        below.send_record(data)
+
+    def writeSequence(self, iovec: Iterable[bytes]) -> None:
+        below: Any = self
+        below.send_record(b"".join(iovec))
 
 
 class _StreamServer(_StreamMixin, tcp.Server):

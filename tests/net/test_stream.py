@@ -3,9 +3,11 @@
 import contextlib
 import os
 import socket
+import ssl
 import stat
 import struct
 import tempfile
+from pathlib import Path
 
 from twisted.internet import error
 from twisted.internet.error import ConnectionAborted, ConnectionDone
@@ -17,7 +19,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
 from flexmigrate.net.polling import Poller
-from flexmigrate.net.stream import IBufferedProtocol, IOutlet, streaming
+from flexmigrate.net.stream import RECORDS_TURN, IBufferedProtocol, IOutlet, streaming
+from flexmigrate.net.tls import server_context
+from support.certificates import Authority
 from support.feeds import Bench
 
 PAYLOAD = os.urandom(1 << 20)
@@ -435,6 +439,118 @@ class SendingTests(WithSockets):
         self.assertFalse(self.is_at_end(self.client))
 
 
+MANY = 1 << 26
+
+
+class Endless:
+    """A producer that writes whenever it may."""
+
+    def __init__(self, transport, piece):
+        self.transport, self.piece = transport, piece
+        self.turns = []  # the bytes of each
+        self.paused = False
+        transport.registerProducer(self, True)
+
+    def resumeProducing(self):
+        self.paused = False
+        self.turns.append(0)
+        while not self.paused and self.turns[-1] < MANY:
+            self.transport.write(self.piece)
+            self.turns[-1] += len(self.piece)
+
+    def pauseProducing(self):
+        self.paused = True
+
+    def stopProducing(self):
+        self.paused = True
+
+
+class TLSTests(WithSockets):
+    """What TLS makes of what is written goes out together."""
+
+    def setUp(self):
+        super().setUp()
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        Authority().issue("server").write(Path(folder.name), "server")
+        self.server = Plain()
+        self.client = self.connect(self.server)
+        self.server.transport.startTLS(server_context(folder.name, verify_peer=False))
+        theirs = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+        theirs.check_hostname, theirs.verify_mode = False, ssl.CERT_NONE
+        self.client = theirs.wrap_socket(self.client, do_handshake_on_connect=False)
+        self.bench.until(self.has_shaken_hands)
+        self.bench.settle()
+
+    def has_shaken_hands(self):
+        try:
+            self.client.do_handshake()
+        except ssl.SSLWantReadError:
+            return False
+        return True
+
+    def receive(self, length):
+        got = bytearray()
+
+        def enough():
+            with contextlib.suppress(ssl.SSLWantReadError):
+                while len(got) < length:
+                    got.extend(self.client.recv(length - len(got)))
+            return len(got) >= length
+
+        self.bench.until(enough)
+        return bytes(got)
+
+    def test_long_and_short_writes_arrive_in_order(self):
+        sent = [PAYLOAD[:number] for number in (1, 16384, 5, 300_000, 1 << 20, 17, 0, 65_537)] * 4
+        for data in sent:
+            self.server.transport.write(data)
+        # Twisted keeps less than 64,000 bytes for a moment, by a clock that isn't the bench's.
+        self.server.transport.writeSequence([b"and", PAYLOAD])
+        expected = b"".join(sent) + b"and" + PAYLOAD
+        self.assertEqual(self.receive(len(expected)), expected)
+
+    def test_who_does_not_read_is_not_written_to(self):
+        producer = Endless(self.server.transport, PAYLOAD[: 256 * 1024])
+        producer.resumeProducing()
+        self.bench.until(lambda: producer.paused)
+        self.bench.settle()
+        written = sum(producer.turns)
+        # The kernel's buffers at both ends, at most.
+        self.assertLess(written, 64 << 20)
+        self.assertEqual(self.receive(written), PAYLOAD[: 256 * 1024] * (written >> 18))
+        self.bench.until(lambda: sum(producer.turns) > written)
+        self.server.transport.abortConnection()
+        self.bench.until(lambda: self.server.lost)
+
+    def test_others_have_their_turn_however_quickly_one_reads(self):
+        class Taken:
+            """A socket that takes everything."""
+
+            def sendmsg(self, records):
+                return sum(map(len, records))
+
+        transport = self.server.transport
+        producer = Endless(transport, PAYLOAD[: 256 * 1024])
+        real, transport.socket = transport.socket, Taken()
+        try:
+            producer.resumeProducing()
+            self.assertEqual(producer.turns, [RECORDS_TURN])
+            transport.doWrite()
+            self.assertEqual(producer.turns, [RECORDS_TURN, RECORDS_TURN])
+        finally:
+            transport.socket = real
+        transport.abortConnection()
+        self.bench.until(lambda: self.server.lost)
+
+    def test_what_the_other_side_does_not_take_is_lost_with_it(self):
+        self.client.close()
+        for _ in range(3):
+            self.server.transport.write(PAYLOAD)
+        self.bench.until(lambda: self.server.lost)
+        self.server.transport.write(PAYLOAD)
+
+
 class ReactorTests(WithSockets):
     """Everything that makes a connection makes a stream transport."""
 
@@ -474,6 +590,21 @@ class ReactorTests(WithSockets):
         port.stopListening()
         self.bench.settle()
         self.assertFalse(os.path.exists(path))
+
+    def test_a_unix_socket_that_the_other_side_closes_while_we_wait_to_write_has_ended(self):
+        server, path = Buffered(), self.unix_path()
+        factory = Factory.forProtocol(lambda: server)
+        factory.noisy = False
+        self.addCleanup(self.reactor.listenUNIX(path, factory).stopListening)
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(path)
+            self.bench.until(lambda: server.connected)
+        # Of what it waits for, the reactor is told that there is nobody any more.
+        server.transport.pauseProducing()
+        server.transport.startWriting()
+        self.bench.until(lambda: server.lost)
+        self.assertTrue(server.lost.check(ConnectionDone))
+        self.assertTrue(server.transport.ended_in_order)
 
     def adopt(self, listening, server):
         listening.listen()
