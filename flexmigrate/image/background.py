@@ -124,14 +124,18 @@ class Background:
     def _ring_told(self, ended: list[Ended]) -> None:
         """Answer each asker once for all that it can have now."""
         outcomes: dict[tuple[Answer, bool], list[tuple[Wanted, Outcome]]] = {}
+        asker: tuple[Answer, bool] | None = None
+        its: list[tuple[Wanted, Outcome]] = []
         try:
             for each, about, data in ended:
                 answer, whole = about
                 if data is None:
                     self._read_by_thread([each], answer, whole)
                     continue
+                if about is not asker:
+                    asker, its = about, outcomes.setdefault(about, [])
                 is_hole = not whole and self._image.is_hole(data, each[1])
-                outcomes.setdefault(about, []).append((each, None if is_hole else data))
+                its.append((each, None if is_hole else data))
             for (answer, _), some in outcomes.items():
                 try:
                     answer(some)

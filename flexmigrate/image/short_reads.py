@@ -48,31 +48,15 @@ class ShortReads:
 
         :param about: comes back with each.
         """
-        ring = self._ring
-        slots = []
-        for each in wanted:
-            slot = ring.prepare(fd, each[1], each[2])
-            if slot < 0:
-                break
+        slots = self._ring.begin(fd, wanted)
+        for slot, each in zip(slots, wanted, strict=False):
             self._begun[slot] = each, about
-            slots.append(slot)
-        if not slots:
-            return wanted
-        begun = len(slots) - ring.begin()
-        for slot in slots[begun:]:
-            del self._begun[slot]
-            ring.release(slot)
-        return wanted[begun:]
+        return wanted[len(slots) :]
 
     def doRead(self) -> None:
         """Tell of what has been read: what the reactor calls when there is something."""
-        ring = self._ring
-        ended: list[Ended] = []
-        for slot, result in ring.completed():
-            wanted, about = self._begun.pop(slot)
-            ended.append((wanted, about, ring.take(slot, result) if result == wanted[2] else None))
-            # Before anybody is told, who may begin other reads then, or close this.
-            ring.release(slot)
+        begun = self._begun
+        ended = [(*begun.pop(slot), data) for slot, data in self._ring.completed()]
         try:
             self._told(ended)
         except Exception:  # noqa: BLE001  # the reactor would never call again, and reads never end

@@ -2,8 +2,8 @@
 none needs a thread.
 
 Only what is needed for that is here: short reads, each into a slot of memory of the ring's own.
-Nothing of reactors: whoever has a ring waits until its descriptor is readable, looks what is
-``completed``, takes the bytes, and gives the slots back.
+Nothing of reactors: whoever has a ring waits until its descriptor is readable, and looks what is
+``completed``.
 
 The rings are memory that is shared with the kernel. What either side puts there, it puts there
 before it moves the tail behind it; Python has no barrier to say so with. On x86 none is needed, and
@@ -19,6 +19,7 @@ import errno
 import mmap
 import os
 import platform
+from collections.abc import Sequence
 from struct import Struct
 
 SLOTS = 64
@@ -68,8 +69,7 @@ def _checked(result: int) -> int:
 class Ring:
     """Room for SLOTS reads.
 
-    A read is named by the slot that it was given. Slots are taken by ``prepare``, and are free
-    again after ``release``.
+    A read is named by the slot that it was given by ``begin``, until ``completed`` tells of it.
 
     :ivar fd: readable while there is something that was completed.
     :raises OSError: the kernel has no io_uring (``ENOSYS``), or this process may not use it
@@ -87,8 +87,8 @@ class Ring:
             os.close(self.fd)
             raise
         self._free = list(range(SLOTS))
-        self._tail = 0  # of the entries, as far as they are written
-        self._begun = 0  # as far as the kernel has them
+        self._lengths = [0] * SLOTS  # that were asked for
+        self._tail = 0  # of the entries
         self._head = 0  # of the completions
 
     def _map(self, parameters: tuple[int, ...]) -> None:
@@ -115,57 +115,50 @@ class Ring:
         """How many slots are taken."""
         return SLOTS - len(self._free)
 
-    def prepare(self, fd: int, offset: int, length: int) -> int:
-        """Take a slot for a read of *length* bytes, at most SLOT_SIZE, which ``begin`` begins; -1
-        where none is free.
-        """
-        if not self._free:
-            return -1
-        slot = self._free.pop()
-        _ENTRY.pack_into(
-            self._entries,
-            (self._tail & (SLOTS - 1)) * _ENTRY_SIZE,
-            *(_OP_READ, 0, 0, fd, offset, self._address + slot * SLOT_SIZE, length, 0, slot),
-        )
-        self._tail += 1
-        return slot
+    def begin(self, fd: int, reads: Sequence[tuple[int, int, int]]) -> list[int]:
+        """Begin to read from the file *fd*, as many of *reads* as there is room for and the kernel
+        takes; return the slots of these, the first ones.
 
-    def begin(self) -> int:
-        """Give the kernel what was prepared. Return how many of it, the last ones, it did not take:
-        their slots are to be released, and somebody else has to read them.
+        :param reads: something to name each by, its offset, and its length, at most SLOT_SIZE.
         """
-        wanted = self._tail - self._begun
-        self._words[self._tail_word] = self._tail & _WRAP
-        taken = _syscall(_ENTER, self.fd, ctypes.c_uint(wanted), 0, 0, None, 0)
-        self._begun += max(taken, 0)
-        if self._begun != self._tail:
+        slots = []
+        tail, free, lengths = self._tail, self._free, self._lengths
+        for _, offset, length in reads[: len(free)]:
+            slot = free.pop()
+            _ENTRY.pack_into(
+                self._entries,
+                (tail & (SLOTS - 1)) * _ENTRY_SIZE,
+                *(_OP_READ, 0, 0, fd, offset, self._address + slot * SLOT_SIZE, length, 0, slot),
+            )
+            lengths[slot] = length
+            slots.append(slot)
+            tail = (tail + 1) & _WRAP
+        if slots:
+            self._words[self._tail_word] = tail
+            taken = max(_syscall(_ENTER, self.fd, ctypes.c_uint(len(slots)), 0, 0, None, 0), 0)
             # It looks at the tail in the call alone, so what it left can be taken back.
-            self._tail = self._begun
-            self._words[self._tail_word] = self._tail & _WRAP
-        return int(wanted - max(taken, 0))
+            self._tail = self._words[self._tail_word] = (self._tail + taken) & _WRAP
+            free += slots[taken:]
+            del slots[taken:]
+        return slots
 
-    def completed(self) -> list[tuple[int, int]]:
-        """Return (slot, result) of the reads that have ended, each once: how many bytes were read,
-        or an error's number below 0.
+    def completed(self) -> list[tuple[int, bytes | None]]:
+        """Return each read that has ended, once: its slot, which is free now, and the bytes, or
+        None where that aren't all that it was to read.
         """
-        ended = []
+        ended: list[tuple[int, bytes | None]] = []
         head, tail = self._head, self._words[self._done_tail_word]
+        memory, lengths = self._memory, self._lengths
         while head != tail:
             at = self._done_at + (head & self._done_mask) * _COMPLETION_SIZE
             slot, result, _ = _COMPLETION.unpack_from(self._rings, at)
-            ended.append((slot, result))
+            begin = slot * SLOT_SIZE
+            is_whole = result == lengths[slot]
+            ended.append((slot, memory[begin : begin + result] if is_whole else None))
+            self._free.append(slot)
             head = (head + 1) & _WRAP
         self._head = self._words[self._done_head_word] = head
         return ended
-
-    def take(self, slot: int, length: int) -> bytes:
-        """Return the first *length* bytes of a slot."""
-        at = slot * SLOT_SIZE
-        return self._memory[at : at + length]
-
-    def release(self, slot: int) -> None:
-        """Have a slot be free, whose read has ended or was never begun."""
-        self._free.append(slot)
 
     def close(self) -> None:
         """Give all back; nothing may be under way."""

@@ -236,14 +236,14 @@ class Commands:
         prefix, pack_read = self._style.data_prefix, self._style.pack_read
         try:
             for (cookie, offset, length), outcome in outcomes:
-                if outcome is None:
-                    replies.append(self._hole(cookie, offset, length))
-                elif isinstance(outcome, OSError):
-                    self.failed(cookie, offset, length, outcome)
-                else:
+                if isinstance(outcome, bytes):
                     head = bytearray(prefix)
                     pack_read(head, 0, cookie, offset, length)
                     replies += (head, outcome)
+                elif outcome is None:
+                    replies.append(self._hole(cookie, offset, length))
+                else:
+                    self.failed(cookie, offset, length, outcome)
             if replies:
                 self._send(b"".join(replies))
         finally:

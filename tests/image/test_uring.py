@@ -52,62 +52,52 @@ class Reads(WithAFile):
         super().setUp()
         self.ring = new_ring()
 
-    def completed(self, number: int) -> dict[int, int]:
-        results: dict[int, int] = {}
+    def completed(self, number: int) -> dict[int, bytes | None]:
+        results: dict[int, bytes | None] = {}
         while len(results) < number:
             self.assertTrue(select.select([self.ring.fd], [], [], 60)[0], "nothing is completed")
             results.update(self.ring.completed())
         return results
 
     def test_many_at_once_have_the_bytes_that_were_asked_for(self) -> None:
+        blocks = [(n, n * BLOCK, BLOCK) for n in range(SLOTS)]
         for _ in range(5):  # the rings go round
-            slots = {self.ring.prepare(self.fd, n * BLOCK, BLOCK): n for n in range(SLOTS)}
+            slots = self.ring.begin(self.fd, [*blocks, (SLOTS, 0, BLOCK)])
             self.assertEqual(len(slots), SLOTS)
-            self.assertEqual(self.ring.prepare(self.fd, 0, BLOCK), -1)
-            self.assertEqual(self.ring.begin(), 0)
-            self.assertEqual(self.completed(SLOTS), dict.fromkeys(slots, BLOCK))
-            for slot, n in slots.items():
-                expected = self.content[n * BLOCK : (n + 1) * BLOCK]
-                self.assertEqual(self.ring.take(slot, BLOCK), expected)
-                self.ring.release(slot)
+            self.assertEqual(self.ring.begin(self.fd, blocks), [])
+            expected = [self.content[at : at + size] for _, at, size in blocks]
+            self.assertEqual(self.completed(SLOTS), dict(zip(slots, expected, strict=True)))
             self.assertEqual(self.ring.in_use, 0)
         self.ring.close()
 
-    def test_one_past_the_end_is_shorter_and_one_of_nothing_tells_its_error(self) -> None:
-        short = self.ring.prepare(self.fd, SLOTS * BLOCK, BLOCK)
-        wrong = self.ring.prepare(1 << 20, 0, BLOCK)
-        self.assertEqual(self.ring.begin(), 0)
-        self.assertEqual(self.completed(2), {short: 100, wrong: -errno.EBADF})
-        self.ring.release(short)
-        self.ring.release(wrong)
+    def test_one_past_the_end_and_one_of_nothing_have_no_bytes(self) -> None:
+        (short,) = self.ring.begin(self.fd, [(1, SLOTS * BLOCK, BLOCK)])
+        (wrong,) = self.ring.begin(1 << 20, [(2, 0, BLOCK)])
+        self.assertEqual(self.completed(2), {short: None, wrong: None})
         self.ring.close()
 
     def test_the_longest_read_fits(self) -> None:
-        slot = self.ring.prepare(self.fd, 0, SLOT_SIZE)
-        self.ring.begin()
-        self.assertEqual(self.completed(1), {slot: SLOT_SIZE})
-        self.assertEqual(self.ring.take(slot, SLOT_SIZE), self.content[:SLOT_SIZE])
-        self.ring.release(slot)
+        (slot,) = self.ring.begin(self.fd, [(1, 0, SLOT_SIZE)])
+        self.assertEqual(self.completed(1), {slot: self.content[:SLOT_SIZE]})
         self.ring.close()
 
-    def test_what_the_kernel_does_not_take_can_be_prepared_again(self) -> None:
-        slot = self.ring.prepare(self.fd, 0, BLOCK)
-        real = uring._syscall
+    def test_what_the_kernel_does_not_take_can_be_begun_again(self) -> None:
+        real, blocks = uring._syscall, [(n, n * BLOCK, BLOCK) for n in range(3)]
         self.patch(uring, "_syscall", lambda *_: -1)
-        self.assertEqual(self.ring.begin(), 1)
-        self.ring.release(slot)
+        self.assertEqual(self.ring.begin(self.fd, blocks), [])
+        self.patch(uring, "_syscall", lambda number, fd, _, *more: real(number, fd, 1, *more))
+        (first,) = self.ring.begin(self.fd, blocks)
         self.patch(uring, "_syscall", real)
-        again = self.ring.prepare(self.fd, BLOCK, BLOCK)
-        self.assertEqual(self.ring.begin(), 0)
-        self.assertEqual(self.completed(1), {again: BLOCK})
-        self.assertEqual(self.ring.take(again, BLOCK), self.content[BLOCK : 2 * BLOCK])
-        self.ring.release(again)
+        second, third = self.ring.begin(self.fd, blocks[1:])
+        expected = [self.content[at : at + size] for _, at, size in blocks]
+        slots = (first, second, third)
+        self.assertEqual(self.completed(3), dict(zip(slots, expected, strict=True)))
         self.ring.close()
 
     def test_it_is_not_closed_under_a_read(self) -> None:
-        slot = self.ring.prepare(self.fd, 0, BLOCK)
+        self.ring.begin(self.fd, [(1, 0, BLOCK)])
         self.assertRaises(AssertionError, self.ring.close)
-        self.ring.release(slot)
+        self.completed(1)
         self.ring.close()
         self.assertEqual(self.ring.fd, -1)
 
