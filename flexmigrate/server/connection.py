@@ -218,16 +218,16 @@ class NBDServerProtocol(Protocol):
         assert self.export is not None
         self.export.turns += 1
         at = 0
-        self._serving = self._resumed = True
+        self._serving = self._scratch.is_taken = self._resumed = True
         try:
             # What is behind a hold that came and went meanwhile is offered again at once: nobody
             # else would do so before the client sends more.
             while self._resumed:
                 self._resumed = False
                 at = transmission.serve(at, end)
+            self._left = bytes(self._scratch.received_view[at:end]) if at < end else b""
         finally:
-            self._serving = False
-        self._left = bytes(self._scratch.received_view[at:end]) if at < end else b""
+            self._serving = self._scratch.is_taken = False
         if bool(transmission.holds) != self._paused and self._connected:
             self._apply_holds(transmission.holds)
 
@@ -256,7 +256,13 @@ class NBDServerProtocol(Protocol):
     def resume(self) -> None:
         """See ``transmission.Host``; while requests are served, ``_serve`` sees to it itself."""
         self._resumed = True
-        if not self._serving and self._connected:
+        if self._serving or not self._connected:
+            return
+        if self._scratch.is_taken:
+            # Another connection's request has brought this about, and what came behind it stands in
+            # the buffer that we need.
+            self.factory.reactor.callLater(0, self.resume)
+        else:
             self._serve_left()
             transmission = self._transmission
             if transmission is not None and not transmission.holds:

@@ -69,6 +69,8 @@ REPLIES = 256 * 1024
 class Scratch:
     """The buffers in which connections receive and answer; one connection uses them at a time.
 
+    :ivar is_taken: one does, whose requests stand there.
+
     :param size: of the receive buffer, in bytes: a piece of a long write, and the header of the
         request behind it. That is as much as a core's second-level cache holds; and what is done
         for each piece costs us as much as copying 64 KiB. (1 MiB writes with 128, 256, 512 and 1024
@@ -76,6 +78,7 @@ class Scratch:
     """
 
     def __init__(self, size: int = MOST_AT_ONCE + 64) -> None:
+        self.is_taken = False
         self.received = bytearray(size)
         self.received_view = memoryview(self.received)
         self.replies = bytearray(REPLIES + SMALL_READ)
@@ -210,7 +213,7 @@ class Transmission:
         observer = self._export.observer
         filled = 0  # bytes of replies that wait to be sent
         reads = bytes_read = writes = bytes_written = 0  # of this batch; see the class
-        changed = 0  # bytes of pieces of long writes in this batch
+        changed = 0  # bytes of pieces of long writes in this batch, and of its writes in the end
 
         while not self.holds:
             payload = self._payload
@@ -403,7 +406,7 @@ class Transmission:
         self._writable = False
 
     def changed(self, length: int) -> None:
-        """The client changed so many bytes by a request that didn't take the fast path."""
+        """The client changed so many bytes by something that this thread didn't do."""
         self._host.changed(length)
 
     def idle(self) -> None:
