@@ -144,7 +144,7 @@ class Ring:
 
     def completed(self) -> list[tuple[int, bytes | None]]:
         """Return each read that has ended, once: its slot, which is free now, and the bytes, or
-        None where that aren't all that it was to read.
+        None where these aren't all that it was to read.
         """
         ended: list[tuple[int, bytes | None]] = []
         head, tail = self._head, self._words[self._done_tail_word]

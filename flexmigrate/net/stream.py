@@ -6,9 +6,9 @@ don't copy.
 transports, so that *every* Twisted endpoint built on it (``serverFromString``,
 ``HostnameEndpoint``, …) does. A protocol that provides :class:`IBufferedProtocol` is then fed
 through its own buffer instead of ``dataReceived``; any other protocol, and any connection after
-``startTLS``, is served just as Twisted does, except that what TLS makes of one write is sent
-together. (But for descriptors sent over a UNIX socket: they go with Twisted's own buffer, which
-isn't used here.)
+``startTLS``, is served just as Twisted does, except that what TLS makes of one long write is sent
+together, and that a producer is paused as soon as anything waits. (But for descriptors sent over a
+UNIX socket: they go with Twisted's own buffer, which isn't used here.)
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from collections.abc import Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from OpenSSL.SSL import RECEIVED_SHUTDOWN
 from twisted.internet import main, tcp, unix
 from twisted.internet._newtls import startTLS as start_tls
 from twisted.internet.abstract import FileDescriptor
@@ -37,12 +38,12 @@ from flexmigrate.net.unix_socket import OwnedPort
 # lets the others have their turn.
 SENDFILE_TURN = 4 * 1024 * 1024
 
-# Bytes of TLS records that are received at a time, and that are on their way before a producer is
-# paused; Twisted's own 64 KiB are four of them.
+# Bytes of TLS records that are received at a time; Twisted's own 64 KiB are four of them.
 RECORDS_AT_ONCE = 256 * 1024
 
-# Of the records that one write makes, so many are sent with one call.
-RECORDS_TOGETHER = 16
+# Of the records that one write makes, so many are sent with one call: what an outlet reads from a
+# file at a time, and what goes before it.
+RECORDS_TOGETHER = 24
 
 # After so many bytes of records others have their turn, however quickly a client reads: to encrypt
 # them takes about a millisecond.
@@ -143,7 +144,7 @@ class _StreamMixin(_Connection):
         self._waiting: deque[memoryview | _FilePart] = deque()
         self._records: list[bytes] = []  # made by a write that isn't over
         self._is_writing = False
-        self._turn = 0  # bytes of records that were sent in it
+        self._turn = 0  # bytes of records that were sent since others had theirs
         super().__init__(*args, **kwargs)
 
     # Receiving
@@ -172,13 +173,15 @@ class _StreamMixin(_Connection):
             # The reactor had seen that there is something before another connection's turn brought
             # this one to a stop.
             return None
+        if self._lost:
+            return main.CONNECTION_LOST
         protocol = self.protocol
         if protocol is not self._buffered:
             # Asked once: a protocol doesn't change, but with TLS another one takes its place.
             if self.TLS:
                 return self._read_records(protocol)
             if not IBufferedProtocol.providedBy(protocol):
-                return super().doRead()
+                return self._read_as_twisted()
             self._buffered = protocol
         poller = protocol.poller
         polling = poller is not None and poller.woken(self)
@@ -198,12 +201,18 @@ class _StreamMixin(_Connection):
     def _read_records(self, protocol: Any) -> BaseException | None:
         served = getattr(protocol, "wrappedProtocol", None)
         if not IGatheringProtocol.providedBy(served):
-            return super().doRead()
+            return self._read_as_twisted()
         served.gather()
         try:
-            return super().doRead()
+            return self._read_as_twisted()
         finally:
             served.deliver()
+
+    def _read_as_twisted(self) -> BaseException | None:
+        why = super().doRead()
+        if isinstance(why, ConnectionLost):
+            self._lost = True  # the kernel tells it once
+        return why
 
     def _receive(self, behind: int = 0) -> int:
         """Receive into the protocol's buffer; return how much, or one of three other things.
@@ -287,7 +296,7 @@ class _StreamMixin(_Connection):
 
     def _send_records(self) -> None:
         records, self._records = self._records, []
-        if not records or not self.connected or self._lost:
+        if not records or not self.connected or self._lost or self._writeDisconnected:
             return
         sent = 0
         if not self._waiting:
@@ -296,14 +305,17 @@ class _StreamMixin(_Connection):
             except BlockingIOError:
                 pass
             except OSError:
-                self._lose()
+                # Who has said goodbye need not wait for our answer to that.
+                encrypted: Any = self.getHandle()
+                if not encrypted.get_shutdown() & RECEIVED_SHUTDOWN:
+                    self._lose()
                 return
         self._turn += sent
         for record in records:
             if sent < len(record):
-                self._wait_for(memoryview(record)[sent:])
+                self._waiting.append(memoryview(record)[sent:])
             sent = max(sent - len(record), 0)
-        if self._turn >= RECORDS_TURN:
+        if self._waiting or self._turn >= RECORDS_TURN:
             self._pause_producer()
 
     def doWrite(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
@@ -316,6 +328,9 @@ class _StreamMixin(_Connection):
         if self.producer is not None and (self.producerPaused or not self.streamingProducer):
             self.producerPaused = False
             self.producer.resumeProducing()
+            if self.TLS and self.disconnecting:
+                # TLS is over, so that it has nothing more to write: close in the next turn.
+                self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
         elif self.disconnecting:
             closing: BaseException | None = self._postLoseConnection()  # type: ignore[no-untyped-call]  # Twisted's
             return closing
@@ -407,9 +422,10 @@ class _StreamMixin(_Connection):
 
     def connectionLost(self, reason: Any) -> None:
         """As Twisted's Connection has it; references to images are dropped."""
-        if not self._lost and reason.check(ConnectionLost) and self._is_at_end():
-            # The reactor was waiting to write, was told that the other side has closed its UNIX
-            # socket, and doesn't know that we read from it, too.
+        is_told = self._lost or not self.connected  # of a loss, or for the second time
+        if not is_told and reason.check(ConnectionLost) and self._is_at_end():
+            # The reactor was to write, was told that the other side has closed its UNIX socket, and
+            # doesn't know that we read from it, too.
             reason = Failure(main.CONNECTION_DONE)
         self.ended_in_order = reason.check(ConnectionDone) is not None
         self._waiting.clear()
@@ -417,9 +433,11 @@ class _StreamMixin(_Connection):
         super().connectionLost(reason)
 
     def _is_at_end(self) -> bool:
-        """Whether the other side sends nothing more, and ended in order."""
+        """Whether the other side has ended, and took all that was sent; to be asked only where the
+        kernel has told of no error, which it does once.
+        """
         try:
-            return not self.socket.recv(1, socket.MSG_PEEK)
+            return not self._waiting and not self.socket.recv(1, socket.MSG_PEEK)
         except OSError:
             return False
 

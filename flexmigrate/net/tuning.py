@@ -28,6 +28,11 @@ LOCAL_CONGESTION_CONTROL = b"reno"
 # client has before it, in its own buffer, keeps it busy until we are called.
 LOCAL_UNSENT = 64 * 1024
 
+LOCAL_OPTIONS: tuple[tuple[int, Any], ...] = (
+    (socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL),
+    (socket.TCP_NOTSENT_LOWAT, LOCAL_UNSENT),
+)
+
 # Bytes that a UNIX socket takes before it's full (socket(7), SO_SNDBUF). With the kernel's 208 KiB
 # each long reply is sent in many small portions, with a sleep between each two.
 UNIX_SEND_BUFFER = 1024 * 1024
@@ -47,12 +52,10 @@ def tune(transport: Any) -> None:
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, KEEPALIVE_INTERVAL_SECONDS)
         handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, KEEPALIVE_PROBES)
         if _is_within_host(handle):
-            # A speed, and nothing else: where it's refused, things work as well.
-            with contextlib.suppress(OSError):
-                handle.setsockopt(
-                    socket.IPPROTO_TCP, socket.TCP_CONGESTION, LOCAL_CONGESTION_CONTROL
-                )
-                handle.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, LOCAL_UNSENT)
+            # A speed, and nothing else: where one is refused, things work as well.
+            for option, value in LOCAL_OPTIONS:
+                with contextlib.suppress(OSError):
+                    handle.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _is_within_host(handle: socket.socket) -> bool:

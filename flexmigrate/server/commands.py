@@ -225,7 +225,7 @@ class Commands:
             self._requests.hold(Holds.UNDER_WAY)
 
     def begin_reads(self) -> None:
-        """Read what ``read_cold`` took note of, all of it at a time."""
+        """Read what ``read_cold`` took note of, all of it at a time; there must be something."""
         cold, self.cold = self.cold, []
         self._more(len(cold))
         whole = not self._style.fragments

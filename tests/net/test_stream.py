@@ -543,6 +543,27 @@ class TLSTests(WithSockets):
         transport.abortConnection()
         self.bench.until(lambda: self.server.lost)
 
+    def test_a_reset_is_no_end_in_order(self):
+        self.client.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.client.close()
+        self.bench.until(lambda: self.server.lost)
+        self.assertFalse(self.server.lost.check(ConnectionDone))
+        self.assertFalse(self.server.transport.ended_in_order)
+
+    def test_who_says_goodbye_without_having_read_all_is_closed(self):
+        producer = Endless(self.server.transport, PAYLOAD[: 256 * 1024])
+        producer.resumeProducing()
+        self.bench.settle()
+        self.assertTrue(producer.paused)
+        with contextlib.suppress(ssl.SSLError):  # its answer is behind what was sent before
+            self.client.unwrap()
+        self.bench.settle()
+        client = socket.socket(fileno=self.client.detach())
+        self.addCleanup(client.close)
+        client.setblocking(False)
+        self.assertTrue(self.is_at_end(client))
+        self.bench.until(lambda: self.server.lost)
+
     def test_what_the_other_side_does_not_take_is_lost_with_it(self):
         self.client.close()
         for _ in range(3):
