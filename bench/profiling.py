@@ -1,6 +1,6 @@
 """``python -m bench.profiling``: why a row is what it is: whose core is full, and with what.
 
-    python -m bench.profiling                                      every row that fio measures
+    python -m bench.profiling                                      the rows of one kind of request
     python -m bench.profiling --rows write-1m-16 --rounds 3        some rows, shown and not kept
 
 It needs perf, and has to run as root.
@@ -24,10 +24,10 @@ from bench.samples import PLACES, sampled
 from bench.servers import Kind, Running
 from bench.serving import add_server_options, chosen, order
 from bench.stage import Scale, Stage
-from bench.tasks import COLD, OVER_UNIX, STREAM, Figures, Task
+from bench.tasks import COLD, OVER_UNIX, STREAM, TLS, Figures, Task
 from demo.screen import Screen
 
-TASKS = (*STREAM, *OVER_UNIX, COLD)
+TASKS = (*STREAM, *OVER_UNIX, COLD, TLS)
 
 _TITLES = {source.name: row.title for row in reversed(ROWS) for source in row.sources}
 _HEADER = (

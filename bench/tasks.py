@@ -20,6 +20,7 @@ figure             unit
 from __future__ import annotations
 
 import contextlib
+import resource
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -87,11 +88,24 @@ def _copy_out(stage: Stage, server: Running) -> Figures:
 
 def _copy_encrypted(stage: Stage, server: Running) -> Figures:
     """Read all of it once, as fio would: it can't be told which authority to trust."""
+    before, client = server.cpu(), _used_by_clients()
     seconds = nbdcopy(
         *(stage, server.uri, "null:"),
         *("--connections=1", "--requests=16", f"--request-size={MIB}"),
     )
-    return {"bandwidth": stage.scale.size / seconds}
+    requests = stage.scale.size / MIB
+    return {
+        "bandwidth": stage.scale.size / seconds,
+        "rate": requests / seconds,
+        "cpu": (server.cpu() - before) / requests,
+        "client": (_used_by_clients() - client) / seconds,
+    }
+
+
+def _used_by_clients() -> float:
+    """Return the seconds of CPU time of all that have ended and were waited for."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _copy_in(stage: Stage, server: Running) -> Figures:
