@@ -21,7 +21,7 @@ from flexmigrate.client.asker import Asker
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.client.uri import NBDURI, parse_uri
 from flexmigrate.errors import ConnectFailed, NoHello
-from flexmigrate.net.stream import streaming
+from flexmigrate.net.streaming import streaming
 from flexmigrate.wire.client_handshake import Wish
 
 HELLO_TIMEOUT = 5.0

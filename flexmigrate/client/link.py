@@ -37,8 +37,8 @@ from flexmigrate.errors import (
     SessionDeclined,
     TLSFailed,
 )
+from flexmigrate.net.interfaces import IBufferedProtocol
 from flexmigrate.net.outlet import outlet_for
-from flexmigrate.net.stream import IBufferedProtocol
 from flexmigrate.net.tuning import tune
 from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
 from flexmigrate.wire.awaited import Awaited

@@ -19,7 +19,7 @@ from twisted.internet.interfaces import IStreamClientEndpoint, IStreamServerEndp
 
 from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
-from flexmigrate.net.stream import streaming
+from flexmigrate.net.streaming import streaming
 from flexmigrate.net.unix_socket import SOCKET_MODE, remove_stale_socket
 
 BACKLOG = 128

@@ -15,7 +15,7 @@ from twisted.logger import Logger
 from zope.interface import implementer
 
 from flexmigrate.image.exact import FileSource
-from flexmigrate.net.stream import IOutlet
+from flexmigrate.net.interfaces import IOutlet
 
 # A file is read and written in pieces of this size, so that a long read holds no more than one of
 # them beside what the transport itself holds. Sixteen TLS records.

@@ -1,14 +1,13 @@
 """The stream transport: Twisted's own sockets with a receive buffer that is reused and sends that
 don't copy.
 
-``streaming(reactor)`` is the one place where the choice is made. It returns a reactor whose
-``listenTCP``, ``connectTCP``, ``listenUNIX``, ``connectUNIX`` and ``adoptStreamPort`` make stream
-transports, so that *every* Twisted endpoint built on it (``serverFromString``,
-``HostnameEndpoint``, …) does. A protocol that provides :class:`IBufferedProtocol` is then fed
-through its own buffer instead of ``dataReceived``; any other protocol, and any connection after
-``startTLS``, is served just as Twisted does, except that what TLS makes of one long write is sent
-together, and that a producer is paused as soon as anything waits. (But for descriptors sent over a
-UNIX socket: they go with Twisted's own buffer, which isn't used here.)
+A protocol that provides :class:`~flexmigrate.net.interfaces.IBufferedProtocol` is fed through its
+own buffer instead of ``dataReceived``; any other protocol, and any connection after ``startTLS``,
+is served just as Twisted does, except that what TLS makes of one long write is sent together, and
+that a producer is paused as soon as anything waits. (But for descriptors sent over a UNIX socket:
+they go with Twisted's own buffer, which isn't used here.)
+
+Who makes them: ``net.streaming``.
 """
 
 from __future__ import annotations
@@ -21,18 +20,16 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN
-from twisted.internet import main, tcp, unix
+from twisted.internet import main, tcp
 from twisted.internet._newtls import startTLS as start_tls
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone, ConnectionLost
-from twisted.internet.interfaces import IReactorFDSet
 from twisted.logger import Logger
 from twisted.python.failure import Failure
-from zope.interface import Attribute, Interface, directlyProvides, implementer, providedBy
+from zope.interface import implementer
 
 from flexmigrate.image.exact import FileSource
-from flexmigrate.net.readers import Readers
-from flexmigrate.net.unix_socket import OwnedPort
+from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
 # lets the others have their turn.
@@ -55,56 +52,6 @@ _NOTHING = -1
 _LOST = -2
 
 
-class IBufferedProtocol(Interface):
-    """A protocol that provides its own receive buffer, as ``asyncio.BufferedProtocol`` does."""
-
-    poller = Attribute("Poller | None: whether to look for more before sleeping (net.polling).")
-    waits = Attribute("bool: it waits for something that the reactor brings: don't look for more.")
-
-    def get_buffer() -> memoryview:
-        """Return where to put what is received next; never empty, valid until `buffer_updated`."""
-
-    def buffer_updated(size: int) -> None:  # noqa: N805
-        """*size* bytes (at least 1) now stand at the beginning of that buffer."""
-
-
-class IGatheringProtocol(Interface):
-    """A protocol that would rather have much at once than each TLS record, 16 KiB, by itself."""
-
-    def gather() -> None:
-        """Keep what ``dataReceived`` brings from now on."""
-
-    def deliver() -> None:
-        """That was all for now."""
-
-
-class IOutlet(Interface):
-    """Where a protocol sends to: in order, without copies where the transport can do without."""
-
-    congested = Attribute("bool: something waits until the peer reads; the producer is paused.")
-
-    def send(data: Any, more: bool = False) -> None:  # noqa: N805
-        """Send a bytes-like object; it may be reused as soon as this returns.
-
-        :param more: other data follows at once, so a small packet needn't leave yet (MSG_MORE,
-            send(2)).
-        """
-
-    def send_file(
-        source: FileSource,  # noqa: N805
-        offset: int,
-        length: int,
-    ) -> None:
-        """Send *length* bytes of *source* from *offset*. A file that is shorter ends the
-        connection.
-        """
-
-    def finish() -> None:
-        """Send no more, and close the connection once all that was sent has left; the producer is
-        not told of anything any more.
-        """
-
-
 class _FilePart:
     """What remains to be sent of a stretch of a file."""
 
@@ -123,7 +70,7 @@ else:
 
 
 @implementer(IOutlet)
-class _StreamMixin(_Connection):
+class StreamTransport(_Connection):
     """Mixed into the four classes of Twisted's connections, TCP and UNIX, server and client.
 
     What the socket does not take at once stands in ``_waiting``, and the registered producer is
@@ -452,123 +399,3 @@ class _BelowTLS(FileDescriptor):
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
         below: Any = self
         below.send_record(b"".join(iovec))
-
-
-class _StreamServer(_StreamMixin, tcp.Server):
-    """A connection that a TCP port accepted."""
-
-
-class _StreamClient(_StreamMixin, tcp.Client):
-    """A connection that we made over TCP."""
-
-
-class _StreamUNIXServer(_StreamMixin, unix.Server):
-    """A connection that a UNIX socket accepted."""
-
-
-class _StreamUNIXClient(_StreamMixin, unix.Client):
-    """A connection that we made to a UNIX socket."""
-
-
-class _StreamPort(tcp.Port):
-    transport = _StreamServer
-
-
-class _StreamUNIXPort(OwnedPort):
-    transport = _StreamUNIXServer
-
-
-class _StreamConnector(tcp.Connector):
-    def _makeTransport(self) -> tcp.Client:
-        return _StreamClient(self.host, self.port, self.bindAddress, self, self.reactor)
-
-
-class _StreamUNIXConnector(unix.Connector):
-    def _makeTransport(self) -> unix.Client:  # type: ignore[override]  # as in Twisted itself
-        return _StreamUNIXClient(self.address, self, self.reactor, self.checkPID)
-
-
-class _StreamReactor:
-    """Another reactor's face, but for the five methods that make sockets, and for the two by which
-    these are read from; see :func:`streaming`.
-    """
-
-    def __init__(self, reactor: Any) -> None:
-        self._reactor = reactor
-        self._readers = Readers(reactor)
-        directlyProvides(self, providedBy(reactor))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._reactor, name)
-
-    def addReader(self, reader: Any) -> None:
-        """As IReactorFDSet has it."""
-        # One that still connects is told of a failure only where it waits for both.
-        if isinstance(reader, _StreamMixin) and not reader.is_connecting:
-            self._readers.add(reader)
-        else:
-            self._reactor.addReader(reader)
-
-    def removeReader(self, reader: Any) -> None:
-        """As IReactorFDSet has it."""
-        if isinstance(reader, _StreamMixin):
-            self._readers.remove(reader)
-        self._reactor.removeReader(reader)
-
-    def listenTCP(
-        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
-    ) -> tcp.Port:
-        listening = _StreamPort(port, factory, backlog, interface, self)
-        listening.startListening()
-        return listening
-
-    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> tcp.Port:
-        listening: tcp.Port
-        if addressFamily == socket.AF_UNIX:
-            listening = _StreamUNIXPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self, fileDescriptor, factory
-            )
-        else:
-            listening = _StreamPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self, fileDescriptor, addressFamily, factory
-            )
-        listening.startListening()
-        return listening
-
-    def connectTCP(
-        self,
-        host: str,
-        port: int,
-        factory: Any,
-        timeout: float = 30,
-        bindAddress: Any = None,
-    ) -> tcp.Connector:
-        connector = _StreamConnector(host, port, factory, timeout, bindAddress, self)
-        connector.connect()
-        return connector
-
-    def listenUNIX(
-        self,
-        address: str,
-        factory: Any,
-        backlog: int = 50,
-        mode: int = 0o666,
-        wantPID: bool = False,
-    ) -> unix.Port:
-        listening = _StreamUNIXPort(os.fsencode(address), factory, backlog, mode, self, wantPID)
-        listening.startListening()
-        return listening
-
-    def connectUNIX(
-        self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
-    ) -> unix.Connector:
-        connector = _StreamUNIXConnector(address, factory, timeout, self, checkPID)  # type: ignore[no-untyped-call]  # Twisted's
-        connector.connect()
-        return connector
-
-
-def streaming(reactor: Any) -> Any:
-    """Return *reactor*, or where it works on file descriptors one that makes stream transports of
-    them.
-    """
-    return _StreamReactor(reactor) if IReactorFDSet.providedBy(reactor) else reactor

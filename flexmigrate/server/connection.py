@@ -19,8 +19,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol
 from flexmigrate.net.outlet import outlet_for
-from flexmigrate.net.stream import IBufferedProtocol, IGatheringProtocol
 from flexmigrate.net.tuning import tune
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
@@ -185,11 +185,11 @@ class NBDServerProtocol(Protocol):
             self._gathered.append(data)
 
     def gather(self) -> None:
-        """See ``net.stream.IGatheringProtocol``."""
+        """See ``net.interfaces.IGatheringProtocol``."""
         self._gathered = []
 
     def deliver(self) -> None:
-        """See ``net.stream.IGatheringProtocol``."""
+        """See ``net.interfaces.IGatheringProtocol``."""
         gathered, self._gathered = self._gathered, None
         if gathered:
             self._receive(b"".join(gathered))

@@ -20,7 +20,7 @@ from flexmigrate.errors import (
     RemoteProtocolError,
     RequestFailed,
 )
-from flexmigrate.net.stream import IBufferedProtocol
+from flexmigrate.net.interfaces import IBufferedProtocol
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
 from support.served_client import DISC, ServedClient

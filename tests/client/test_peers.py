@@ -16,7 +16,7 @@ from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.client.splitting import all_of
 from flexmigrate.errors import RequestFailed
-from flexmigrate.net.stream import streaming
+from flexmigrate.net.streaming import streaming
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import TransmissionFlag
 from support.nbd_peers import PEERS, Peer

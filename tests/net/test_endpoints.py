@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint, server_endpoint
-from flexmigrate.net.stream import IOutlet
+from flexmigrate.net.interfaces import IOutlet
 from support.feeds import Bench
 from support.ports import held_port
 

@@ -18,8 +18,10 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
+from flexmigrate.net.interfaces import IBufferedProtocol, IOutlet
 from flexmigrate.net.polling import Poller
-from flexmigrate.net.stream import RECORDS_TURN, IBufferedProtocol, IOutlet, streaming
+from flexmigrate.net.stream import RECORDS_TURN
+from flexmigrate.net.streaming import streaming
 from flexmigrate.net.tls import server_context
 from support.certificates import Authority
 from support.feeds import Bench

@@ -5,7 +5,7 @@ import socket
 from twisted.internet.testing import StringTransport
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.net.stream import streaming
+from flexmigrate.net.streaming import streaming
 from flexmigrate.net.tuning import (
     LOCAL_CONGESTION_CONTROL,
     LOCAL_UNSENT,

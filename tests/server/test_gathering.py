@@ -1,4 +1,4 @@
-"""TLS records that arrive together are served together (``net.stream.IGatheringProtocol``)."""
+"""TLS records that arrive together are served together (``net.interfaces.IGatheringProtocol``)."""
 
 import random
 

@@ -23,7 +23,7 @@ from twisted.internet.main import CONNECTION_LOST
 from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 
-from flexmigrate.net import stream
+from flexmigrate.net import streaming
 
 # As in Twisted's own transports (abstract.FileDescriptor).
 BUFFER = 64 * 1024
@@ -272,7 +272,7 @@ class StreamFeed:
         self.sock, server = socket.socketpair()
         self.sock.setblocking(False)
         server.setblocking(False)
-        self.transport: Any = stream._StreamUNIXServer(
+        self.transport: Any = streaming._StreamUNIXServer(
             server, self.protocol, UNIXAddress(None), None, 1, bench.reactor
         )
         self.protocol.makeConnection(self.transport)

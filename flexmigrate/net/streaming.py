@@ -1,0 +1,141 @@
+"""Who makes stream transports.
+
+``streaming(reactor)`` is the one place where the choice is made. It returns a reactor whose
+``listenTCP``, ``connectTCP``, ``listenUNIX``, ``connectUNIX`` and ``adoptStreamPort`` make stream
+transports (``net.stream``), so that *every* Twisted endpoint built on it (``serverFromString``,
+``HostnameEndpoint``, …) does.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from typing import Any
+
+from twisted.internet import tcp, unix
+from twisted.internet.interfaces import IReactorFDSet
+from zope.interface import directlyProvides, providedBy
+
+from flexmigrate.net.readers import Readers
+from flexmigrate.net.stream import StreamTransport
+from flexmigrate.net.unix_socket import OwnedPort
+
+
+class _StreamServer(StreamTransport, tcp.Server):
+    """A connection that a TCP port accepted."""
+
+
+class _StreamClient(StreamTransport, tcp.Client):
+    """A connection that we made over TCP."""
+
+
+class _StreamUNIXServer(StreamTransport, unix.Server):
+    """A connection that a UNIX socket accepted."""
+
+
+class _StreamUNIXClient(StreamTransport, unix.Client):
+    """A connection that we made to a UNIX socket."""
+
+
+class _StreamPort(tcp.Port):
+    transport = _StreamServer
+
+
+class _StreamUNIXPort(OwnedPort):
+    transport = _StreamUNIXServer
+
+
+class _StreamConnector(tcp.Connector):
+    def _makeTransport(self) -> tcp.Client:
+        return _StreamClient(self.host, self.port, self.bindAddress, self, self.reactor)
+
+
+class _StreamUNIXConnector(unix.Connector):
+    def _makeTransport(self) -> unix.Client:  # type: ignore[override]  # as in Twisted itself
+        return _StreamUNIXClient(self.address, self, self.reactor, self.checkPID)
+
+
+class _StreamReactor:
+    """Another reactor's face, but for the five methods that make sockets, and for the two by which
+    these are read from; see :func:`streaming`.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+        self._readers = Readers(reactor)
+        directlyProvides(self, providedBy(reactor))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._reactor, name)
+
+    def addReader(self, reader: Any) -> None:
+        """As IReactorFDSet has it."""
+        # One that still connects is told of a failure only where it waits for both.
+        if isinstance(reader, StreamTransport) and not reader.is_connecting:
+            self._readers.add(reader)
+        else:
+            self._reactor.addReader(reader)
+
+    def removeReader(self, reader: Any) -> None:
+        """As IReactorFDSet has it."""
+        if isinstance(reader, StreamTransport):
+            self._readers.remove(reader)
+        self._reactor.removeReader(reader)
+
+    def listenTCP(
+        self, port: int, factory: Any, backlog: int = 50, interface: str = ""
+    ) -> tcp.Port:
+        listening = _StreamPort(port, factory, backlog, interface, self)
+        listening.startListening()
+        return listening
+
+    def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> tcp.Port:
+        listening: tcp.Port
+        if addressFamily == socket.AF_UNIX:
+            listening = _StreamUNIXPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
+                self, fileDescriptor, factory
+            )
+        else:
+            listening = _StreamPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
+                self, fileDescriptor, addressFamily, factory
+            )
+        listening.startListening()
+        return listening
+
+    def connectTCP(
+        self,
+        host: str,
+        port: int,
+        factory: Any,
+        timeout: float = 30,
+        bindAddress: Any = None,
+    ) -> tcp.Connector:
+        connector = _StreamConnector(host, port, factory, timeout, bindAddress, self)
+        connector.connect()
+        return connector
+
+    def listenUNIX(
+        self,
+        address: str,
+        factory: Any,
+        backlog: int = 50,
+        mode: int = 0o666,
+        wantPID: bool = False,
+    ) -> unix.Port:
+        listening = _StreamUNIXPort(os.fsencode(address), factory, backlog, mode, self, wantPID)
+        listening.startListening()
+        return listening
+
+    def connectUNIX(
+        self, address: str, factory: Any, timeout: float = 30, checkPID: bool = False
+    ) -> unix.Connector:
+        connector = _StreamUNIXConnector(address, factory, timeout, self, checkPID)  # type: ignore[no-untyped-call]  # Twisted's
+        connector.connect()
+        return connector
+
+
+def streaming(reactor: Any) -> Any:
+    """Return *reactor*, or where it works on file descriptors one that makes stream transports of
+    them.
+    """
+    return _StreamReactor(reactor) if IReactorFDSet.providedBy(reactor) else reactor
