@@ -15,12 +15,14 @@ ROUNDS ?=
 SECONDS ?=
 BENCH_ARGS ?=
 
-# The programs that the tests run as peers, each with the package that Debian has it in.
+# The programs that the tests run as peers, each with the package that Debian has it in; and what
+# builds the filesystem that fails on demand.
 PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdfuse:libnbd-bin nbdkit:nbdkit \
 	qemu-img:qemu-utils qemu-io:qemu-utils qemu-nbd:qemu-utils nbd-client:nbd-client \
 	qemu-system-x86_64:qemu-system-x86 openssl:openssl nc:netcat-openbsd \
 	nbd-server:nbd-server nbdsh:python3-libnbd systemd-analyze:systemd man:man-db zsh:zsh fish:fish \
-	promtool:prometheus chromium:chromium chromedriver:chromium-driver
+	promtool:prometheus chromium:chromium chromedriver:chromium-driver \
+	gcc:gcc /usr/include/stdio.h:libc6-dev /usr/include/fuse3/fuse.h:libfuse3-dev
 
 # What the benchmarks compare with and ask; whatever is missing all the same is missing in the table.
 RIVALS := fio:fio nbdcopy:libnbd-bin nbdkit:nbdkit qemu-nbd:qemu-utils nbd-server:nbd-server \
