@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from flexmigrate.image.extents import Extent
     from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
     from flexmigrate.net.address import Address
+    from flexmigrate.net.clock import use_monotonic_clock
     from flexmigrate.service.embedding import Ended, ExportService, ListenService, Migration
 
 __version__ = "0.1.0"
@@ -40,6 +41,7 @@ __all__ = [
     "Summary",
     "connect",
     "connect_uri",
+    "use_monotonic_clock",
 ]
 
 _HOMES = {
@@ -50,6 +52,7 @@ _HOMES = {
     "flexmigrate.image.extents": ("Extent",),
     "flexmigrate.image.interfaces": ("IBlockDevice", "IReadyBlockDevice"),
     "flexmigrate.net.address": ("Address",),
+    "flexmigrate.net.clock": ("use_monotonic_clock",),
     "flexmigrate.service.embedding": ("Ended", "ExportService", "ListenService", "Migration"),
 }
 

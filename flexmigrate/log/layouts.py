@@ -102,7 +102,7 @@ def format_flexnbd(event: LogEvent, context: str = "") -> bytes:
         return b""
     # The event has the wall clock's time; how long ago that was, the monotonic clock can tell.
     now = time.time()
-    ago = now - (event.get("log_time") or now)
+    ago = max(0.0, now - (event.get("log_time") or now))  # it may have been set back since
     milliseconds = max(0, int((time.monotonic() - ago) * 1000))
     file = "/".join(("flexmigrate", *_namespace(event).split("."))) + ".py"
     about = "".join(f"{one_line(each)}: " for each in _abouts(event))

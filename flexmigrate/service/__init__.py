@@ -10,6 +10,7 @@ from twisted.application.service import IService
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.net.clock import use_monotonic_clock
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
@@ -18,13 +19,20 @@ from flexmigrate.service.settling import SettleService
 from flexmigrate.service.supervisor import Supervisor
 
 
+def process_reactor() -> Any:
+    """Return the reactor of this process, with a clock that nobody can set."""
+    from twisted.internet import reactor
+
+    use_monotonic_clock(reactor)
+    return reactor
+
+
 def make_service(config: ServeConfig | ListenConfig) -> IService:
     """Return the service for twistd, whose process will exit with its status.
 
     :raises FlexmigrateError: what stands in its way.
     """
-    from twisted.internet import reactor
-
+    reactor = process_reactor()
     lifetime = Lifetime(reactor, Supervisor(reactor, os.environ))
     exit_with_status_of(lifetime)
     return build(reactor, config, lifetime)

@@ -7,7 +7,7 @@ import os
 import select
 import sys
 from collections.abc import Coroutine
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
@@ -24,7 +24,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.net.endpoints import client_endpoint
-from flexmigrate.service import build
+from flexmigrate.service import build, process_reactor
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
 from flexmigrate.service.supervisor import Supervisor
@@ -52,9 +52,7 @@ def run_service(config: ServeConfig | ListenConfig) -> int:
 
     :raises FlexmigrateError: what stands in its way.
     """
-    from twisted.internet import reactor
-
-    the_reactor: Any = reactor
+    the_reactor = process_reactor()
     lifetime = Lifetime(the_reactor, Supervisor(the_reactor, os.environ))
     service = build(the_reactor, config, lifetime)
     service.privilegedStartService()  # type: ignore[no-untyped-call]  # Twisted's
@@ -82,13 +80,12 @@ async def _read(client: NBDClientProtocol, config: TransferConfig, output: Binar
 
 
 async def _write(client: NBDClientProtocol, config: TransferConfig, source: int) -> None:
-    from twisted.internet import reactor
-
+    reactor = process_reactor()
     at, end = config.offset, config.offset + config.size
     while at < end:
         # A terminal, or a pipe, may keep us waiting, and files can't be given to a reactor.
         while not select.select([source], [], [], 0)[0]:
-            await deferLater(cast("Any", reactor), INPUT_SECONDS)
+            await deferLater(reactor, INPUT_SECONDS)
         data = os.read(source, min(PIECE, end - at))
         if not data:
             raise FlexmigrateError(
@@ -100,9 +97,7 @@ async def _write(client: NBDClientProtocol, config: TransferConfig, source: int)
 
 
 def _run_transfer(config: TransferConfig, transfer: Any) -> int:
-    from twisted.internet import reactor
-
-    the_reactor: Any = reactor
+    the_reactor = process_reactor()
     outcome: list[int] = []
 
     def ended(status: int) -> None:
@@ -154,9 +149,7 @@ def ask_peer(config: WhoseConfig) -> Answer:
 
     :raises FlexmigrateError: it can't be asked, or its answer makes no sense.
     """
-    from twisted.internet import reactor
-
-    the_reactor: Any = reactor
+    the_reactor = process_reactor()
     assert config.peer is not None
     opening = Opening(
         Purpose.ASK,

@@ -39,6 +39,7 @@ class Relay:
         self._secretive = False
         self._cut_at: int | None = None
         self._stop_at: bytes | None = None
+        self._stall_at: bytes | None = None
         self._stop_behind = False
         self._stopped = False
         self._open: set[socket.socket] = set()
@@ -91,6 +92,18 @@ class Relay:
         """
         with self._changed:
             self._stop_at, self._stop_behind = pattern, behind
+
+    def stall_at(self, pattern: bytes) -> None:
+        """Stall, as ``stall`` does, once *pattern* has come from a client, which isn't forwarded
+        yet; once.
+        """
+        with self._changed:
+            self._stall_at = pattern
+
+    def wait_until_stalled(self) -> None:
+        """Wait until that has happened."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._stalled, PATIENCE)
 
     def wait_until_stopped(self) -> None:
         """Wait until that has happened."""
@@ -157,6 +170,8 @@ class Relay:
     def _forward(self, giver: socket.socket, taker: socket.socket, to_target: bool) -> None:
         try:
             while piece := giver.recv(_PIECE):
+                if to_target:
+                    self._stall_if_at(piece)
                 self._wait_while_stalled()
                 if to_target and self._stops(piece, taker):
                     self.cut()
@@ -189,6 +204,12 @@ class Relay:
                 target.sendall(piece)
             self._changed.notify_all()
             return True
+
+    def _stall_if_at(self, piece: bytes) -> None:
+        with self._changed:
+            if self._stall_at is not None and self._stall_at in piece:
+                self._stall_at, self._stalled = None, True
+                self._changed.notify_all()
 
     def _wait_while_stalled(self) -> None:
         with self._changed:

@@ -63,10 +63,18 @@ class Servers:
         source.listening()
         return source
 
-    def listen(self, *more: str, port: int = 0, twistd: bool = False) -> Child:
+    def listen(
+        self,
+        *more: str,
+        port: int = 0,
+        twistd: bool = False,
+        env: Mapping[str, str] | None = None,
+    ) -> Child:
         """Start the destination, and wait until it listens."""
         place = ("--addr", "127.0.0.1", "--port", str(port), "--sock", str(self.destination_sock))
-        destination = self.start("listen", *place, "--file", str(self.copy), *more, twistd=twistd)
+        destination = self.start(
+            "listen", *place, "--file", str(self.copy), *more, twistd=twistd, env=env
+        )
         self.send_to(*destination.listening())
         return destination
 
