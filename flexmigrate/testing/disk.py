@@ -10,16 +10,20 @@ lost or kept, each piece by itself:
   today's filesystems promise, and all that POSIX does.
 
 A process that dies takes nothing with it but its descriptors and locks.
+
+It may also be a disk that can't be written for a while, below a page cache that forgets that, as
+Linux's does: see ``SimulatedDisk.forgets`` and ``SimulatedDisk.lose``.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import itertools
 import os
 import random
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.disk import Disk
@@ -58,12 +62,16 @@ class SimulatedDisk:
     :ivar touched: called with the bytes of an image that are about to be read or written: the
         call's name, where they begin, how many they are, and what is written. Returns whether a
         write is really done: a disk that lies only says so.
+    :ivar forgets: whether a call that is to bring bytes to the disk, and fails because ``before``
+        raises OSError, forgets them: the page cache goes on to hold them, as if they were on the
+        disk, and the next such call says that all is well.
     """
 
     def __init__(self) -> None:
         self.before: Callable[[Mount, str, str], object] = lambda mount, call, path: None
         self.may_wait: Callable[[str], bool] = lambda call: False
         self.touched: Callable[[str, int, int, bytes], bool] = lambda *which: True
+        self.forgets = False
         self._inodes = itertools.count(1)
         self._names: dict[str, SimulatedFile] = {}
         self._stable: dict[str, SimulatedFile] = {}
@@ -89,7 +97,7 @@ class SimulatedDisk:
     @property
     def is_synced(self) -> bool:
         """Whether nothing would be lost if the machine failed."""
-        return not self._unsynced and not any(file.unsynced for file in self._names.values())
+        return not self._unsynced and all(file.is_synced for file in self._names.values())
 
     def flip(self, path: str, offset: int) -> None:
         """Let one bit be another in the file at *path*, durably, and tell nobody."""
@@ -97,6 +105,20 @@ class SimulatedDisk:
         for held in (file.seen, file.stable):
             if offset < len(held):
                 held[offset] ^= 1
+
+    def lose(self, path: str, number: int = errno.EIO) -> None:
+        """Let the kernel try to write back what isn't durable of the file at *path*, fail, and
+        forget it: it is in the page cache only, as if it were on the disk. Whoever has the file
+        open is told *number* once, by its next flush or writing back; so is who opens it next, if
+        nobody has been told by then.
+        """
+        self.named(path).lose(number)
+
+    def evict(self, path: str) -> None:
+        """Let the page cache give back the memory that holds the file at *path*, as it may at any
+        time: what was lost isn't seen any more.
+        """
+        self.named(path).evict()
 
     def names(self, *, after_failure: bool = False) -> frozenset[str]:
         """Return all names that are there now; or that would surely be after a failure."""
@@ -115,6 +137,7 @@ class SimulatedDisk:
             return copies[file]
 
         other = SimulatedDisk()
+        other.forgets = self.forgets
         other._inodes = itertools.count(next(self._inodes))
         other._names = copied(self._names)
         other._stable = copied(self._stable)
@@ -250,7 +273,8 @@ class Mount(Disk):
             self._begin("fsync folder", file)
             self._disk.sync_names(file)
         else:
-            self._begin("fsync", "")
+            with self.forgetting(file):
+                self._begin("fsync", "")
             file.sync()
 
     def close(self, fd: int) -> None:
@@ -308,6 +332,18 @@ class Mount(Disk):
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""
         self._begin(call, path)
+
+    @contextlib.contextmanager
+    def forgetting(self, file: SimulatedFile) -> Iterator[None]:
+        """Where the body fails, forget what isn't durable of *file*, if the disk is one that
+        does.
+        """
+        try:
+            yield
+        except OSError as error:
+            if self._disk.forgets:
+                file.lose(error.errno or errno.EIO)
+            raise
 
 
 def _status(file: SimulatedFile) -> os.stat_result:

@@ -4,6 +4,7 @@ stable storage. See :mod:`flexmigrate.testing.disk`.
 
 from __future__ import annotations
 
+import errno
 import random
 from collections.abc import Callable
 
@@ -17,10 +18,15 @@ class SimulatedFile:
     :ivar stable: its bytes, as far as they were synced.
     :ivar unsynced: what makes one of the other: (offset, bytes) were written, or (size, None): it
         was cut there.
+    :ivar has_lost: *seen* has bytes that aren't *stable* and that nobody is going to write: to
+        write them back has failed, and the page cache holds them as if they were on the disk.
     :ivar user: who has it locked.
     """
 
-    __slots__ = ("inode", "links", "seen", "stable", "unsynced", "user")
+    __slots__ = (
+        *("_errors", "_is_told", "_number", "has_lost"),
+        *("inode", "links", "seen", "stable", "unsynced", "user"),
+    )
 
     def __init__(self, inode: int, data: bytes = b"") -> None:
         self.inode = inode
@@ -28,6 +34,10 @@ class SimulatedFile:
         self.seen = bytearray(data)
         self.stable = bytearray(data)
         self.unsynced: list[tuple[int, bytes | None]] = []
+        self.has_lost = False
+        self._errors = 0
+        self._number = 0
+        self._is_told = True
         self.user: object = None
 
     def copy(self) -> SimulatedFile:
@@ -37,6 +47,10 @@ class SimulatedFile:
         other.seen[:] = self.seen
         other.stable[:] = self.stable
         other.unsynced = list(self.unsynced)
+        other.has_lost = self.has_lost
+        other._errors = self._errors
+        other._number = self._number
+        other._is_told = self._is_told
         return other
 
     def write(self, offset: int, data: bytes) -> None:
@@ -49,11 +63,65 @@ class SimulatedFile:
         del self.seen[size:]
         self.unsynced.append((size, None))
 
+    @property
+    def is_synced(self) -> bool:
+        """Whether nothing of it would be lost if the machine failed."""
+        return not self.unsynced and not self.has_lost
+
     def sync(self) -> None:
-        """Make durable what it holds."""
+        """Make durable what was written and isn't; but for what was lost."""
         if self.unsynced:
-            self.stable[:] = self.seen
+            self._apply(self.stable)
             self.unsynced = []
+            self.has_lost = self.has_lost and self.seen != self.stable
+
+    def _apply(self, held: bytearray) -> None:
+        """Do to *held* what isn't durable yet."""
+        for offset, data in self.unsynced:
+            if data is None:
+                del held[offset:]
+            else:
+                _put(held, offset, data)
+
+    # What a page cache does when the disk can't be written
+
+    def lose(self, number: int = errno.EIO) -> None:
+        """To write back what isn't durable has failed: nobody will try again, and whoever reads it
+        finds it as if nothing had happened.
+
+        Each opening is told *number* once, by `error_since`.
+        """
+        self.has_lost = self.has_lost or bool(self.unsynced)
+        self.unsynced = []
+        self._errors += 1
+        self._number = number
+        self._is_told = False
+
+    def opened(self) -> int:
+        """Return what an opening has to keep for `error_since`. Of an error that was told to
+        somebody it won't hear, of one that nobody was told of it will.
+        """
+        return self._errors if self._is_told else self._errors - 1
+
+    def error_since(self, seen: int) -> tuple[int, int]:
+        """Return the errno of the last error since *seen*, or 0; and what is to be kept now."""
+        if seen == self._errors:
+            return 0, seen
+        self._is_told = True
+        return self._number, self._errors
+
+    def evict(self, offset: int = 0, length: int | None = None) -> None:
+        """The page cache lets go of a range, but for what isn't durable and not lost: whoever reads
+        it then is told what the disk has.
+        """
+        if not self.has_lost:
+            return
+        end = len(self.seen) if length is None else offset + length
+        held = self.stable[offset:end]
+        self.seen[offset : end if length is not None else None] = held
+        self._apply(self.seen)
+        if not self.unsynced:
+            self.has_lost = self.seen != self.stable
 
     def fail(self, keep: Callable[[random.Random], bool], draw: random.Random) -> None:
         """The machine has failed: keep of what was not synced the pieces that *keep* says."""
@@ -70,6 +138,8 @@ class SimulatedFile:
                     _put(self.stable, offset + at, piece[: draw.randrange(len(piece) + 1)])
         self.unsynced = []
         self.seen[:] = self.stable
+        self.has_lost = False
+        self._is_told = True
 
 
 def _put(where: bytearray, offset: int, data: bytes) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from flexmigrate.image.disk import Disk
@@ -29,6 +31,9 @@ class Mounted(Disk, Protocol):
     def touches(self, call: str, offset: int, length: int, data: bytes = b"") -> bool:
         """Tell of the bytes that a call is about; return whether a write is really done."""
 
+    def forgetting(self, file: SimulatedFile) -> AbstractContextManager[None]:
+        """Forget what isn't durable of *file* where the body fails, if such is the disk."""
+
     def unlock(self, file: SimulatedFile) -> None:
         """Let another have the image that is in *file*."""
 
@@ -36,7 +41,7 @@ class Mounted(Disk, Protocol):
 class SimulatedImage(Image):
     """An image on a :class:`SimulatedDisk`: what it does to bytes, it does there."""
 
-    __slots__ = ("_file", "_mount")
+    __slots__ = ("_errors_seen", "_file", "_mount")
 
     def __init__(
         self, mount: Mounted, path: str, fd: int, file: SimulatedFile, *, read_only: bool
@@ -54,6 +59,8 @@ class SimulatedImage(Image):
         self._mount = mount
         self._file = file
         self._may_have_holes = False
+        # For flushes, and for writing back, which uses a descriptor of its own.
+        self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
 
     # Reading
 
@@ -83,13 +90,32 @@ class SimulatedImage(Image):
         self._mount.begin_image_call("make resident", self.path)
 
     def write_back(self) -> None:
-        self._mount.begin_image_call("write back", self.path)
+        self._begin_to_disk("write back")
+        self._tell_error("write back")
+
+    def _begin_to_disk(self, call: str) -> None:
+        try:
+            with self._mount.forgetting(self._file):
+                self._mount.begin_image_call(call, self.path)
+        except OSError:
+            self._next_error(call)  # it is told by this
+            raise
+
+    def _tell_error(self, call: str) -> None:
+        if number := self._next_error(call):
+            raise OSError(number, os.strerror(number), self.path)
+
+    def _next_error(self, call: str) -> int:
+        number, self._errors_seen[call] = self._file.error_since(self._errors_seen[call])
+        return number
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._mount.begin_image_call("will need", self.path)
 
     def drop_cached(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._mount.begin_image_call("drop cached", self.path)
+        for offset, length in ranges:
+            self._file.evict(offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         end = offset + length
@@ -130,8 +156,9 @@ class SimulatedImage(Image):
             self._file.write(offset, bytes(length))
 
     def flush(self) -> None:
-        self._mount.begin_image_call("fdatasync", self.path)
+        self._begin_to_disk("fdatasync")
         self._file.sync()
+        self._tell_error("fdatasync")
 
     def close(self) -> None:
         if self.fd >= 0:

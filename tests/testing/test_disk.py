@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 from collections.abc import Callable
@@ -176,6 +177,115 @@ class BytesTests(SimulatedDiskCase):
             self.disk.fail(fate, self.draw)
             found[fate] = (self.disk.find(PATH) or b"")[:1]
         self.assertEqual((found["nothing"], found["everything"]), (b".", b"x"))
+
+
+class ForgettingTests(SimulatedDiskCase):
+    """A disk that can't be written for a while, below a page cache that forgets that."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk.put(PATH, b"." * 1024)
+        self.disk.forgets = True
+        self.image = self.mount.open_image(PATH)
+        self.failing = ""
+        self.disk.before = self.before
+
+    def before(self, mount: object, call: str, path: str) -> None:
+        if call == self.failing:
+            raise OSError(errno.ENOSPC, "No space left on device", path)
+
+    def refuse(self, call: str, act: Callable[[], object]) -> None:
+        self.failing = call
+        self.assertEqual(self.assertRaises(OSError, act).errno, errno.ENOSPC)
+        self.failing = ""
+
+    def lose_half(self) -> None:
+        """Write a sector that is lost, and another that isn't."""
+        self.image.write(b"x" * 512, 0)
+        self.refuse("fdatasync", self.image.flush)
+        self.image.write(b"x" * 512, 512)
+        self.image.flush()
+
+    def left(self) -> bytes | None:
+        """Return what is on the disk when the machine has failed."""
+        self.disk.fail("everything", self.draw)
+        return self.disk.find(PATH)
+
+    def test_a_flush_that_failed_is_followed_by_one_that_lies(self) -> None:
+        self.lose_half()
+        self.assertEqual(self.image.read(0, 1024), b"x" * 1024)
+        self.assertFalse(self.disk.is_synced)
+        self.assertEqual(self.disk.copy().find_after_failure(PATH), b"." * 512 + b"x" * 512)
+        self.mount.die()
+        self.assertEqual(self.left(), b"." * 512 + b"x" * 512)
+
+    def test_another_process_reads_what_was_lost_as_well(self) -> None:
+        self.lose_half()
+        self.mount.die()
+        image = self.disk.mount().open_image(PATH)
+        image.flush()
+        self.assertEqual(image.read(0, 512), b"x" * 512)
+
+    def test_what_the_page_cache_lets_go_of_is_as_the_disk_has_it(self) -> None:
+        self.lose_half()
+        self.image.write(b"y" * 512, 512)
+        self.image.drop_cached([(256, 768)])
+        self.assertEqual(self.image.read(0, 1024), b"x" * 256 + b"." * 256 + b"y" * 512)
+        self.disk.evict(PATH)
+        self.assertEqual(self.image.read(0, 1024), b"." * 512 + b"y" * 512)
+        self.image.flush()
+        self.assertTrue(self.disk.is_synced)
+
+    def test_what_is_written_again_is_durable(self) -> None:
+        self.lose_half()
+        self.image.write(b"x" * 512, 0)
+        self.image.flush()
+        self.assertTrue(self.disk.is_synced)
+        self.assertEqual(self.left(), b"x" * 1024)
+
+    def test_writing_back_loses_as_much_and_each_descriptor_is_told(self) -> None:
+        self.image.write(b"x" * 512, 0)
+        self.refuse("write back", self.image.write_back)
+        self.image.write_back()
+        error = self.assertRaises(OSError, self.image.flush)
+        self.assertEqual(error.errno, errno.ENOSPC)
+        self.image.flush()
+        self.assertEqual(self.left(), b"." * 1024)
+
+    def test_what_the_kernel_loses_by_itself_is_told_once(self) -> None:
+        self.image.write(b"x" * 512, 0)
+        self.disk.lose(PATH, errno.EIO)
+        self.assertEqual(self.image.read(0, 512), b"x" * 512)
+        self.assertEqual(self.assertRaises(OSError, self.image.flush).errno, errno.EIO)
+        self.image.flush()
+        self.mount.die()
+        self.disk.mount().open_image(PATH).flush()
+        self.assertEqual(self.left(), b"." * 1024)
+
+    def test_who_opens_it_next_is_told_if_nobody_was(self) -> None:
+        self.image.write(b"x" * 512, 0)
+        self.mount.die()
+        self.disk.lose(PATH, errno.EIO)
+        image = self.disk.mount().open_image(PATH)
+        self.assertEqual(self.assertRaises(OSError, image.flush).errno, errno.EIO)
+        image.flush()
+
+    def test_a_disk_that_does_not_forget_can_be_asked_again(self) -> None:
+        self.disk.forgets = False
+        self.image.write(b"x" * 512, 0)
+        self.refuse("fdatasync", self.image.flush)
+        self.image.flush()
+        self.assertTrue(self.disk.is_synced)
+
+    def test_a_record_is_forgotten_as_well(self) -> None:
+        fd = self.mount.open("/disk/other", os.O_WRONLY | os.O_CREAT)
+        disks.sync_folder(self.mount, "/disk/other")
+        self.mount.write(fd, b"text")
+        self.refuse("fsync", lambda: self.mount.fsync(fd))
+        self.mount.fsync(fd)
+        self.assertEqual(self.disk.find("/disk/other"), b"text")
+        self.disk.fail("everything", self.draw)
+        self.assertEqual(self.disk.find("/disk/other"), b"")
 
 
 class ProcessTests(SimulatedDiskCase):
