@@ -11,6 +11,9 @@ The invariants:
   received, only if it is the owner.
 * A source that isn't committed can be served again.
 * When everybody is back, the migration comes to its end.
+* A source that unlinks its file does so only once its journal says ``done``: as long as that says
+  ``committed``, whoever serves the file asks the destination to take it.
+* Once the destination has confirmed that it owns the image, clients are let go at once.
 
 Those about what lies on the disks are judged after every single thing that changes any of it, or
 that promises something: as if both had died just then, each of them as a process or as a machine
@@ -99,6 +102,8 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
         can be served.
     """
     mine, theirs = source.standing, destination.standing
+    if mine.state is State.COMMITTED and not source.has_image and not source.is_plain:
+        raise Violation("the source's file is gone before its journal says that it has been taken")
     states = f"{mine.state.name}, {theirs.state.name}"
     plain = plain or source.is_plain
     here = resolve.judge(mine, theirs.record).verdict
@@ -157,7 +162,7 @@ class Afterlife:
         source_is_over = trial.source.is_over
         ways = [back for back in RETURNS if not source_is_over or back == (None, 0.0)]
         self.ways += len(ways)
-        options = tuple(sorted(trial.schedule.options - {"brief", "busy"}))
+        options = tuple(sorted(trial.schedule.options - {"brief", "busy", "late"}))
         ends = tuple((side.role, side.is_over) for side in trial.sides.values())
         key = (options, ends, tuple(trial.served_by), seen)
         if key in self._known:
@@ -247,11 +252,22 @@ class Trial(Stage):
             fates = source.fate, destination.fate
             self._judge_views((source.found[0], destination.found[0]), fates)
             # What a disk has wrong is not remembered where everything has died.
-            if self._afterlife is not None and not self.destination.has_lied:
+            # And a stranger that has died doesn't come back to take leave.
+            is_alone = not (self.destination.has_lied or self._is_taken())
+            if self._afterlife is not None and is_alone:
                 seen = likeness((*source.found, *destination.found))
                 self._afterlife.see(self, fates, (len(source.found), seen))
             if self._until is not None and self._until.is_at(self.ends, fates):
                 self.reached = self.remains(fates)
+
+    def _is_taken(self) -> bool:
+        """Whether the destination is prepared for a stranger."""
+        record = self._beside(self.destination).standing.record
+        return (
+            record is not None
+            and record.state is State.PREPARED
+            and record.session in self.strangers
+        )
 
     @staticmethod
     def _ends_of(side: Side) -> list[_End]:

@@ -16,7 +16,7 @@ from types import CodeType, FunctionType
 from typing import Any
 
 from flexmigrate.image import disk
-from flexmigrate.migration import verifying
+from flexmigrate.migration import handover, verifying
 from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.copying import Copier
 from flexmigrate.migration.handover import SourceHandover
@@ -25,8 +25,9 @@ from flexmigrate.migration.standing import Standing
 from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.commands import Commands
+from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.transmission import Transmission
-from simulation.schedules import Schedule, drawn, pairs, singles
+from simulation.schedules import Schedule, drawn, pairs, singles, strange
 
 MOST = 3000
 """Schedules, in which a mutation has to be found."""
@@ -80,7 +81,7 @@ class Mutation:
         """Yield the schedules in which it has to be found: so many, and no more."""
         draw = random.Random(1)
         if self.after:
-            family = pairs() if len(self.after) > 1 else singles()
+            family = pairs() if len(self.after) > 1 else chain(singles(), strange())
             found = [each for each in family if self._fits(each)]
             draw.shuffle(found)
             yield from found[:MOST]
@@ -120,6 +121,14 @@ _CLEARED_LATE = Change(
     Copier.send_dirty,
     "    await self._all_answered()",
     "    await self._all_answered()\n    while self.dirty.take(1 << 30) is not None: pass",
+)
+
+_LET_GO = (
+    "    self._ground.dismiss()\n"
+    "    # Their connections end in the reactor's next turn: "
+    "before that nothing else keeps it busy.\n"
+    "    await deferLater(self._reactor, 0)\n"
+    "    await self._handing_over.finish(self._client)\n"
 )
 
 MUTATIONS = (
@@ -209,7 +218,30 @@ MUTATIONS = (
         "}.get(record.state)",
         "}.get(record.state) if record.state is not State.DONE else None",
     ),
+    _one(
+        "the file is unlinked before 'done' is recorded",
+        handover.finish,
+        "await gift.background.run(gift.ownership.done)",
+        "if gift.action is Action.UNLINK: await gift.background.run(gift.image.unlink)\n"
+        "        await gift.background.run(gift.ownership.done)",
+    ),
+    Mutation(
+        "clients are let go only after all is recorded, and the destination was told",
+        (
+            Change(
+                Attempt.finish_giving,
+                _LET_GO,
+                "    await self._handing_over.finish(self._client)\n    self._ground.dismiss()\n",
+            ),
+        ),
+        after=("stall:",),
+    ),
     # The destination
+    Mutation(
+        "a sender is prepared for though its requests are under way",
+        (Change(NBDServerProtocol.seal, "or transmission.commands.under_way", ""),),
+        after=("hasty:destination",),
+    ),
     _one(
         "PREPARE is answered before 'prepared' is recorded",
         DestinationHandover._prepare,

@@ -25,7 +25,7 @@ from flexmigrate.wire import reply_parser
 from simulation.judge import Afterlife, Trial
 from simulation.mutations import MUTATIONS
 from simulation.remains import Remains
-from simulation.schedules import Schedule, drawn, main_singles, pairs, singles
+from simulation.schedules import Schedule, drawn, main_singles, pairs, singles, strange
 from simulation.sides import Violation
 
 COLLECT_EVERY = 50
@@ -125,6 +125,7 @@ def named(what: str) -> Iterator[Schedule]:
         "singles": singles,
         "main": main_singles,
         "pairs": pairs,
+        "strange": strange,
         "random": lambda: map(drawn, count()),
     }
     return families[what]()

@@ -22,7 +22,8 @@ class Fault:
         the migration is), ``stall`` (nothing passes there for a while), ``part`` (and no other
         connection can be made), ``error`` (the next sync or change of a name on a disk fails),
         ``flip`` (a bit of its image is another), ``lost`` (the next write into its image is said to
-        be done, and isn't), ``guest`` (somebody else connects there, and stays for a while).
+        be done, and isn't), ``guest`` (somebody else connects there, and stays for a while),
+        ``hasty`` (somebody else sends an image there, and says PREPARE too early).
     :ivar where: which side, or for ``cut`` what is let through.
     :ivar since: the event that it is counted from.
     :ivar after: so many things happen between the event and it.
@@ -104,7 +105,7 @@ class Schedule:
     :ivar seed: what is drawn in it is drawn from this.
     :ivar shuffled: whether the order of all things is drawn, too; else what has waited longest
         happens next.
-    :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``; see ``stage``.
+    :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``, ``late``; see ``stage``.
     :ivar endings: of the whole, one after the other. From the first on nothing is shuffled.
     """
 
@@ -140,7 +141,7 @@ class Schedule:
         return replace(self, endings=(*self.endings, ending))
 
 
-OPTIONS = ("unlink", "rebind", "plain", "brief", "busy")
+OPTIONS = ("unlink", "rebind", "plain", "brief", "busy", "late")
 
 STEPS = 72
 """In so many steps a handover is over that nothing befalls: from the parking of the clients to the
@@ -229,6 +230,17 @@ def pairs() -> Iterator[Schedule]:
                     yield Schedule(after * 1000 + later, False, options, (first, second))
 
 
+STRANGE_SEEDS = 200
+"""So many orders of all that happens are drawn where somebody else sends to the destination."""
+
+
+def strange() -> Iterator[Schedule]:
+    """Yield the schedules in which somebody else sends to the destination."""
+    for seed in range(STRANGE_SEEDS):
+        fault = Fault("hasty", "destination", "asked", 0)
+        yield Schedule(seed, True, frozenset(("late",)), (fault,))
+
+
 def drawn(seed: int) -> Schedule:
     """Return the random schedule with the number *seed*."""
     draw = random.Random(seed)
@@ -238,15 +250,16 @@ def drawn(seed: int) -> Schedule:
     return Schedule(seed, draw.random() < 0.8, options, faults)
 
 
-_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error", "guest")
+_KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error")
 _LIES = ("flip", "lost")
+_STRANGERS = ("guest", "hasty")
 
 
 def draw_fault(draw: random.Random) -> Fault:
     """Return a random fault."""
-    kind = draw.choice((*_KINDS, draw.choice(_LIES)))
+    kind = draw.choice((*_KINDS, draw.choice(_LIES), draw.choice(_STRANGERS)))
     where = draw.choice(CUTS if kind == "cut" else SIDES)
-    if kind in (*_LIES, "guest"):
+    if kind in (*_LIES, *_STRANGERS):
         where = "destination"
     since, most = draw.choice((("asked", 200), ("parked", 80), ("parked", 40), ("again", 60)))
     fate = draw.choice(FATES) if kind == "host" else ""

@@ -24,6 +24,7 @@ from flexmigrate.testing.writer import SECTOR, Promises
 from simulation.remains import BLOCK, IMAGE, Left, Remains
 from simulation.schedules import Fault, Schedule
 from simulation.sides import INTAKE_PORT, SERVING_PORT, Side, Violation
+from simulation.strangers import HastySender
 
 SIZE = 2 * BLOCK
 """A block of data and a hole: with each more, a schedule takes longer and shows no more."""
@@ -33,6 +34,13 @@ MOST_MOMENTS = 6000
 
 MANY_WRITES = 16
 """A client that is busy makes so many quickly, from the beginning and after each fault."""
+
+LET_GO_SECONDS = 1.0
+"""So long after the destination has confirmed that the image is its own, no client waits at the
+source any more."""
+
+OPERATOR_SECONDS = 2.0
+"""Between two looks of the operator whether the migration is to be asked for again."""
 
 MOST_STARTS = 40
 """Of one side: so often a supervisor starts it again that ends with an error each time."""
@@ -67,6 +75,7 @@ class Stage:
     :ivar has_lived_through: whether no process of the destination was ever killed.
     :ivar has_changed: whether a disk was changed, or a client was promised something.
     :ivar starting: how many processes are about to be started.
+    :ivar strangers: ids of the sessions that are not the migration's.
     :ivar acknowledged_before: how many writes had been acknowledged when something last went wrong.
     :param remains: what is left, if everything has died at the last of the schedule's endings.
     """
@@ -89,6 +98,8 @@ class Stage:
         self.brief = "brief" in schedule.options
         self.has_lived_through = remains is None
         self.starting = 0
+        self.strangers: set[bytes] = set()
+        self._confirmed_at: float | None = None
         self.acknowledged_before = 0
         self._waiting = list(schedule.faults) if remains is None else []
         self.has_changed = False
@@ -114,7 +125,10 @@ class Stage:
         else:
             self._come_back(schedule.endings[-1].back)
         self._happens("asked")
-        self._operate()
+        if "late" in schedule.options:
+            self.world.clock.callLater(OPERATOR_SECONDS, self._operate)
+        else:
+            self._operate()
 
     def _begin(self) -> None:
         self.source.start()
@@ -168,7 +182,7 @@ class Stage:
 
     def _operate(self) -> None:
         self.ask()
-        self.world.clock.callLater(2.0, self._operate)
+        self.world.clock.callLater(OPERATOR_SECONDS, self._operate)
 
     def ask(self) -> None:
         """Ask the source to migrate, if it serves and doesn't do so already."""
@@ -290,8 +304,34 @@ class Stage:
             migration = None if migrating is None else migrating.migration
             if migration is not None and migration.phase in _FROM_PARKED:
                 self._happens("parked")
+        self._see_who_waits()
         if self.world.moments > MOST_MOMENTS:
             raise Violation(f"no end after {MOST_MOMENTS} things have happened")
+
+    def _see_who_waits(self) -> None:
+        """See that clients are let go at once where the image is the destination's.
+
+        :raises Violation: one waits at the source still.
+        """
+        migrating = self.migrating
+        migration = None if migrating is None else migrating.migration
+        if migration is None or migration.phase != "given" or not self._waits_at_source():
+            self._confirmed_at = None
+            return
+        now = self.world.clock.seconds()
+        if self._confirmed_at is None:
+            self._confirmed_at = now
+        elif now - self._confirmed_at > LET_GO_SECONDS:
+            raise Violation("a client waits at the source, though the destination has confirmed")
+
+    def _waits_at_source(self) -> bool:
+        """Whether the source has not let a client go that is connected to it."""
+        return any(
+            connection.server.machine is self.source.machine
+            and connection.server.getHost().port == SERVING_PORT
+            and not connection.server.is_lost
+            for connection in self.world.connections
+        )
 
     def _happens(self, event: str) -> None:
         """Let the faults that are counted from *event* come, each in its time."""
@@ -395,6 +435,13 @@ class Stage:
         connect_to(guest, address).addCallbacks(
             leave, lambda failure: failure.trap(FlexmigrateError)
         )
+
+    def _befall_hasty(self, fault: Fault) -> None:
+        """A sender of its own comes to the destination, which says PREPARE too early."""
+        address = Address.tcp(self.sides[fault.where].host, INTAKE_PORT)
+        sender = HastySender(self.world, address, SIZE, self.draw)
+        self.strangers.add(sender.session)
+        sender.begin()
 
     def _befall_error(self, fault: Fault) -> None:
         self.sides[fault.where].errors += 1

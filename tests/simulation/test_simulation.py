@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from simulation.mutations import MUTATIONS, Change, PlaceGone
 from simulation.running import CLAIMS, beside, told_of
-from simulation.schedules import STEPS, Ending, Fault, Schedule, drawn, pairs, singles
+from simulation.schedules import STEPS, Ending, Fault, Schedule, drawn, pairs, singles, strange
 
 EVERYTHING = "FLEXMIGRATE_SIMULATE_EVERYTHING"
 """Set it, and no schedule is left out: more than an hour on two cores."""
@@ -77,6 +77,9 @@ class PlayedTests(SynchronousTestCase):
         # 293 has no factor in common with the number of faults: each two of them meet.
         self.assertGreaterEqual(self.play("pairs", 200_000, 293, every=200_000).begun, 470)
 
+    def test_a_sender_that_does_not_wait_for_answers(self) -> None:
+        self.assertGreaterEqual(self.play("strange", 60, every=200).begun, 60)
+
     def test_any_faults_in_any_order_of_all_that_happens(self) -> None:
         played = self.play("random", 600, every=60_000)
         self.assertGreaterEqual(played.begun, 600)
@@ -107,7 +110,7 @@ class MutationTests(SynchronousTestCase):
 class ScheduleTests(SynchronousTestCase):
     def test_what_is_printed_can_be_read_again(self) -> None:
         ending = Ending(("process", "machine"), 12, (0.0, None))
-        some = [*map(drawn, range(200)), next(singles()), next(pairs())]
+        some = [*map(drawn, range(200)), next(singles()), next(pairs()), next(strange())]
         for schedule in [*some, *(each.after(ending).after(ending) for each in some)]:
             self.assertEqual(Schedule.parse(str(schedule)), schedule)
 

@@ -1,0 +1,96 @@
+"""Strangers: machines that connect to the destination and are no part of the migration."""
+
+from __future__ import annotations
+
+import random
+
+from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.endpoints import TCP4ClientEndpoint
+from twisted.internet.task import deferLater
+
+from flexmigrate.client import NBDClientProtocol, connect
+from flexmigrate.errors import FlexmigrateError
+from flexmigrate.net.address import Address
+from flexmigrate.testing import Machine, World
+from flexmigrate.testing.writer import SECTOR
+from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.session import Opening, PrivateCommand, Purpose, State, parse_outcome
+
+RETRY_SECONDS = 0.5
+"""Between two tries of a stranger that was not let in."""
+
+TRIES = 60
+"""How often a stranger tries to be let in."""
+
+
+class Stranger:
+    """A machine that opens sessions with the destination.
+
+    :param draw: what it makes up is drawn from this.
+    """
+
+    def __init__(self, world: World, address: Address, size: int, draw: random.Random) -> None:
+        self._machine = Machine(world, "stranger", "192.0.2.5")
+        self._address = address
+        self._size = size
+        self._draw = draw
+
+    def open(self, opening: Opening) -> Deferred[NBDClientProtocol]:
+        """Connect with *opening*; fails as ``flexmigrate.client.connect``."""
+        wish = Wish(structured=False, extended=False, session=opening.encode())
+        endpoint = TCP4ClientEndpoint(self._machine, self._address.host, self._address.port)
+        return connect(endpoint, wish=wish, clock=self._machine)
+
+    def opening(self, session: bytes, attempt: int) -> Opening:
+        """Return an opening of a migration."""
+        return Opening(Purpose.MIGRATE, session, attempt, State.SENDING, self._size)
+
+    async def let_in(self, opening: Opening) -> NBDClientProtocol | None:
+        """Connect with *opening* as soon as it is let in; None: it never was."""
+        for _ in range(TRIES):
+            try:
+                return await self.open(opening)
+            except FlexmigrateError:
+                await deferLater(self._machine, RETRY_SECONDS)
+        return None
+
+
+class HastySender(Stranger):
+    """A sender that says PREPARE before its last writes were answered. If that is accepted, it
+    begins another attempt and leaves, so that the destination is free again.
+
+    :ivar session: its session.
+    """
+
+    def __init__(self, world: World, address: Address, size: int, draw: random.Random) -> None:
+        super().__init__(world, address, size, draw)
+        self.session = draw.randbytes(16)
+
+    def begin(self) -> None:
+        """Let it come, once."""
+        Deferred.fromCoroutine(self._send_and_leave())
+
+    async def _send_and_leave(self) -> None:
+        client = await self.let_in(self.opening(self.session, 1))
+        if client is None:
+            return
+        try:
+            is_prepared = await self._send(client)
+        except FlexmigrateError:
+            is_prepared = True  # it may be
+        client.abort(FlexmigrateError("the hasty sender leaves"))
+        if is_prepared and (client := await self.let_in(self.opening(self.session, 2))):
+            client.abort(FlexmigrateError("the hasty sender leaves for good"))
+
+    async def _send(self, client: NBDClientProtocol) -> bool:
+        """Send an image, then other sectors of it with PREPARE right behind them; return whether
+        that was done.
+        """
+        await client.write(0, self._draw.randbytes(self._size))
+        writing = gatherResults(
+            (client.write(at, self._draw.randbytes(SECTOR)) for at in range(0, self._size, SECTOR)),
+            consumeErrors=True,
+        )
+        outcome = parse_outcome(await client.private(PrivateCommand.PREPARE))
+        await writing
+        return not outcome.refusal
