@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -43,6 +44,13 @@ os.environ.pop("CI", None)
 # The servers that tests start are compiled once, not each time: a third of the time that one takes
 # to start. An installed one isn't compiled each time either.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# A shell has what it starts in the background, or after `trap ''`, ignore these, and so would every
+# server that a test starts.
+for ignorable in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(ignorable) is signal.SIG_IGN:
+        usual = signal.default_int_handler if ignorable == signal.SIGINT else signal.SIG_DFL
+        signal.signal(ignorable, usual)
 
 # How long an example takes depends on what else the machine does.
 hypothesis.settings.register_profile(
