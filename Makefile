@@ -28,8 +28,10 @@ PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdfuse:
 RIVALS := fio:fio nbdcopy:libnbd-bin nbdkit:nbdkit qemu-nbd:qemu-utils nbd-server:nbd-server \
 	ip:iproute2 tc:iproute2 taskset:util-linux
 
-# A test file that needs pytest imports it; trial runs all the others.
-TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' tests)
+# A test file that needs pytest imports it; trial runs all the others. `make trial TRIAL=tests/wire`
+# runs those of one folder.
+TRIAL ?= tests
+TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' $(TRIAL))
 
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
@@ -40,7 +42,7 @@ SHARED := $(CURDIR):$(CURDIR)/tests
 help:
 	@echo 'make demo      move an image that is in use, and see that nothing is lost'
 	@echo 'make test      run all tests, real clients included (PYTEST_ARGS="-k name" for some)'
-	@echo 'make trial     run those that need nothing of pytest, under trial'
+	@echo 'make trial     run those that need nothing of pytest, under trial (TRIAL=tests/wire for some)'
 	@echo 'make fuzz      send wrong streams for ten minutes (FUZZ_SEED=… repeats what it found)'
 	@echo 'make simulate  try the handover in all simulated ways (SCHEDULE=… plays one again)'
 	@echo 'make storm     migrate with real processes that die, 200 times (STORM_SEED=… repeats one)'
