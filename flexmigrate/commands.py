@@ -73,6 +73,7 @@ from flexmigrate.options import (
     LOG_LEVEL,
     LOG_REQUESTS,
     MAX_CLIENTS,
+    MAX_CLIENTS_PER_HOST,
     MAX_DOWNTIME,
     MAX_PARK,
     METRICS,
@@ -150,6 +151,7 @@ def _serve(given: Given) -> ServeConfig:
         read_only=given.flag(READ_ONLY),
         listable=not given.flag(NO_LIST),
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
+        max_clients_per_host=given.optional(MAX_CLIENTS_PER_HOST) or 0,
         poll_seconds=_poll_seconds(given),
         tls=tls_of(given, server=True),
         metrics=given.optional(METRICS),
@@ -324,11 +326,13 @@ COMMANDS = {
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
-        f" [--oldstyle] [--read-only] [--max-clients N] [--poll-us N] {_TLS_SERVER} {_TOLD} {_LOG}"
+        " [--oldstyle] [--read-only] [--max-clients N] [--max-clients-per-host N] [--poll-us N]"
+        f" {_TLS_SERVER} {_TOLD} {_LOG}"
         " [--config FILE] [ACL_ENTRY...]",
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
-            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY, MAX_CLIENTS, POLL),
+            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY),
+            *(MAX_CLIENTS, MAX_CLIENTS_PER_HOST, POLL),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
             *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),

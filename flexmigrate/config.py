@@ -17,6 +17,9 @@ CoverageRule = Literal["full", "any"]
 TLSRule = Literal["off", "on", "require"]
 ConvergeRule = Literal["throttle", "wait", "force"]
 
+MAX_CLIENTS = 10000
+"""Connections that a server has at the same time, unless it's told otherwise."""
+
 # Where to listen: an address, or the description of any Twisted server endpoint.
 Place = Address | str
 
@@ -96,6 +99,7 @@ class ServeConfig:
     :ivar read_only: the images are opened for reading, and offered so.
     :ivar listable: clients may ask for the names of the exports.
     :ivar max_clients: connections at the same time.
+    :ivar max_clients_per_host: how many of them one host may have; 0 leaves a quarter to others.
     :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
     :ivar tls: see `TLSConfig`.
     :ivar metrics: where metrics are offered, over HTTP; ``None`` for nowhere.
@@ -113,7 +117,8 @@ class ServeConfig:
     oldstyle: bool = False
     read_only: bool = False
     listable: bool = True
-    max_clients: int = 1000
+    max_clients: int = MAX_CLIENTS
+    max_clients_per_host: int = 0
     poll_seconds: float = DEFAULT_POLL_SECONDS
     tls: TLSConfig = NO_TLS
     metrics: Place | None = None

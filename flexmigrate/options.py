@@ -208,7 +208,16 @@ MAX_CLIENTS = Option(
     "max-clients",
     "",
     "N",
-    "connections at the same time, 1 to 100000 (default: 1000)",
+    "connections at the same time, 1 to 100000 (default: 10000)",
+    parse_count,
+)
+MAX_CLIENTS_PER_HOST = Option(
+    "max-clients-per-host",
+    "",
+    "N",
+    "how many of these one host may have: an IPv4 address, or a network of IPv6 with 64 bits; those"
+    " of a UNIX socket aren't counted (default: three quarters of --max-clients, so that no host"
+    " takes all places)",
     parse_count,
 )
 POLL = Option(

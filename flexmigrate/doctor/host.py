@@ -13,9 +13,8 @@ from importlib import metadata
 from flexmigrate import __version__
 from flexmigrate.doctor.findings import Finding, ok, problem, warning
 from flexmigrate.image.uring import Ring
-
-# Descriptors that a server needs besides its clients': standard streams, reactor, images, sockets.
-SPARE_DESCRIPTORS = 64
+from flexmigrate.net.accepting import ENOUGH, queue_length
+from flexmigrate.service.descriptors import SPARE, clients_for
 
 _USED = ("Twisted", "pyOpenSSL", "cryptography")
 
@@ -28,6 +27,7 @@ def look(clients: int) -> Iterator[Finding]:
     yield _kernel()
     yield _cold_reads()
     yield _descriptors(clients)
+    yield _accept_queue(clients)
 
 
 def _kernel() -> Finding:
@@ -59,17 +59,30 @@ def _cold_reads() -> Finding:
 
 
 def _descriptors(clients: int) -> Finding:
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = clients + SPARE_DESCRIPTORS
-    if soft == resource.RLIM_INFINITY or soft >= needed:
-        return ok("open files", f"{_limit(soft)} allowed, {needed} needed for {clients} clients")
-    enough = hard == resource.RLIM_INFINITY or hard >= needed
-    way = f"ulimit -n {needed}" if enough else f"a higher hard limit (it is {hard})"
+    _, limit = resource.getrlimit(resource.RLIMIT_NOFILE)  # a server raises the soft one
+    needed = clients + SPARE
+    if limit == resource.RLIM_INFINITY or limit >= needed:
+        return ok("open files", f"{_limit(limit)} allowed, {needed} needed for {clients} clients")
     return warning(
         "open files",
-        f"{soft} allowed, and {clients} clients need {needed}",
-        f"{way}, or LimitNOFILE={needed} in systemd's unit, or a smaller --max-clients",
+        f"{limit} allowed: enough for {clients_for(limit)} clients, not for {clients}",
+        f"a higher hard limit ({needed}), or LimitNOFILE={needed} in systemd's unit, or a smaller"
+        " --max-clients",
     )
+
+
+def _accept_queue(clients: int) -> Finding:
+    about, queue = "accept queue", queue_length()
+    if queue is None:
+        return ok(about, "its length is not told here")
+    if queue < min(clients, ENOUGH):
+        return warning(
+            about,
+            f"{queue} clients can wait to be greeted; if more connect at once, some may wait for"
+            " ever",
+            f"sysctl net.core.somaxconn={max(ENOUGH, 4096)}",
+        )
+    return ok(about, f"{queue} clients can connect at once")
 
 
 def _limit(number: int) -> str:

@@ -22,9 +22,6 @@ from flexmigrate.net.address import Address
 from flexmigrate.net.streaming import streaming
 from flexmigrate.net.unix_socket import SOCKET_MODE, remove_stale_socket
 
-BACKLOG = 128
-"""Connections that may wait to be accepted: as many virtual machines as one host starts at once."""
-
 
 def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoint:
     """Return where to listen. The file of a UNIX socket that nobody listens on is removed.
@@ -41,12 +38,10 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
             endpoint.fileno = os.dup(endpoint.fileno)
     elif address.is_unix:
         remove_stale_socket(address.path)
-        endpoint = UNIXServerEndpoint(
-            streaming(reactor), address.path, backlog=BACKLOG, mode=SOCKET_MODE
-        )
+        endpoint = UNIXServerEndpoint(streaming(reactor), address.path, mode=SOCKET_MODE)
     else:
         kind = TCP6ServerEndpoint if ":" in address.host else TCP4ServerEndpoint
-        endpoint = kind(streaming(reactor), address.port, BACKLOG, address.host)
+        endpoint = kind(streaming(reactor), address.port, interface=address.host)
     result: IStreamServerEndpoint = endpoint
     return result
 

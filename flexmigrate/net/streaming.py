@@ -16,6 +16,7 @@ from twisted.internet import tcp, unix
 from twisted.internet.interfaces import IReactorFDSet
 from zope.interface import directlyProvides, providedBy
 
+from flexmigrate.net.accepting import AcceptingPort
 from flexmigrate.net.readers import Readers
 from flexmigrate.net.stream import StreamTransport
 from flexmigrate.net.unix_socket import OwnedPort
@@ -37,7 +38,7 @@ class _StreamUNIXClient(StreamTransport, unix.Client):
     """A connection that we made to a UNIX socket."""
 
 
-class _StreamPort(tcp.Port):
+class _StreamPort(AcceptingPort, tcp.Port):
     transport = _StreamServer
 
 

@@ -22,11 +22,10 @@ from twisted.internet.protocol import Factory
 from twisted.python.failure import Failure
 
 from flexmigrate.errors import FlexmigrateError
+from flexmigrate.net.accepting import AcceptingPort
 
 # Whoever can write to the socket can have the image sent away and deleted.
 SOCKET_MODE = 0o600
-# Twisted's own for its ports. A caller that doesn't block is refused beyond it.
-BACKLOG = 50
 
 
 class SocketPathError(FlexmigrateError):
@@ -52,7 +51,7 @@ def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
     """
     try:
         remove_stale_socket(path)
-        port = OwnedPort(os.fsencode(path), factory, BACKLOG, SOCKET_MODE, reactor)
+        port = OwnedPort(os.fsencode(path), factory, mode=SOCKET_MODE, reactor=reactor)
         port.startListening()
     except CannotListenError as failed:
         error = failed.socketError
@@ -83,7 +82,7 @@ def remove_stale_socket(path: str) -> None:
     os.unlink(path)
 
 
-class OwnedPort(unix.Port):
+class OwnedPort(AcceptingPort, unix.Port):
     """A UNIX port whose file never has another mode, and which removes no file but its own: a
     socket that was handed to it belongs to whoever has opened it.
     """
@@ -100,7 +99,7 @@ class OwnedPort(unix.Port):
             if has_file:
                 self.mode = stat.S_IMODE(os.stat(self._bindPath).st_mode)
         try:
-            super().startListening()  # type: ignore[no-untyped-call]  # Twisted's
+            super().startListening()
         except CannotListenError:
             self._take_back()
             raise

@@ -6,7 +6,9 @@ destination takes one sender and decides at its DISC who owns the image.
 
 from __future__ import annotations
 
+import ipaddress
 import itertools
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -17,6 +19,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from flexmigrate.config import MAX_CLIENTS
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.server.connection import NBDServerProtocol
@@ -32,6 +35,9 @@ KILLSWITCH_SECONDS = 120
 
 TICK_SECONDS = 1.0
 
+# Who has one address of IPv6 usually has all that share its first 64 bits (RFC 4291, 2.5.4).
+_IPV6_NETWORK_BITS = 64
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -40,13 +46,21 @@ class Limits:
     :ivar negotiation_seconds: to choose an export. Real clients need milliseconds; this leaves
         room for a far and busy one, and a connection that says nothing costs little for so long.
     :ivar request_seconds: for a request to become complete (the killswitch), or None for no limit.
-    :ivar clients: connections at once. Each costs a descriptor and some KiB; a thousand is more
-        than a host's virtual machines have, and below the usual limit on descriptors.
+    :ivar clients: connections at once. Each costs a descriptor and some KiB; this is more than the
+        virtual machines of many hosts have.
+    :ivar host_clients: how many of them one host may have; 0 for all but a quarter, which is left
+        to others. There is no such limit on a UNIX socket.
     """
 
     negotiation_seconds: float = 30.0
     request_seconds: float | None = None
-    clients: int = 1000
+    clients: int = MAX_CLIENTS
+    host_clients: int = 0
+
+    @property
+    def clients_of_one_host(self) -> int:
+        """How many connections one host may have."""
+        return self.host_clients or self.clients - self.clients // 4
 
 
 class Session(Protocol):
@@ -171,6 +185,7 @@ class NBDServerFactory(ServerFactory):
         self._tls_context = tls_context
         self._numbers = itertools.count(1)
         self._hosts: dict[NBDServerProtocol, str | None] = {}
+        self._of_host: Counter[str] = Counter()  # its connections, by what `host_of` returns
         self._going: list[tuple[Export | None, Deferred[None]]] = []
         self._killswitch = LoopingCall(self._tick)
         self._killswitch.clock = reactor
@@ -217,6 +232,9 @@ class NBDServerFactory(ServerFactory):
             return "the access list doesn't allow it"
         if len(self.clients) >= self.limits.clients:
             return f"{self.limits.clients} clients are connected already"
+        if host is not None and self._of_host[host_of(host)] >= self.limits.clients_of_one_host:
+            most = self.limits.clients_of_one_host
+            return f"{most} clients of that host are connected already"
         return None
 
     def set_acl(self, acl: AccessList) -> None:
@@ -258,22 +276,47 @@ class NBDServerFactory(ServerFactory):
     def connected(self, connection: NBDServerProtocol) -> None:
         """Called by a connection once it stands."""
         self.clients.add(connection)
+        host = self._hosts[connection]
+        if host is not None:
+            self._of_host[host_of(host)] += 1
         self.session.connected(connection)
 
     def lost(self, connection: NBDServerProtocol) -> None:
         """Called by a connection that is gone."""
-        self.clients.discard(connection)
-        self._hosts.pop(connection, None)
+        host = self._hosts.pop(connection, None)
+        if connection in self.clients:
+            self.clients.remove(connection)
+            self._count_off(host)
         self.session.lost(connection)
         if not self.clients:
             self._stop_killswitch_if_unused()
         self._tell_who_is_gone()
+
+    def _count_off(self, host: str | None) -> None:
+        if host is not None:
+            counted_as = host_of(host)
+            self._of_host[counted_as] -= 1
+            if not self._of_host[counted_as]:
+                del self._of_host[counted_as]
 
     def _tick(self) -> None:
         limit = self.limits.request_seconds
         for connection in list(self.clients):
             if limit is not None and connection.tick() * TICK_SECONDS > limit:
                 connection.abort(f"a request wasn't complete after {limit:.0f} s")
+
+
+def host_of(address: str) -> str:
+    """Return what the host of an IP *address* is counted by: the address, or a network of IPv6."""
+    if ":" not in address:
+        return address
+    try:
+        network = ipaddress.IPv6Address(address.partition("%")[0])
+    except ValueError:
+        return address
+    if network.ipv4_mapped is not None:
+        return str(network.ipv4_mapped)
+    return str(ipaddress.IPv6Network((network, _IPV6_NETWORK_BITS), strict=False))
 
 
 def _shown(address: Any) -> str:

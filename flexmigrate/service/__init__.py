@@ -11,6 +11,7 @@ from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.net.clock import use_monotonic_clock
+from flexmigrate.service.descriptors import raise_limit
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
 from flexmigrate.service.listen import ListenService
@@ -33,6 +34,7 @@ def make_service(config: ServeConfig | ListenConfig) -> IService:
     :raises FlexmigrateError: what stands in its way.
     """
     reactor = process_reactor()
+    raise_limit()
     lifetime = Lifetime(reactor, Supervisor(reactor, os.environ))
     exit_with_status_of(lifetime)
     return build(reactor, config, lifetime)

@@ -10,7 +10,7 @@ from twisted.internet.defer import Deferred, gatherResults
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.config import ListenConfig
+from flexmigrate.config import MAX_CLIENTS, ListenConfig
 from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError, ImageError
@@ -31,6 +31,7 @@ from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import Limits, NBDServerFactory, Session
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
+from flexmigrate.service.descriptors import fitting
 from flexmigrate.service.host import ImageHost, new_pool
 from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
@@ -76,6 +77,7 @@ class ListenService(Service):
         self._meter = Meter()
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         self._tls_context = tls_context(config.tls)
+        self._most_clients = MAX_CLIENTS if config.rebind is None else fitting(MAX_CLIENTS)
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
@@ -113,7 +115,7 @@ class ListenService(Service):
             self._host.ownership.tidy()
             undo.pop_all()  # from here on stopService closes it
 
-    def _new_factory(self, session: Session, limits: Limits | None) -> NBDServerFactory:
+    def _new_factory(self, session: Session, limits: Limits) -> NBDServerFactory:
         return NBDServerFactory(
             self._reactor,
             ExportDirectory([self._host.export]),
@@ -241,7 +243,9 @@ class ListenService(Service):
 
     def _serve(self, address: Address) -> None:
         self._host.export.takes_several = True
-        factory = self._new_factory(ServingSession(lambda name: self._host), None)
+        factory = self._new_factory(
+            ServingSession(lambda name: self._host), Limits(clients=self._most_clients)
+        )
         self._serving = ImageServer(
             self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock
         )

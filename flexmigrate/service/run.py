@@ -25,6 +25,7 @@ from flexmigrate.config import (
 from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import build, process_reactor
+from flexmigrate.service.descriptors import raise_limit
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
 from flexmigrate.service.supervisor import Supervisor
@@ -53,6 +54,7 @@ def run_service(config: ServeConfig | ListenConfig) -> int:
     :raises FlexmigrateError: what stands in its way.
     """
     the_reactor = process_reactor()
+    raise_limit()
     lifetime = Lifetime(the_reactor, Supervisor(the_reactor, os.environ))
     service = build(the_reactor, config, lifetime)
     service.privilegedStartService()  # type: ignore[no-untyped-call]  # Twisted's

@@ -31,6 +31,7 @@ from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.service.answering import Answering
 from flexmigrate.service.closing import answer_operators, close_control, take_all
+from flexmigrate.service.descriptors import fitting
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
 from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
@@ -142,7 +143,8 @@ class ServeService(Service):
             transmission=transmission_kind(config.log, self._meter if config.metrics else None),
             limits=Limits(
                 request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
-                clients=config.max_clients,
+                clients=fitting(config.max_clients),
+                host_clients=config.max_clients_per_host,
             ),
         )
 

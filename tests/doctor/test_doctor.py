@@ -20,7 +20,9 @@ from flexmigrate.config import ListenConfig, TLSConfig
 from flexmigrate.doctor import certificates, findings, host, images, places
 from flexmigrate.doctor.findings import Finding, Level
 from flexmigrate.image.file import Image
+from flexmigrate.net import accepting
 from flexmigrate.net.address import Address
+from flexmigrate.service.descriptors import SPARE
 from support.certificates import PKI
 from support.images import random_image
 from support.privileges import block_device, needs_root
@@ -254,12 +256,21 @@ class TestHost:
 
     def test_a_limit_on_descriptors(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(resource, "getrlimit", lambda _: (1024, 4096))
-        assert bad(host.look(1024 - host.SPARE_DESCRIPTORS)) == []
-        (each,) = [each for each in host.look(1000) if each.level is Level.WARNING]
-        assert "1024 allowed" in each.text
-        assert "ulimit -n 1064" in each.advice
+        assert bad(host.look(4096 - SPARE)) == []
         (each,) = [each for each in host.look(10000) if each.level is Level.WARNING]
-        assert "it is 4096" in each.advice
+        assert f"4096 allowed: enough for {4096 - SPARE} clients" in each.text
+        assert f"LimitNOFILE={10000 + SPARE}" in each.advice
+
+    def test_a_short_queue(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        setting = tmp_path / "somaxconn"
+        monkeypatch.setattr(accepting, "SOMAXCONN", setting)
+        setting.write_text("128\n")
+        assert bad(host.look(128)) == []
+        (each,) = [each for each in host.look(129) if each.level is Level.WARNING]
+        assert "128 clients can wait" in each.text
+        assert "sysctl net.core.somaxconn=" in each.advice
+        setting.write_text("2048\n")
+        assert bad(host.look(10000)) == []
 
 
 class TestTelling:

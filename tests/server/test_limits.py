@@ -234,6 +234,21 @@ class AdmissionTests(SynchronousTestCase):
             served.bench.settle()
             self.assertEqual(served.client(feed).read(0, 1), b"\x05")
 
+    def test_one_host_has_no_more_than_its_part(self):
+        for feed in FEEDS:
+            served = self.serve(limits=Limits(clients=8))
+            busy = [feed(served.bench, served.factory, "192.0.2.1") for _ in range(6)]
+            self.assertTrue(feed(served.bench, served.factory, "192.0.2.1").refused)
+            self.assertTrue(feed(served.bench, served.factory, "::ffff:192.0.2.1").refused)
+            self.assertFalse(feed(served.bench, served.factory, "192.0.2.2").refused)
+            busy.pop().vanish()
+            served.bench.settle()
+            self.assertFalse(feed(served.bench, served.factory, "192.0.2.1").refused)
+            served = self.serve(limits=Limits(clients=8, host_clients=1))
+            self.assertFalse(feed(served.bench, served.factory, "2001:db8::1").refused)
+            self.assertTrue(feed(served.bench, served.factory, "2001:db8::2:1").refused)
+            self.assertFalse(feed(served.bench, served.factory, "2001:db8:0:1::1").refused)
+
     def test_who_does_not_choose_an_export_in_time_is_closed(self):
         for feed, said in itertools.product(FEEDS, (b"", b"\0\0\0\3", b"\0\0\0\3IHAVE")):
             served = self.serve(limits=Limits(negotiation_seconds=30))

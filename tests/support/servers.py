@@ -48,6 +48,10 @@ class Servers:
         runner = self.children.twistd if twistd else self.children.flexmigrate
         return runner(*words, env=env)
 
+    def start_program(self, *argv: str) -> Child:
+        """Start any program."""
+        return self.children.start(*argv)
+
     def serve(
         self,
         *more: str,
