@@ -77,8 +77,21 @@ class MigrationError(FlexmigrateError):
     """An attempt, or a whole migration, failed; the text says why."""
 
 
+class ImageLost(MigrationError):
+    """The image's name doesn't lead to the image any more: no further attempt can mend that."""
+
+
 class Broken(MigrationError):
     """The operator (``break``) or a signal ended the migration."""
+
+
+def in_words(error: BaseException) -> str:
+    """Return what an operator should read of *error*: of one of the system's, what it is about and
+    why, without its number.
+    """
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error) or type(error).__name__
+    return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
 # What a client may be told: proto.md, "Error values". Everything else is narrowed to EIO, and the

@@ -62,7 +62,6 @@ class DeviceImage:
     # No file: it can't be unlinked, and nothing stands beside it.
     is_block_device = True
     identity = None
-    has_name = True
     # Told by ``DeviceBackground.extents`` only, which may take its time.
     may_have_holes = False
     in_memory = False
@@ -144,6 +143,18 @@ class DeviceImage:
         :raises OSError: always.
         """
         raise OSError(errno.EIO, f"{self.path} can't be read at once")
+
+    def name_fault(self) -> str | None:
+        """There is no name that could lead elsewhere."""
+        return None
+
+    def given_name_fault(self) -> str | None:
+        """There is no name that could lead elsewhere."""
+        return None
+
+    def size_fault(self) -> str | None:
+        """It has the size that it says it has."""
+        return None
 
     def unlink(self) -> None:
         """There is nothing to unlink.

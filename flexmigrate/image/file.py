@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 
 # By name: a request pays for each attribute that is looked up.
@@ -53,6 +54,7 @@ class Image:
     """An open and locked image; made by :meth:`open`, ended by :meth:`close`.
 
     :ivar path: as it was given; for people.
+    :ivar given_path: as it was given, absolute: a link in it may lead elsewhere one day.
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
     :ivar size: bytes that can be served: the file's size, rounded down to 512.
     :ivar file_size: bytes in the file or on the device when it was opened.
@@ -72,6 +74,7 @@ class Image:
         "disk",
         "fd",
         "file_size",
+        "given_path",
         "identity",
         "in_memory",
         "is_block_device",
@@ -84,6 +87,7 @@ class Image:
         self.path = path
         self.disk: Disk = SYSTEM
         # A daemon changes its directory, and links change: what is unlinked one day is this file.
+        self.given_path = os.path.abspath(path)
         self._name = os.path.realpath(path)
         self.read_only = read_only
         self.fd = opened.fd
@@ -346,16 +350,64 @@ class Image:
         """Where it was when it was opened: absolute, and without links."""
         return self._name
 
-    @property
-    def has_name(self) -> bool:
-        """Whether the name by which it was opened still leads to it.
+    def name_fault(self) -> str | None:
+        """Return why the name by which the image was opened doesn't lead to it any more, in words;
+        None where it does. May wait for the disk.
 
-        :raises OSError: as stat(2), but not because there is no such name.
+        A name that can't be looked up now (a network filesystem's ``ESTALE``, say) doesn't lead to
+        it, either.
         """
+        return self._leads_elsewhere(self._name)
+
+    def given_name_fault(self) -> str | None:
+        """Return the same of the path as it was given, too, whose links may lead elsewhere now."""
+        fault = self.name_fault()
+        if fault is None and self.given_path != self._name:
+            fault = self._leads_elsewhere(self.given_path)
+        return fault
+
+    def _leads_elsewhere(self, name: str) -> str | None:
         try:
-            return identity(self.disk, self._name) == self.identity
-        except FileNotFoundError:
-            return False
+            ours = self.disk.fstat(self.fd)
+            there = self._found(name)
+        except OSError as error:
+            return f"{name} can't be found any more: {error.strerror}"
+        if there is None:
+            return f"{name} is not there any more: it was {self._fate(ours)}"
+        if stat.S_ISBLK(ours.st_mode):
+            # The node of a device may be made anew; the device has its number.
+            is_same = stat.S_ISBLK(there.st_mode) and there.st_rdev == ours.st_rdev
+        else:
+            is_same = (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+        if is_same:
+            return None
+        return f"{name} leads to another file by now: the image was {self._fate(ours)}"
+
+    def _found(self, name: str) -> os.stat_result | None:
+        try:
+            return self.disk.stat(name)
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+
+    @staticmethod
+    def _fate(status: os.stat_result) -> str:
+        return "renamed, or a folder above it" if status.st_nlink else "removed"
+
+    def size_fault(self) -> str | None:
+        """Return why the file hasn't the size any more that it was opened with; None where it has.
+
+        Never waits: on a network filesystem it is the size that this host knows of.
+        """
+        size = self._size_now()
+        if size == self.file_size:
+            return None
+        return (
+            f"somebody else has changed the size of {self._name}: {size} bytes, not "
+            f"{self.file_size}"
+        )
+
+    def _size_now(self) -> int:
+        return self.file_size if self.is_block_device else linux.known_size(self.fd)
 
     def unlink(self) -> None:
         """Remove the file's name, durably. The image stays open, and keeps its bytes until closed.

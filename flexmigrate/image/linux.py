@@ -24,14 +24,18 @@ BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 
 # From linux/stat.h, as statx(2) has them: a mask, and where in struct statx the mask of what was
-# found and the birth time stand, in bytes.
+# found, the size and the birth time stand, in bytes.
+STATX_SIZE = 0x200
 STATX_BTIME = 0x800
-_STATX_SIZE = 256
+_STATX_LENGTH = 256
 _STATX_MASK_AT = 0
+_STATX_SIZE_AT = 40
 _STATX_BTIME_AT = 80
 
 # From fcntl.h.
 _AT_FDCWD = -100
+_AT_EMPTY_PATH = 0x1000
+_AT_STATX_DONT_SYNC = 0x4000
 
 # From linux/magic.h, as statfs(2) has it.
 TMPFS_MAGIC = 0x01021994
@@ -115,12 +119,24 @@ def birth_time(path: str) -> int | None:
     """Return when the file at *path* was made, in nanoseconds since 1970; None where that can't be
     told, because there is no such file or because its filesystem doesn't know (statx(2)).
     """
-    found = ctypes.create_string_buffer(_STATX_SIZE)
+    found = ctypes.create_string_buffer(_STATX_LENGTH)
     if _statx is None or _statx(_AT_FDCWD, os.fsencode(path), 0, STATX_BTIME, found) != 0:
         return None
     (mask,) = struct.unpack_from("=I", found, _STATX_MASK_AT)
     seconds, nanoseconds = struct.unpack_from("=qI", found, _STATX_BTIME_AT)
     return int(seconds * 10**9 + nanoseconds) if mask & STATX_BTIME else None
+
+
+def known_size(fd: int) -> int:
+    """Return the size of a file, in bytes, as this host knows it: a network filesystem is not asked
+    (statx(2), ``AT_STATX_DONT_SYNC``).
+    """
+    found = ctypes.create_string_buffer(_STATX_LENGTH)
+    flags = _AT_EMPTY_PATH | _AT_STATX_DONT_SYNC
+    if _statx is None or _statx(fd, b"", flags, STATX_SIZE, found) != 0:
+        return os.fstat(fd).st_size
+    (size,) = struct.unpack_from("=Q", found, _STATX_SIZE_AT)
+    return int(size)
 
 
 def is_tmpfs(fd: int) -> bool:

@@ -23,6 +23,7 @@ from flexmigrate.client.splitting import all_of
 from flexmigrate.control.grammar import VerifyRule
 from flexmigrate.errors import ConnectionGone, MigrationError
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.log import failures
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
 from flexmigrate.migration.ground import Allowances, Ground, SizeMismatch, Stalled
@@ -124,6 +125,7 @@ class Attempt:
         written to.
         """
         opening = None
+        await self._gift.check_name()
         if await self._gift.wants_session():
             opening = self._gift.opening(self._number)
             self._earlier = (opening.session, *opening.superseded)
@@ -348,6 +350,7 @@ class Attempt:
         await self._handing_over.finish(self._client)
 
     async def _make_way(self) -> None:
+        await self._gift.check_name()
         await self._ground.lock.acquire(self)
         self._undo.callback(self._listen_again)
         await self._ground.stop_listening()
@@ -398,7 +401,7 @@ class Attempt:
     def _listen_again(self) -> None:
         # What goes wrong there must not keep those waiting who are connected.
         maybeDeferred(self._ground.resume_listening).addErrback(
-            lambda failure: self._log.failure("listening again failed", failure)
+            lambda failure: failures.tell(self._log, "listening again failed", failure)
         )
 
     def _free_lock(self) -> None:

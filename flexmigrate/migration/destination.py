@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.digests import ImageDigest
+from flexmigrate.log import failures
 from flexmigrate.migration.receiving import Reception, WriteBack
 from flexmigrate.migration.taking import DestinationHandover, Verdict
 from flexmigrate.server.export import Export
@@ -147,7 +148,16 @@ class DestinationCore:
         self.coverage = Coverage(self.export.size)
         self.digest = ImageDigest(self.export.size)
         self.write_back.begin()
-        self.export.observer = Reception(self.coverage, self.write_back)
+        self.export.observer = Reception(
+            self.coverage, self.write_back, self.export.image.size_fault, self._spoiled
+        )
+
+    def _spoiled(self, reason: str) -> None:
+        """Somebody else has changed the image while it was received: end the attempt."""
+        self.logger.error("what was received counts for nothing: {reason}", reason=reason)
+        if self.sender is not None:
+            # Not now: its request is being carried out.
+            self.reactor.callLater(0, self.sender.abort, reason)
 
     def confirm(self, accepted: bool) -> None:
         """Let the sender's connection be closed (*accepted*), or reset."""
@@ -208,8 +218,9 @@ def _ask_to_prepare(
 
     def answer(result: Outcome | Failure) -> None:
         if isinstance(result, Failure):
-            core.logger.failure("preparing failed", result)
-            result = Outcome(core.handover.ownership.state, fit_text(result.getErrorMessage()))
+            if not failures.is_expected(result):
+                core.logger.failure("preparing failed", result)
+            result = Outcome(core.handover.ownership.state, fit_text(failures.reason(result)))
         if result.refusal:
             core.logger.error("not prepared: {refusal}", refusal=result.refusal)
         else:
@@ -374,8 +385,8 @@ def _not_recorded(
     destination: Destination, core: DestinationCore, owning: Deferred[None], failure: Failure
 ) -> None:
     """It is asked again, and can't be sent anything else meanwhile: the journal says prepared."""
-    core.logger.failure("taking over failed", failure)
-    refusal = fit_text(failure.getErrorMessage())
+    failures.tell(core.logger, "taking over failed", failure)
+    refusal = fit_text(failures.reason(failure))
     outcome, core.outcome = core.outcome, None
     core.forget()
     if outcome is not None:
@@ -467,7 +478,7 @@ def _not_carried_out(
     """The image could not be flushed, or its marker not removed: it isn't ours, and the sender is
     told so.
     """
-    core.logger.failure("taking over failed", failure)
+    failures.tell(core.logger, "taking over failed", failure)
     core.forget()
     core.confirm(False)
 

@@ -31,6 +31,7 @@ from flexmigrate.errors import (
     ConnectionGone,
     FlexmigrateError,
     ImageError,
+    ImageLost,
     MigrationError,
     RequestFailed,
 )
@@ -107,6 +108,21 @@ class Gift:
     def may_be_session(self) -> bool:
         """Whether a session is wished for: nothing is handed over by a copy."""
         return self.rule is not HandoverRule.PLAIN and self.action is not Action.NOTHING
+
+    async def check_name(self) -> None:
+        """See that the image's name leads to it still: whoever gives it away, and is asked for it
+        later, has to find it by that.
+
+        A copy may be sent of what has no name any more: nothing is given away by it, and it may be
+        all that is left.
+
+        :raises ImageLost: it doesn't.
+        """
+        if self.action is Action.NOTHING:
+            return
+        fault = await self.background.run(self.image.name_fault)
+        if fault is not None:
+            raise ImageLost(f"{fault}; nothing is given away")
 
     async def wants_session(self) -> bool:
         """Return whether a session is to be asked for: not for what has no place for a journal.
@@ -241,17 +257,16 @@ class SourceHandover:
         :param digest: of the image, as it was compared, for the journal.
         :return: whether the image is given away by that. If not, COMMIT is what is left to do.
         :raises NotGiven: nothing happened, surely.
+        :raises ImageLost: the same, and another attempt would come to nothing, too.
         :raises HandoverUncertain: it was begun, and not confirmed.
         """
         if self._client.failure is not None:
             raise NotGiven(f"the destination is gone: {self._client.failure}")
-        unlink, image = self._gift.action is Action.UNLINK, self._gift.image
-        if unlink and self.is_session and not image.has_name:
-            raise NotGiven(f"{image.path} leads to another file by now: it can't be unlinked")
+        await self._gift.check_name()
         await self._record_commit(digest)
         if self.is_session:
             return False
-        if unlink:
+        if self._gift.action is Action.UNLINK:
             await self._remove()
         silence = ConnectionGone(f"it did not close the connection within {CLOSE_SECONDS:g} s")
         timer = self._reactor.callLater(CLOSE_SECONDS, self._client.abort, silence)
@@ -282,7 +297,7 @@ class SourceHandover:
         except ImageError as error:
             await self._take_back(str(error))
         except OSError as error:
-            if image.has_name:
+            if image.name_fault() is None:
                 await self._take_back(f"{image.path} can't be unlinked: {error}")
             # The name is gone, but would come back if the machine crashed at once.
             self._log.error("unlinking {path}: {error}", path=image.path, error=error)

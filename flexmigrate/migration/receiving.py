@@ -9,6 +9,8 @@ can't keep pace. How long the last flush takes does not depend on the image's si
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -89,15 +91,32 @@ class WriteBack:
 
 
 class Reception:
-    """Watches the export while an attempt is received (``server.export.ChangeObserver``)."""
+    """Watches the export while an attempt is received (``server.export.ChangeObserver``).
 
-    def __init__(self, coverage: Coverage, write_back: WriteBack) -> None:
+    :param size_fault: tells, without waiting, why the image hasn't its size any more, if so.
+    :param spoiled: called once if that is so: nothing that was received counts.
+    """
+
+    def __init__(
+        self,
+        coverage: Coverage,
+        write_back: WriteBack,
+        size_fault: Callable[[], str | None] = lambda: None,
+        spoiled: Callable[[str], object] = lambda reason: None,
+    ) -> None:
         self._coverage = coverage
         self._write_back = write_back
+        self._size_fault = size_fault
+        self._spoiled = spoiled
 
     def mark(self, offset: int, length: int) -> None:
         """A range was written, zeroed or trimmed."""
         self._coverage.mark(offset, length)
+        # With each change: the next ones lengthen a file that was cut, and nothing tells of it.
+        fault = self._size_fault()
+        if fault is not None and self._coverage.spoiled is None:
+            self._coverage.refused(fault)
+            self._spoiled(fault)
         # What is longer than any write can be has no bytes that a disk would have to write.
         if length <= MAX_REQUEST:
             self._write_back.add(length)

@@ -115,6 +115,16 @@ def _alone(standing: Standing) -> Judgement:
         )
     by_hand = f" Settled by hand: {record.settled[0]}." if record.settled else ""
     verdict, sentence = _BY_STATE[record.state](path, record)
+    lost = standing.what_came_is_lost
+    if lost is None and standing.is_missing and record.state is State.SENDING:
+        lost = "is not there any more"
+    if lost is not None:
+        return Judgement(
+            Verdict.UNKNOWN,
+            f"It can't be told here: the journal says {record.state.name.lower()}, but the image "
+            f"that it is about was removed or renamed: {path} {lost}. Put it back, or look at "
+            f"{record.other_side}.{by_hand}",
+        )
     return Judgement(verdict, sentence + by_hand)
 
 

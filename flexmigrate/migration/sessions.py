@@ -128,6 +128,8 @@ class ReceivingSession(OpenSession):
         settles = opening is not None and opening.purpose is Purpose.SETTLE
         if refusal is None and not settles and self._core.phase not in ("waiting", "receiving"):
             return "a sender is connected already"
+        if refusal is None and not settles:
+            return self._core.export.image.size_fault()
         return refusal
 
     def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:

@@ -24,8 +24,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.control.grammar import Action, ConvergeChange
-from flexmigrate.errors import Broken, FlexmigrateError
+from flexmigrate.errors import Broken, ImageLost
 from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.log import failures
 from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
@@ -85,6 +86,9 @@ class Source(Protocol):
 
     def _failed(self, failure: Failure) -> None:
         """The step failed."""
+
+    def _hopeless(self, failure: Failure) -> None:
+        """The step failed, and no further attempt can come to anything; the image is ours."""
 
     def _retry(self) -> None:
         """It's time for the next attempt."""
@@ -198,9 +202,17 @@ def _step(
         core.logger.info("migration: {phase}", phase=phase)
     core.enter(phase)
     step = Deferred.fromCoroutine(work)
-    step.addCallbacks(lambda _: done(), failed or source._failed)
+    step.addCallbacks(lambda _: done(), failed or (lambda failure: _fail(source, failure)))
     step.addErrback(lambda failure: core.logger.failure("a bug in the migration's states", failure))
     return step
+
+
+def _fail(source: Source, failure: Failure) -> None:
+    """Tell that a step failed before anything was given away, and whether that can be mended."""
+    if failure.check(ImageLost):
+        source._hopeless(failure)
+    else:
+        source._failed(failure)
 
 
 def _dial(source: Source, core: Core) -> Step:
@@ -240,7 +252,7 @@ def _commit(source: Source, core: Core) -> Step:
         if failure.check(NotGiven):
             source._not_given(failure)
         else:
-            source._failed(failure)
+            _fail(source, failure)
 
     return _step(source, core, "committing", commit(), _nothing, failed)
 
@@ -253,7 +265,7 @@ def _confirm(source: Source, core: Core) -> Step:
 
 def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
-    error = core.last_error = failure.getErrorMessage()
+    error = core.last_error = failures.reason(failure)
     path = core.gift.image.path
     core.logger.error(
         "{path} is committed to {place}, which has not confirmed it: {error}; it is asked again in "
@@ -263,7 +275,7 @@ def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
         error=error,
         seconds=RETRY_SECONDS,
     )
-    if not failure.check(FlexmigrateError, OSError):
+    if not failures.is_expected(failure):
         core.logger.failure("the error was not one that is expected here", failure)
     core.current.let_go(error)
     delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
@@ -283,7 +295,7 @@ def _finish_giving(source: Source, core: Core) -> Step:
 
 def _finished_badly(source: Source, core: Core, failure: Failure) -> None:
     """The image is given away all the same."""
-    core.logger.failure("after the handover", failure)
+    failures.tell(core.logger, "after the handover", failure)
     source._finished()
 
 
@@ -293,7 +305,7 @@ def _nothing() -> None:
 
 def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
-    core.last_error = failure.getErrorMessage()
+    core.last_error = failures.reason(failure)
     core.progress.restart(core.reactor.seconds())
     core.enter("waiting")
     core.logger.error(
@@ -302,7 +314,7 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
         error=core.last_error,
         seconds=RETRY_SECONDS,
     )
-    if not failure.check(FlexmigrateError, OSError):
+    if not failures.is_expected(failure):
         core.logger.failure("the error was not one that is expected here", failure)
     core.abandon(core.last_error)
     delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
@@ -350,6 +362,7 @@ committing.upon(Source._not_given, nodata=True).to(waiting).returns(None)
 # nobody can break off what is settled or over.
 for over in (given, ended):
     over.upon(Source._failed).loop().returns(None)
+    over.upon(Source._hopeless).loop().returns(None)
     over.upon(Source._unanswered).loop().returns(None)
     over.upon(Source.cancel).loop().returns(None)
     over.upon(Source.leave).loop().returns(None)
@@ -366,11 +379,26 @@ def _first_agreed(source: Source, core: Core) -> None:
 
 
 @dialling.upon(Source._failed).to(ended)
+@dialling.upon(Source._hopeless).to(ended)
 def _first_failed(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """The first attempt's failure is the answer to the command, and the end."""
     core.enter("ended")
     core.abandon(failure.getErrorMessage())
     core.started.errback(failure)
+
+
+@redialling.upon(Source._hopeless).to(ended)
+@copying.upon(Source._hopeless).to(ended)
+@converging.upon(Source._hopeless).to(ended)
+@parked.upon(Source._hopeless).to(ended)
+@settling.upon(Source._hopeless).to(ended)
+@committing.upon(Source._hopeless).to(ended)
+def _given_up(source: Source, core: Core, step: Step, failure: Failure) -> None:
+    """Serve on, and don't try it again."""
+    core.last_error = failure.getErrorMessage()
+    core.enter("ended")
+    core.abandon(core.last_error)
+    core.finished.errback(failure)
 
 
 @settling.upon(Source._only_copied).to(ended)

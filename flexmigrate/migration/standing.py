@@ -38,6 +38,7 @@ class Standing:
     :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
     :ivar beside: what the names of what lies beside it begin with; empty: its path.
     :ivar mark: what tells the file that has its name now from others; empty where unknown.
+    :ivar is_missing: whether nothing has its name.
     """
 
     path: str
@@ -45,6 +46,7 @@ class Standing:
     marker: bool
     beside: str = ""
     mark: str = ""
+    is_missing: bool = False
 
     @property
     def place(self) -> str:
@@ -82,6 +84,15 @@ class Standing:
             "" not in (record.file, self.mark) and record.file != self.mark
         )
 
+    @property
+    def what_came_is_lost(self) -> str | None:
+        """Return what became of an image that came here, if it has its name no more; else None."""
+        if self.state not in (State.PREPARED, State.OWNER) or self.is_of_another_file:
+            return None
+        if self.is_missing:
+            return "is not there any more"
+        return "is another file by now" if self.is_replaced else None
+
     def to_serve(self) -> tuple[MayServe, str]:
         """Return whether the image may be served, and why not."""
         of_none = self.state in (State.NONE, State.SENDING) or self.is_of_another_file
@@ -94,6 +105,8 @@ class Standing:
             return MayServe.SERVE, ""
         record, place = self.record, self.record.other_side
         advice = f"see 'flexmigrate whose {self.path}'"
+        if self.what_came_is_lost is not None:
+            return MayServe.REFUSE, self._other_file
         if record.state is State.COMMITTED and not record.plain:
             return MayServe.SETTLE, f"{self.path} was handed over to {place}"
         text = {
@@ -109,17 +122,22 @@ class Standing:
             return MayServe.SERVE, ""
         return MayServe.REFUSE, f"{self.path} {text}"
 
+    @property
+    def _other_file(self) -> str:
+        assert self.record is not None
+        return (
+            f"{self.path} is another file than the one that came from {self.record.other_side} "
+            f"(its journal says {self.state.name.lower()}): put that back, or say 'flexmigrate "
+            f"take {self.path}' if this one is it all the same, or 'flexmigrate release "
+            f"{self.path}' if it is of no use any more"
+        )
+
     def to_receive(self) -> str | None:
         """Return why nothing may be received over the image, or None."""
         if self.record is None or self.state in (State.DONE, State.RECEIVING):
             return None
-        if self.is_replaced and self.state in (State.PREPARED, State.OWNER):
-            return (
-                f"{self.path} is another file than the one that came from "
-                f"{self.record.other_side} (its journal says {self.state.name.lower()}): put that "
-                f"back, or say 'flexmigrate take {self.path}' if this one is it all the same, or "
-                f"'flexmigrate release {self.path}' if it is of no use any more"
-            )
+        if self.what_came_is_lost is not None:
+            return self._other_file
         if self.state is State.PREPARED:
             return None
         if self.state is State.OWNER and not self.record.acknowledged:
@@ -141,6 +159,7 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     try:
         where = places.beside(disk, real)
         marker = disks.exists(disk, where + MARKER_SUFFIX)
+        is_missing = not disks.exists(disk, real)
         mark = disks.mark(disk, real)
         misplaced = where != real and disks.exists(disk, journal.path_of(real))
     except OSError as error:
@@ -151,4 +170,6 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
             f"none is kept: if it is about what is on the device now, move it to "
             f"{journal.path_of(where)}, else remove it"
         )
-    return Standing(real, journal.load(disk, journal.path_of(where)), marker, where, mark)
+    return Standing(
+        real, journal.load(disk, journal.path_of(where)), marker, where, mark, is_missing
+    )

@@ -6,12 +6,14 @@ message may come when is decided by the state machine, ``destination``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from enum import Enum
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
 
+from flexmigrate.errors import ImageLost, in_words
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
@@ -34,6 +36,8 @@ class DestinationHandover:
     :ivar owned: whether the image is ours.
     :ivar listens_at: tells the addresses at which sources are listened for.
     :ivar by_session: whether it came by a session, whose source may ask again.
+    :ivar lost: called with the reason once what was received has no name any more, and nothing of
+        it can be kept.
     """
 
     def __init__(
@@ -49,7 +53,9 @@ class DestinationHandover:
         self._full_coverage = full_coverage
         self.ownership = ownership
         self.listens_at: Callable[[], Sequence[str]] = tuple
+        self.lost: Callable[[str], object] = lambda reason: None
         self.owned = ownership.state is State.OWNER
+        self._was_given = False
         self.by_session = self.owned
 
     @property
@@ -78,13 +84,39 @@ class DestinationHandover:
             return f"{missing} of {coverage.size} bytes were never written, zeroed or trimmed"
         return None
 
+    def look(self) -> Deferred[None]:
+        """See whether what is received into is still there, by its name, and tell where it isn't.
+        Never fails.
+        """
+        looking = Deferred.fromCoroutine(self._look())
+        return looking.addErrback(lambda failure: log.failure("looking met a bug", failure))
+
+    async def _look(self) -> None:
+        if self._is_needed:
+            return
+        fault = await self._background.run(self._image.given_name_fault)
+        if fault is not None and not self._is_needed:
+            self.lost(f"{fault}; what was received has no name by which it could be kept")
+
+    @property
+    def _is_needed(self) -> bool:
+        """Whether what is here may be all that there is, so that it has to stay open, whatever has
+        become of its name: somebody may put it back, or copy it.
+        """
+        return self._was_given or self.ownership.state in (State.PREPARED, State.OWNER)
+
+    async def _fault(self) -> str | None:
+        """Return why what was received can't be called the image at its path, or None."""
+        fault = await self._background.run(self._image.given_name_fault)
+        return fault or self._image.size_fault()
+
     # The plain handover
 
     def take(self, coverage: Coverage) -> Deferred[Verdict]:
         """Decide about a DISC: flush, remove the marker, own the image; or don't.
 
-        Fails with OSError where the image can't be flushed or that it is ours can't be recorded;
-        it isn't ours then.
+        Fails with OSError where the image can't be flushed or that it is ours can't be recorded,
+        and with ImageLost where it has no name any more; it isn't ours then.
         """
         return Deferred.fromCoroutine(self._take(coverage))
 
@@ -93,18 +125,25 @@ class DestinationHandover:
         if refusal is not None:
             log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
             return Verdict.NOT_OURS
+        self._was_given = True  # its sender may have removed its own
         try:
             await self._background.flush()
+            fault = await self._fault()
+            if fault is not None:
+                raise ImageLost(fault)
             await self._background.run(self.ownership.own_plainly)
-        except OSError as error:
+        except (OSError, ImageLost) as error:
             # The sender may have given it away: it could be the only copy.
-            self.ownership.doubt(f"what is here may be the image, complete: {error}")
+            self.ownership.doubt(f"what is here may be the image, complete: {in_words(error)}")
             log.error(
                 "{path} is complete, and that can't be made durable or recorded: {error}. Its "
                 "sender may have given it away, so nobody may send here any more. If it has, end "
-                "this process, then 'flexmigrate take {path}'",
+                "this process, then 'flexmigrate take {path}'; if the file has no name any more, "
+                "first copy it from /proc/{pid}/fd/{fd}",
                 path=self._image.path,
-                error=error,
+                error=in_words(error),
+                pid=os.getpid(),
+                fd=self._image.fd,
             )
             raise
         self.owned = True
@@ -136,14 +175,24 @@ class DestinationHandover:
         if refusal is not None:
             return Outcome(self.ownership.state, fit_text(refusal))
         await self._background.flush()
+        # Last of all: from here on it is taken for the image, whatever becomes of its name.
+        refusal = await self._fault()
+        if refusal is not None:
+            return Outcome(self.ownership.state, fit_text(refusal))
         await self._background.run(self.ownership.prepare, digest)
         return Outcome(self.ownership.state)
 
     def own(self) -> Deferred[None]:
-        """The source has committed: own the image. Fails with OSError; it may be asked again."""
+        """The source has committed: own the image. It may be asked again where that fails: with
+        OSError, or with ImageLost, where the file has lost its name or its size: somebody may put
+        it back, and as long as nobody owns it, the source keeps its copy.
+        """
         return Deferred.fromCoroutine(self._own())
 
     async def _own(self) -> None:
+        fault = await self._fault()
+        if fault is not None:
+            raise ImageLost(f"the image can't be taken over: {fault}")
         await self._background.run(self.ownership.own)
         self.owned = self.by_session = True
         await self._clear_marker()

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flexmigrate.log import failures
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.tuning import tune
@@ -150,8 +151,8 @@ class NBDServerProtocol(Protocol):
             self._transmission.release(reason)
 
     def _not_recorded(self, failure: Failure) -> None:
-        self.log.failure("{client}: what it agreed on can't be kept", failure, client=self)
-        self.abort(failure.getErrorMessage())
+        failures.tell(self.log, "what it agreed on can't be kept", failure)
+        self.abort(failures.reason(failure))
 
     # Receiving
 
@@ -388,7 +389,7 @@ class NBDServerProtocol(Protocol):
             self.abort("its DISC is not accepted")
 
     def _settling_failed(self, failure: Failure) -> None:
-        self.log.failure("it said DISC, and settling that failed", failure)
+        failures.tell(self.log, "it said DISC, and settling that failed", failure)
         self.abort("its DISC could not be settled")
 
     def broken(self, reason: str) -> None:

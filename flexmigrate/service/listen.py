@@ -7,6 +7,7 @@ from typing import Any
 
 from twisted.application.service import Service
 from twisted.internet.defer import Deferred, gatherResults
+from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
@@ -16,6 +17,7 @@ from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError, ImageError
 from flexmigrate.history import Summary, Tally
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.log import failures
 from flexmigrate.migration.destination import (
     FIRST_REQUEST_SECONDS,
     Destination,
@@ -53,6 +55,9 @@ from flexmigrate.web.view import Moving, ServerView
 from flexmigrate.wire.agreement import TLSMode
 
 log = Logger()
+
+LOOK_SECONDS = 1.0
+"""Between two looks whether what is received into still has its name."""
 
 
 class ListenService(Service):
@@ -97,6 +102,9 @@ class ListenService(Service):
             self._core = DestinationCore(reactor, self._host.export, handover)
             self._destination: Destination = DestinationMachine(self._core)
             handover.listens_at = self._listens_at
+            handover.lost = self._lost
+            self._looking = LoopingCall(handover.look)
+            self._looking.clock = reactor
             self._acl = AccessList(config.acl, config.default_deny)
             self._receiving = ReceivingSession(
                 reactor, self._destination, self._core, self._lock, self._host.full_name
@@ -159,6 +167,17 @@ class ListenService(Service):
         if self._core.handover.owned:
             log.info("{path} is here already", path=self._host.image.path)
             self._destination.resume()
+        elif not self._looking.running:
+            self._looking.start(LOOK_SECONDS, now=False)
+
+    def _lost(self, reason: str) -> None:
+        """The file that is received into has no name any more: end, before more is sent."""
+        self._stop_looking()
+        self._end(reason).addCallback(lambda status: self._lifetime.end(status, reason))
+
+    def _stop_looking(self) -> None:
+        if self._looking.running:
+            self._looking.stop()
 
     def _describe(self) -> str:
         return describe([self.status(None)], (each.place for each in self.ports))
@@ -196,12 +215,13 @@ class ListenService(Service):
 
     def _complete(self) -> None:
         """The image is ours: serve it, or leave that to whoever reads our exit status."""
+        self._stop_looking()
         finishing = Deferred.fromCoroutine(self._take_over())
         finishing.addErrback(self._took_over_badly)
 
     def _took_over_badly(self, failure: Failure) -> None:
         """The image is ours all the same, and its sender has to be told."""
-        self._core.logger.failure("after the migration", failure)
+        failures.tell(self._core.logger, "after the migration", failure)
         self._core.confirm(True)
         self._lifetime.end(0, "migration complete, but the image can't be served from here")
 
@@ -269,9 +289,12 @@ class ListenService(Service):
 
     def terminate(self, reason: str) -> Deferred[int]:
         """Give up what is being received, or served, and fire with the exit status."""
-        return Deferred.fromCoroutine(self._end(reason))
+        return self._end(reason)
 
-    async def _end(self, reason: str) -> int:
+    def _end(self, reason: str) -> Deferred[int]:
+        return Deferred.fromCoroutine(self._give_up(reason))
+
+    async def _give_up(self, reason: str) -> int:
         if (serving := self._served_by()) is not None:
             return await serving.terminate(reason)
         # A handover that is being settled holds the lock, and what it comes to is the truth.
@@ -294,6 +317,7 @@ class ListenService(Service):
         return Deferred.fromCoroutine(self._stop())
 
     async def _stop(self) -> None:
+        self._stop_looking()
         await take_all(
             self._lifetime,
             lambda: close_control(self._control),

@@ -58,6 +58,7 @@ class SettleService(Service):
         self._lifetime = lifetime
         self._pool = pool
         self._record = record
+        self._replaced = host.ownership.standing.is_replaced  # before anything is written
         self._request = _request(host, record.mirror)
         self._tls = client_tls(self._request.tls, self._request.address.host)
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
@@ -107,6 +108,9 @@ class SettleService(Service):
     def _gift(self) -> Gift:
         host = self._host
         action = Action.UNLINK if self._record.unlink else Action.EXIT
+        if action is Action.UNLINK and self._replaced:
+            log.warn("{path} is another file by now: it is kept", path=host.image.path)
+            action = Action.EXIT
         return Gift(host.image, host.background, host.ownership, action)
 
     def _settled(self, _: None) -> None:

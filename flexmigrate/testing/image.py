@@ -47,7 +47,7 @@ class SimulatedImage(Image):
         self, mount: Mounted, path: str, fd: int, file: SimulatedFile, *, read_only: bool
     ) -> None:
         # Not the image's own beginning, which looks at a descriptor of the kernel's.
-        self.path = self._name = path
+        self.path = self.given_path = self._name = path
         self.read_only = read_only
         self.fd = fd
         self.file_size = len(file.seen)
@@ -61,6 +61,9 @@ class SimulatedImage(Image):
         self._may_have_holes = False
         # For flushes, and for writing back, which uses a descriptor of its own.
         self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
+
+    def _size_now(self) -> int:
+        return len(self._file.seen)
 
     # Reading
 

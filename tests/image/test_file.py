@@ -12,6 +12,7 @@ from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import exact, file, linux, opening
+from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.file import SCRATCH, Image
 from support.images import BLOCK, blank_image, random_image
 from support.processes import PATIENCE
@@ -402,11 +403,65 @@ class Unlinking(WithAFolder):
 
     def test_it_is_known_whether_the_name_is_still_its_own(self) -> None:
         image = self.image(blank_image(self.path, SIZE))
-        self.assertTrue(image.has_name)
-        os.replace(random_image(self.folder / "other", SIZE), self.path)
-        self.assertFalse(image.has_name)
-        os.unlink(self.path)
-        self.assertFalse(image.has_name)
+        aside = self.folder / "aside"
+        self.assertIsNone(image.name_fault())
+        self.path.rename(aside)
+        self.assert_elsewhere(image, "is not there any more: it was renamed")
+        random_image(self.path, SIZE)
+        self.assert_elsewhere(image, "leads to another file by now: the image was renamed")
+        aside.unlink()
+        self.assert_elsewhere(image, "leads to another file by now: the image was removed")
+        self.path.unlink()
+        self.assert_elsewhere(image, "is not there any more: it was removed")
+
+    def test_a_folder_that_was_renamed_or_is_another_takes_the_name_along(self) -> None:
+        folder = self.folder / "pool"
+        folder.mkdir()
+        image = self.image(blank_image(folder / "disk.img", SIZE))
+        folder.rename(self.folder / "pool.old")
+        self.assert_elsewhere(image, "disk.img is not there any more: it was renamed")
+        folder.write_bytes(b"no folder at all")
+        self.assert_elsewhere(image, "disk.img is not there any more: it was renamed")
+        folder.unlink()
+        (self.folder / "pool.old").rename(folder)
+        self.assertIsNone(image.name_fault())
+
+    def test_a_link_by_which_it_was_opened_may_lead_elsewhere_later(self) -> None:
+        other, link = random_image(self.folder / "other", SIZE), self.folder / "link"
+        blank_image(self.path, SIZE)
+        link.symlink_to(self.path)
+        image = self.image(link)
+        self.assertIsNone(image.given_name_fault())
+        link.unlink()
+        link.symlink_to(other)
+        self.assertIsNone(image.name_fault())
+        self.assertIn("link leads to another file by now", image.given_name_fault() or "")
+
+    def test_a_name_that_can_not_be_looked_up_leads_to_nothing(self) -> None:
+        class Stale:
+            def __getattr__(self, name: str) -> Any:
+                return getattr(SYSTEM, name)
+
+            def stat(self, path: str) -> os.stat_result:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), path)
+
+        image = self.image(blank_image(self.path, SIZE))
+        stale: Any = Stale()
+        image.disk = stale
+        self.assert_elsewhere(image, "can't be found any more: Stale file handle")
+
+    def assert_elsewhere(self, image: Image, why: str) -> None:
+        for fault in (image.name_fault(), image.given_name_fault()):
+            self.assertIn(why, fault or "nothing")
+
+    def test_a_size_that_somebody_else_has_changed_is_known(self) -> None:
+        image = self.image(blank_image(self.path, SIZE))
+        self.assertIsNone(image.size_fault())
+        for size in (0, SIZE - 1, SIZE + 1):
+            os.truncate(self.path, size)
+            self.assertIn(f"{size} bytes, not {SIZE}", image.size_fault() or "")
+        os.truncate(self.path, SIZE)
+        self.assertIsNone(image.size_fault())
 
     def test_a_file_that_took_the_name_is_left_alone(self) -> None:
         image = self.image(blank_image(self.path, SIZE))

@@ -68,6 +68,11 @@ class RecordedExport:
 
     class image:  # noqa: N801
         path = "disk.img"
+        fault: str | None = None
+
+        @classmethod
+        def size_fault(cls) -> str | None:
+            return cls.fault
 
     size = SIZE
 
@@ -145,6 +150,25 @@ class Scene:
             self.handover.decision.callback(verdict)
         else:
             self.handover.decision.errback(verdict)
+
+
+class SizeTests(SynchronousTestCase):
+    def test_nothing_counts_once_somebody_else_has_changed_the_size(self) -> None:
+        scene = Scene()
+        self.patch(RecordedExport.image, "fault", None)
+        sender = scene.connect()
+        scene.export.observer.mark(0, SIZE // 2)
+        RecordedExport.image.fault = "it was cut"
+        scene.export.observer.mark(SIZE // 2, 512)
+        RecordedExport.image.fault = None  # as what is written next lengthens it again
+        scene.export.observer.mark(SIZE // 2, SIZE // 2)
+        self.assertFalse(scene.core.coverage.complete)
+        self.assertEqual(scene.core.coverage.spoiled, "it was cut")
+        scene.clock.advance(0)
+        self.assertEqual(sender.aborted, ["it was cut"])
+        scene.lose()
+        scene.connect()
+        self.assertEqual(scene.core.coverage.covered, 0)
 
 
 DECISION_IS_OVER = "only the handover says so, once for each time that it was asked in settling"
@@ -346,7 +370,14 @@ class GoodbyeTests(SynchronousTestCase):
         settle(scene)
         scene.decide(OSError(5, "I/O error"))
         self.assertEqual((scene.state, scene.answers, scene.completed), ("waiting", [False], []))
-        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.assertEqual(self.flushLoggedErrors(), [])  # a disk may fail: that is no bug
+
+    def test_a_bug_starts_over_too_and_is_logged_as_one(self) -> None:
+        scene = Scene()
+        settle(scene)
+        scene.decide(ZeroDivisionError())
+        self.assertEqual((scene.state, scene.answers), ("waiting", [False]))
+        self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_counts_even_if_the_connection_ends_first(self) -> None:
         scene = Scene()
@@ -367,7 +398,6 @@ class GoodbyeTests(SynchronousTestCase):
             scene.handover.at_once = verdict
             settle(scene)
             self.assertEqual(scene.state, state)
-        self.flushLoggedErrors(OSError)
 
 
 class SessionTests(SynchronousTestCase):
@@ -398,7 +428,6 @@ class SessionTests(SynchronousTestCase):
             self.assertTrue(scene.outcomes[0].refusal)
             scene.lose()
             self.assertEqual(scene.state, "waiting")
-        self.flushLoggedErrors(OSError)
 
     def test_a_connection_lost_while_preparing_ends_it_when_that_is_over(self) -> None:
         scene = Scene()
@@ -432,8 +461,7 @@ class SessionTests(SynchronousTestCase):
         own(scene)
         scene.decide(OSError(5, "I/O error"))
         self.assertEqual((scene.state, scene.completed), ("waiting", []))
-        self.assertIn("I/O error", scene.outcomes[-1].refusal)
-        self.assertEqual(len(self.flushLoggedErrors(OSError)), 1)
+        self.assertEqual(scene.outcomes[-1].refusal, "I/O error")
         scene.connect()
         scene.settle()
         scene.commit()
@@ -554,4 +582,3 @@ class EveryOrderTests(SynchronousTestCase):
                 seen.add(key)
                 paths += [(*path, event) for event in self.events(scene)]
         self.assertEqual({state for state, *_ in seen}, states(DestinationMachine))
-        self.flushLoggedErrors(OSError)

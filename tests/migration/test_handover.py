@@ -14,7 +14,13 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.control.grammar import Action, HandoverRule
-from flexmigrate.errors import ConnectionGone, FlexmigrateError, ImageError, MigrationError
+from flexmigrate.errors import (
+    ConnectionGone,
+    FlexmigrateError,
+    ImageError,
+    ImageLost,
+    MigrationError,
+)
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
@@ -243,8 +249,10 @@ class SourceHandoverTests(ImageCase):
     def test_a_name_that_leads_elsewhere_is_not_given(self) -> None:
         self.path.rename(self.folder / "moved.img")
         self.path.write_bytes(b"another")
-        self.failureResultOf(self.give(unlink=True), NotGiven)
+        for unlink in (False, True):
+            self.failureResultOf(self.give(unlink=unlink), ImageLost)
         self.assertEqual(self.path.read_bytes(), b"another")
+        self.assertNotIn("committing", self.log)
 
     def test_a_name_that_is_gone_but_not_durably_is_given(self) -> None:
         self.fail_at("fsync", errno.EIO)

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import ConvergeConfig
 from flexmigrate.control.grammar import Action
-from flexmigrate.errors import Broken, MigrationError
+from flexmigrate.errors import Broken, ImageLost, MigrationError
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.ground import Allowances
@@ -212,6 +212,10 @@ UNREACHABLE: dict[str, tuple[str, set[str]]] = {
         "no step is under way, or its failures have an input of their own",
         {"new", "waiting", "confirming", "unanswered", "finishing"},
     ),
+    "_hopeless": (
+        "no step is under way, or what it gives away is given",
+        {"new", "waiting", "confirming", "unanswered", "finishing"},
+    ),
     "_retry": (
         "its timer exists only where something is waited for",
         states(SourceMachine) - {"waiting", "unanswered"},
@@ -244,6 +248,24 @@ class WayTests(SynchronousTestCase):
             self.assertEqual(scene.state, "given")
             self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
             self.assertEqual(scene.log, [*steps, "close"])
+
+    def test_an_image_that_is_lost_is_not_tried_again(self) -> None:
+        for step in ("copy", "converge", "finish", "settle", "commit"):
+            scene = Scene().until(step).fail(ImageLost("it is gone"))
+            self.assertEqual(scene.state, "ended")
+            self.assertIsInstance(scene.error("finished"), ImageLost)
+            self.assertEqual(scene.core.last_error, "it is gone")
+            self.assertEqual(scene.log[-1], "abandon: it is gone")
+            self.assertEqual(scene.clock.getDelayedCalls(), [])
+        scene = Scene().until("copy").fail()
+        scene.clock.advance(RETRY_SECONDS)
+        self.assertEqual(scene.state, "redialling")
+        self.assertEqual(scene.fail(ImageLost("it is gone")).state, "ended")
+
+    def test_one_that_is_lost_before_it_begins_is_the_answer(self) -> None:
+        scene = Scene().start().fail(ImageLost("it is gone"))
+        self.assertEqual(scene.state, "ended")
+        self.assertIsInstance(scene.error("started"), ImageLost)
 
     def test_whoever_looks_on_is_told_of_each_phase(self) -> None:
         scene = Scene()
