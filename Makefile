@@ -22,6 +22,7 @@ PEERS := mke2fs:e2fsprogs fio:fio nbdcopy:libnbd-bin nbdinfo:libnbd-bin nbdfuse:
 	qemu-system-x86_64:qemu-system-x86 openssl:openssl nc:netcat-openbsd \
 	nbd-server:nbd-server nbdsh:python3-libnbd systemd-analyze:systemd man:man-db zsh:zsh fish:fish \
 	promtool:prometheus chromium:chromium chromedriver:chromium-driver \
+	mkfs.xfs:xfsprogs mkfs.btrfs:btrfs-progs \
 	gcc:gcc /usr/include/stdio.h:libc6-dev /usr/include/fuse3/fuse.h:libfuse3-dev faketime:faketime
 
 # What the benchmarks compare with and ask; whatever is missing all the same is missing in the table.

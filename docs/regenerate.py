@@ -30,6 +30,7 @@ from flexmigrate.commands import COMMANDS, file_settings
 from flexmigrate.config_file import kind_of
 from flexmigrate.fields import documented
 from flexmigrate.history import Sample
+from flexmigrate.image.filesystems import KNOWN
 from flexmigrate.migration import destination, rebind, source
 from flexmigrate.option_kinds import Flag, Option
 from flexmigrate.options import QUIET, VERBOSE
@@ -160,6 +161,12 @@ def limits() -> Iterator[str]:
     yield from table(("constant", "value", "counts"), rows)
 
 
+def filesystems() -> Iterator[str]:
+    """Yield the table of filesystems whose holes are known to be holes."""
+    rows = [(name, f"{why[0].upper()}{why[1:]}.") for name, why in KNOWN.values()]
+    yield from table(("filesystem", "why it is trusted"), rows)
+
+
 def states(builder: TypeMachineBuilder[Any, Any]) -> Callable[[], Iterator[str]]:
     """Return what yields the tables of a state machine: its inputs, then its transitions."""
 
@@ -276,6 +283,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "status": told(Status),
     "samples": told(Sample),
     "limits": limits,
+    "filesystems": filesystems,
     "metrics": metrics,
     **{name: states(builder) for name, builder in MACHINES.items()},
 }

@@ -39,6 +39,16 @@ class Status:
     num_exports: int | None = field(
         default=None, metadata=about("exports of this server", "exports")
     )
+    filesystem: str | None = field(
+        default=None, metadata=about("name of the filesystem that the image is on, if it is a file")
+    )
+    holes: Literal["trusted", "unknown"] | None = field(
+        default=None,
+        metadata=about(
+            "trusted: the filesystem is believed where it tells of holes; unknown: it isn't, and "
+            "all of the image counts as data"
+        ),
+    )
 
     poll_hits: int | None = field(
         default=None,

@@ -13,6 +13,8 @@ from pathlib import Path
 from flexmigrate.doctor.findings import Finding, ok, problem, warning
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
+from flexmigrate.image.filesystems import filesystem_of
+from flexmigrate.image.trust import Trust, trust_in
 from flexmigrate.migration import standing as standings
 from flexmigrate.migration.standing import MayServe
 
@@ -34,7 +36,7 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
     try:
         is_device = stat.S_ISBLK(mode)
         yield _size(path, os.lseek(fd, 0, os.SEEK_END))
-        yield _in_use(path, os.fstat(fd), is_device)
+        yield _in_use(path, os.fstat(fd), is_device, filesystem_of(fd).name)
         yield _standing(path, receives=receives)
         if not read_only:
             yield _folder(path)
@@ -66,12 +68,12 @@ def _size(path: str, size: int) -> Finding:
     return ok(path, f"{size} bytes")
 
 
-def _in_use(path: str, status: os.stat_result, is_device: bool) -> Finding:
+def _in_use(path: str, status: os.stat_result, is_device: bool, filesystem: str) -> Finding:
     """Look for the lock of a server in /proc/locks (proc(5)); to try it could disturb one."""
     device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
     locks = re.compile(rf"FLOCK .* (?P<pid>-?\d+) (?P<device>\S+):{status.st_ino} ")
     # These tell stat(2) of another device than their locks have.
-    elsewhere = not is_device and _kind(status) in ("btrfs", "overlay", "bcachefs")
+    elsewhere = not is_device and filesystem in ("btrfs", "overlay", "bcachefs")
     with contextlib.suppress(OSError):
         for found in locks.finditer(Path("/proc/locks").read_text()):
             if elsewhere or found["device"] == device:
@@ -101,7 +103,7 @@ def _standing(path: str, *, receives: bool) -> Finding:
 def _folder(path: str) -> Finding:
     folder = os.path.dirname(os.path.realpath(path))
     if os.access(folder, os.W_OK | os.X_OK):
-        if (kind := _kind(os.stat(folder))) in ("devtmpfs", "tmpfs", "ramfs"):
+        if (kind := _kind(folder)) in ("devtmpfs", "tmpfs", "ramfs"):
             return warning(
                 folder,
                 f"a {kind}: records beside the image are gone when the host is started again",
@@ -117,10 +119,11 @@ def _folder(path: str) -> Finding:
 
 
 def _filesystem(path: str, fd: int, is_device: bool) -> Finding:
-    about = f"{path} on {_kind(os.fstat(fd))}"
     if is_device:
-        return ok(about, "a block device")
-    lacking = list(_lacking(path, fd))
+        return ok(f"{path} on {filesystem_of(fd).name}", "a block device")
+    trust = trust_in(fd, os.path.dirname(os.path.realpath(path)))
+    about = f"{path} on {trust.filesystem}"
+    lacking = list(_lacking(path, fd, trust))
     if lacking:
         return warning(
             about,
@@ -131,15 +134,15 @@ def _filesystem(path: str, fd: int, is_device: bool) -> Finding:
     return ok(about, "fast reads, holes and their discovery")
 
 
-def _lacking(path: str, fd: int) -> Iterator[str]:
+def _lacking(path: str, fd: int, trust: Trust) -> Iterator[str]:
     """Yield what the filesystem of the open image lacks, with what that costs."""
     if not _can_read_without_waiting(fd):
         yield "reads that never wait (RWF_NOWAIT: each read goes to a thread)"
-    try:
-        os.lseek(fd, 0, os.SEEK_HOLE)
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # which an empty file says
-            yield "SEEK_HOLE (a migration reads all of a sparse image)"
+    if not trust.holes:
+        yield f"holes that can be believed ({trust.doubt}: a migration reads and sends all of it)"
+    if not trust.zeroes:
+        yield "zeroes by fallocate that can be believed (they are written)"
+        return
     try:
         # A file without a name, in the same place: the image isn't touched.
         probe = os.open(os.path.dirname(os.path.realpath(path)), os.O_TMPFILE | os.O_RDWR, 0o600)
@@ -170,15 +173,13 @@ def _can_read_without_waiting(fd: int) -> bool:
     return True
 
 
-def _kind(status: os.stat_result) -> str:
-    """Return the kind of filesystem that a file is on (proc(5), mountinfo)."""
-    device = f"{os.major(status.st_dev)}:{os.minor(status.st_dev)}"
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/mountinfo").read_text().splitlines():
-            words = line.split()
-            if words[2] == device and "-" in words:
-                return words[words.index("-") + 1]
-    return "an unknown filesystem"
+def _kind(folder: str) -> str:
+    """Return the kind of filesystem that a folder is on."""
+    fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        return filesystem_of(fd).name
+    finally:
+        os.close(fd)
 
 
 def _room(path: str, fd: int) -> Finding:

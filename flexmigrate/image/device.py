@@ -64,6 +64,7 @@ class DeviceImage:
     identity = None
     # Told by ``DeviceBackground.extents`` only, which may take its time.
     may_have_holes = False
+    trust = None
     in_memory = False
     fd = None
 

@@ -3,14 +3,18 @@
 A hole reads as zeroes without anything being stored for it. What is told is true at the moment when
 it is told: a walk that runs beside writers sees each of their writes or doesn't, and whoever walks
 keeps a dirty map for those that it doesn't.
+
+Whether a filesystem is asked at all is decided once, when the image is opened
+(``trust.py``): nobody else calls lseek(2).
 """
 
 from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from typing import Protocol
 
 from flexmigrate.image.exact import truncated
 
@@ -48,59 +52,116 @@ def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
         yield pending
 
 
-def walk(fd: int, start: int, end: int) -> Iterator[Extent]:
-    """Go through the file from byte *start* to byte *end* (not included), asking as it is asked.
+class Extents(Protocol):
+    """Tells where an image has holes: the only one that is asked."""
 
-    Ascending, without gaps, clipped to the range. Where the filesystem or the device can't tell
-    (lseek(2): ``EINVAL``), all is data. Neighbours may be of one kind when somebody writes
-    meanwhile.
+    def walk(self, start: int, end: int) -> Iterator[Extent]:
+        """Go through the image from byte *start* to byte *end* (not included), asking as it is
+        asked.
 
-    :raises OSError: ``EIO`` when the file ends before *end*. The kernel takes what lies behind the
-        end of a file for a hole; to us it is a loss of data, and must not be copied as zeroes.
-    """
-    # The position that lseek leaves behind is shared by all threads and used by none of them: every
-    # read and write says its offset.
-    position = start
-    while position < end:
-        data = _seek(fd, position, end, os.SEEK_DATA)
-        if data > position:
-            yield Extent(position, data - position, data=False)
-        if data < end:
-            hole = _seek(fd, data, end, os.SEEK_HOLE)
-            if hole > data:
-                yield Extent(data, hole - data, data=True)
-            data = hole
-        position = data
+        Ascending, without gaps, clipped to the range. Neighbours may be of one kind when somebody
+        writes meanwhile.
 
+        :raises OSError: ``EIO`` when the file ends before *end*.
+        """
 
-def next_data(fd: int, position: int, end: int) -> int:
-    """Return where data begins, from *position* on; *end* if that comes first. Raises as `walk`.
+    def next_data(self, position: int, end: int) -> int:
+        """Return where data begins, from *position* on; *end* if that comes first. Raises as
+        `walk`.
 
-    Cheaper than the first extent of a walk, for which the end of the data has to be found, too.
-    """
-    return _seek(fd, position, end, os.SEEK_DATA)
+        Cheaper than the first extent of a walk, for which the end of the data has to be found, too.
+        """
+
+    def has_holes(self, size: int) -> bool:
+        """Tell whether the first *size* bytes have a hole now."""
+
+    @property
+    def may_come(self) -> bool:
+        """Whether there may be holes later on, once something was zeroed or trimmed."""
 
 
-def _seek(fd: int, position: int, end: int, whence: int) -> int:
-    """Return the next data or hole at or behind *position*, or *end* if that comes first."""
-    try:
-        found = os.lseek(fd, position, whence)
-    except OSError as error:
-        if error.errno == errno.EINVAL:
-            return position if whence == os.SEEK_DATA else end
-        if error.errno != errno.ENXIO:
-            raise
-        # Nothing there, because only a hole follows or because the file ends.
-        size = os.fstat(fd).st_size
-        if size < end:
-            raise truncated(size) from error
-        return end if whence == os.SEEK_DATA else position
-    return min(found, end)
+class AllData:
+    """What is told where nothing is known: all is data."""
 
+    may_come = False
 
-def has_holes(fd: int, size: int) -> bool:
-    """Tell whether the first *size* bytes of a file have a hole, as far as the filesystem says."""
-    try:
-        return os.lseek(fd, 0, os.SEEK_HOLE) < size
-    except OSError:
+    def walk(self, start: int, end: int) -> Iterator[Extent]:
+        """As `Extents.walk`."""
+        if start < end:
+            yield Extent(start, end - start, data=True)
+
+    def next_data(self, position: int, end: int) -> int:
+        """As `Extents.next_data`."""
+        return position
+
+    def has_holes(self, size: int) -> bool:
+        """As `Extents.has_holes`."""
         return False
+
+
+class ToldExtents:
+    """What a file's filesystem tells, which is believed (``filesystems.py``).
+
+    :param seek: lseek(2) of the file: called with a position and SEEK_DATA or SEEK_HOLE.
+    :param file_size: tells how long the file is now, in bytes.
+    """
+
+    may_come = True
+
+    def __init__(self, seek: Callable[[int, int], int], file_size: Callable[[], int]) -> None:
+        self._lseek = seek
+        self._file_size = file_size
+
+    @classmethod
+    def of(cls, fd: int) -> ToldExtents:
+        """Return what is told of an open file."""
+        # The position that lseek leaves behind is shared by all threads and used by none of them:
+        # every read and write says its offset.
+        return cls(
+            lambda position, whence: os.lseek(fd, position, whence), lambda: os.fstat(fd).st_size
+        )
+
+    def walk(self, start: int, end: int) -> Iterator[Extent]:
+        """As `Extents.walk`. Where the filesystem can't tell (lseek(2): ``EINVAL``), all is data.
+
+        The kernel takes what lies behind the end of a file for a hole; to us it is a loss of data,
+        and must not be copied as zeroes.
+        """
+        position = start
+        while position < end:
+            data = self._seek(position, end, os.SEEK_DATA)
+            if data > position:
+                yield Extent(position, data - position, data=False)
+            if data < end:
+                hole = self._seek(data, end, os.SEEK_HOLE)
+                if hole > data:
+                    yield Extent(data, hole - data, data=True)
+                data = hole
+            position = data
+
+    def next_data(self, position: int, end: int) -> int:
+        """As `Extents.next_data`."""
+        return self._seek(position, end, os.SEEK_DATA)
+
+    def has_holes(self, size: int) -> bool:
+        """As `Extents.has_holes`; False also where that can't be told."""
+        try:
+            return self._lseek(0, os.SEEK_HOLE) < size
+        except OSError:
+            return False
+
+    def _seek(self, position: int, end: int, whence: int) -> int:
+        """Return the next data or hole at or behind *position*, or *end* if that comes first."""
+        try:
+            found = self._lseek(position, whence)
+        except OSError as error:
+            if error.errno == errno.EINVAL:
+                return position if whence == os.SEEK_DATA else end
+            if error.errno != errno.ENXIO:
+                raise
+            # Nothing there, because only a hole follows or because the file ends.
+            size = self._file_size()
+            if size < end:
+                raise truncated(size) from error
+            return end if whence == os.SEEK_DATA else position
+        return min(found, end)

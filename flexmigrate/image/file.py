@@ -24,7 +24,7 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
-from flexmigrate.image.extents import Extent, has_holes, merge, next_data, walk
+from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
 from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
@@ -61,9 +61,11 @@ class Image:
     :ivar identity: (device, inode).
     :ivar disk: where it and what is kept beside it have their names.
     :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
+    :ivar trust: what is believed of the filesystem below it.
     """
 
     __slots__ = (
+        "_extents",
         "_folios",
         "_granule",
         "_may_have_holes",
@@ -81,6 +83,7 @@ class Image:
         "path",
         "read_only",
         "size",
+        "trust",
     )
 
     def __init__(self, path: str, opened: Opened, *, read_only: bool) -> None:
@@ -106,7 +109,9 @@ class Image:
         self._folios = (
             None if read_only or opened.is_block_device else Folios.of(opened.fd, self.size)
         )
-        self._may_have_holes = has_holes(opened.fd, self.size)
+        self.trust = opened.trust
+        self._extents = opened.trust.extents(opened.fd)
+        self._may_have_holes = self._extents.has_holes(self.size)
         self._writing_fd = -1
 
     @classmethod
@@ -154,7 +159,9 @@ class Image:
 
     @property
     def may_have_holes(self) -> bool:
-        """Whether parts may be holes; False is certain, but for holes that others make."""
+        """Whether parts may be told to be holes; False is certain, but for holes that others
+        make.
+        """
         return self._may_have_holes
 
     def is_hole(self, view: Readable, offset: int) -> bool:
@@ -209,11 +216,11 @@ class Image:
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
         """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.
 
-        A device, and a filesystem that doesn't say, is all data.
+        A device, and a filesystem that doesn't say or isn't trusted to, is all data.
 
         :raises OSError: ``EIO`` (in the midst of it) when the file was truncated under us.
         """
-        return merge(walk(self.fd, offset, offset + length))
+        return merge(self._extents.walk(offset, offset + length))
 
     def is_all_hole(self, offset: int, length: int) -> bool:
         """Tell whether a range is nothing but a hole. Raises as ``extents``."""
@@ -223,7 +230,7 @@ class Image:
         """Return where data begins, from *offset* on; *end* if that comes first. Raises as
         ``extents``.
         """
-        return next_data(self.fd, offset, end)
+        return self._extents.next_data(offset, end)
 
     def extent_at(self, offset: int) -> Extent:
         """Return what *offset* lies in, from there to its end, however far that is.
@@ -231,7 +238,7 @@ class Image:
         :param offset: less than ``size``.
         :raises OSError: as ``extents``.
         """
-        return next(walk(self.fd, offset, self.size))
+        return next(self._extents.walk(offset, self.size))
 
     # Writing
 
@@ -260,7 +267,7 @@ class Image:
             then.
         """
         if self._may_have_holes and (runs := zero_runs(view, offset)):
-            holes.write_around(self.fd, view, offset, runs)
+            holes.write_around(self.fd, self._extents, view, offset, runs)
             return
         folios = self._folios
         if folios is None:
@@ -283,7 +290,7 @@ class Image:
         :raises OSError: ``ENOTSUP`` if *fast_only* and only writing would do; else as fallocate(2)
             and pwrite(2). Some of it may have been done by then.
         """
-        self._may_have_holes = self._may_have_holes or not self.is_block_device
+        self._may_have_holes = self._may_have_holes or self._extents.may_come
         self._forget_folios(offset, length)
         holes.zero(
             self.fd,
@@ -292,6 +299,7 @@ class Image:
             granule=self._granule,
             may_punch=may_punch,
             fast_only=fast_only,
+            is_trusted=self.trust.zeroes,
         )
 
     def trim(self, offset: int, length: int) -> None:
@@ -301,7 +309,7 @@ class Image:
 
         :raises OSError: as fallocate(2), but not because it isn't supported.
         """
-        self._may_have_holes = self._may_have_holes or not self.is_block_device
+        self._may_have_holes = self._may_have_holes or self._extents.may_come
         self._forget_folios(offset, length)
         holes.trim(self.fd, offset, length, granule=self._granule)
 

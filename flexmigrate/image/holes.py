@@ -7,11 +7,11 @@ tried; writing zeroes is the last, and always there. No state: all is asked of t
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from flexmigrate.image import linux
 from flexmigrate.image.exact import Readable, write_exact
-from flexmigrate.image.extents import walk
+from flexmigrate.image.extents import Extents
 from flexmigrate.image.zeroes import ZEROES
 
 # Gives the storage back; on a device, only if it can be done without writing.
@@ -19,35 +19,55 @@ _PUNCH = linux.FALLOC_FL_PUNCH_HOLE | linux.FALLOC_FL_KEEP_SIZE
 # Keeps or allocates the storage; on a device the kernel may have to write zeroes.
 _ALLOCATE = linux.FALLOC_FL_ZERO_RANGE | linux.FALLOC_FL_KEEP_SIZE
 
-# fallocate(2): not for this filesystem, this kernel, this kind of file.
-_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
 
-
-def write_around(fd: int, view: Readable, offset: int, runs: Iterable[tuple[int, int]]) -> None:
-    """Write *view* at *offset*, except for those parts of its *runs* of zeroes that meet a hole.
+def around(
+    extents: Extents, length: int, offset: int, runs: Iterable[tuple[int, int]]
+) -> Iterator[tuple[int, int]]:
+    """Yield (start, end) of what has to be written of *length* bytes at *offset*: all but those
+    parts of its *runs* of zeroes that meet a hole. Relative to its first byte, ascending.
 
     :param runs: from :func:`flexmigrate.image.zeroes.zero_runs`.
-    :raises OSError: as pwrite(2) and lseek(2). Some of it may have been written by then.
+    :raises OSError: as `Extents.walk`.
     """
-    view = memoryview(view)
     done = 0
     for start, end in runs:
-        for extent in walk(fd, offset + start, offset + end):
+        for extent in extents.walk(offset + start, offset + end):
             if extent.data:
                 continue
             hole = extent.offset - offset
             if done < hole:
-                write_exact(fd, view[done:hole], offset + done)
+                yield done, hole
             done = hole + extent.length
-    if done < len(view):
-        write_exact(fd, view[done:], offset + done)
+    if done < length:
+        yield done, length
+
+
+def write_around(
+    fd: int, extents: Extents, view: Readable, offset: int, runs: Iterable[tuple[int, int]]
+) -> None:
+    """Write *view* at *offset*, but for what ``around`` leaves out.
+
+    :raises OSError: as pwrite(2) and lseek(2). Some of it may have been written by then.
+    """
+    view = memoryview(view)
+    for start, end in around(extents, len(view), offset, runs):
+        write_exact(fd, view[start:end], offset + start)
 
 
 def zero(
-    fd: int, offset: int, length: int, *, granule: int, may_punch: bool, fast_only: bool
+    fd: int,
+    offset: int,
+    length: int,
+    *,
+    granule: int,
+    may_punch: bool,
+    fast_only: bool,
+    is_trusted: bool = True,
 ) -> None:
     """Make a range read as zeroes, to the byte.
 
+    :param is_trusted: what fallocate(2) says to have zeroed does read as zeroes; else they are
+        written.
     :param granule: bytes; what fallocate(2) needs its ranges aligned to. 1 for a file, where the
         kernel sees to the edges. More than 1 only for a device.
     :param may_punch: the storage may be given back.
@@ -55,8 +75,8 @@ def zero(
     :raises OSError: ``ENOTSUP`` if only writing would do and *fast_only* is set; else as
         fallocate(2) and pwrite(2).
     """
-    ways = [_PUNCH] if may_punch else []
-    if granule == 1 or not fast_only:
+    ways = [_PUNCH] if may_punch and is_trusted else []
+    if is_trusted and (granule == 1 or not fast_only):
         ways.append(_ALLOCATE)
     start, end = inner(offset, length, granule)
     if start < end and not any(_fallocated(fd, way, start, end - start) for way in ways):
@@ -80,7 +100,7 @@ def trim(fd: int, offset: int, length: int, *, granule: int) -> None:
     try:
         linux.discard(fd, start, end - start)
     except OSError as error:
-        if error.errno not in _UNSUPPORTED:
+        if error.errno not in linux.FALLOCATE_UNSUPPORTED:
             raise
 
 
@@ -95,7 +115,7 @@ def _fallocated(fd: int, mode: int, offset: int, length: int) -> bool:
     try:
         linux.fallocate(fd, mode, offset, length)
     except OSError as error:
-        if error.errno in _UNSUPPORTED:
+        if error.errno in linux.FALLOCATE_UNSUPPORTED:
             return False
         raise
     return True

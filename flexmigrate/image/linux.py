@@ -19,6 +19,9 @@ FALLOC_FL_KEEP_SIZE = 0x01
 FALLOC_FL_PUNCH_HOLE = 0x02
 FALLOC_FL_ZERO_RANGE = 0x10
 
+# Says that it can't be done on this filesystem, by this kernel, or to this kind of file.
+FALLOCATE_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
+
 # From linux/fs.h: the ioctls 104 and 119 of its group 0x12.
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
@@ -141,19 +144,23 @@ def known_size(fd: int) -> int:
 
 def is_tmpfs(fd: int) -> bool:
     """Tell whether *fd* is a file in memory; False also where that can't be told."""
-    return _filesystem(fd) == TMPFS_MAGIC
+    return filesystem_magic(fd) == TMPFS_MAGIC
 
 
 def is_ext4(fd: int) -> bool:
     """Tell whether *fd* is a file on ext2, ext3 or ext4; False also where that can't be told."""
-    return _filesystem(fd) == EXT4_MAGIC
+    return filesystem_magic(fd) == EXT4_MAGIC
 
 
-def _filesystem(fd: int) -> int | None:
+def filesystem_magic(fd: int) -> int | None:
+    """Return the number of a file's kind of filesystem (statfs(2)), None where it can't be told."""
     # struct statfs has at most 120 bytes, and on every machine but s390 begins with a long that is
-    # the type; on s390 this is something else, which costs speed and nothing else.
+    # the type; on s390 this is something else, which costs speed and nothing else. Of a long with
+    # 32 bits, the highest is not a sign.
     answer = (ctypes.c_long * 64)()
-    return int(answer[0]) if _fstatfs(fd, ctypes.byref(answer)) == 0 else None
+    if _fstatfs(fd, ctypes.byref(answer)) != 0:
+        return None
+    return int(answer[0]) & 0xFFFFFFFF
 
 
 def discard(fd: int, offset: int, length: int) -> None:

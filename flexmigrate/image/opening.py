@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
 from flexmigrate.image.disk import SYSTEM, identity
+from flexmigrate.image.trust import BLOCK_DEVICE, Trust, trust_in
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class Opened:
     :ivar granule: bytes; 1 for a file, the logical block size of a device.
     :ivar identity: (device, inode): what tells whether a path still leads to it.
     :ivar writable: the process may write to the file, whether it is open for that or not.
+    :ivar trust: what is believed of the filesystem below it.
     """
 
     fd: int
@@ -34,6 +36,7 @@ class Opened:
     granule: int
     identity: tuple[int, int]
     writable: bool
+    trust: Trust
 
 
 def open_image(path: str, *, read_only: bool) -> Opened:
@@ -98,4 +101,7 @@ def _describe(fd: int, path: str, read_only: bool) -> Opened:
         writable=not read_only
         or status.st_uid == os.geteuid()
         or os.access(path, os.W_OK, effective_ids=True),
+        trust=BLOCK_DEVICE
+        if is_block_device
+        else trust_in(fd, os.path.dirname(os.path.realpath(path))),
     )

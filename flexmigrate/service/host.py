@@ -120,8 +120,30 @@ class ImageHost(Host):
         except ImageError:
             image.close()
             raise
+        tell_trust(image)
         background = Background(image, reactor, pool)
         super().__init__(image, background, ownership, name=name, read_only=read_only)
+
+
+def tell_trust(image: Image) -> None:
+    """Tell the log what is believed of the filesystem below the image."""
+    trust = image.trust
+    if image.is_block_device:
+        return
+    if trust.holes:
+        log.debug(
+            "{path} is on {filesystem}, which is trusted to tell where it has holes",
+            path=image.path,
+            filesystem=trust.filesystem,
+        )
+        return
+    log.warn(
+        "{path} is on {filesystem}, which is not trusted to tell where it has holes ({doubt}): all "
+        "of it counts as data, which a migration reads and sends, and zeroes are written",
+        path=image.path,
+        filesystem=trust.filesystem,
+        doubt=trust.doubt,
+    )
 
 
 class DeviceHost(Host):

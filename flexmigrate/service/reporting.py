@@ -44,10 +44,22 @@ def serving_status(serving: ImageServer, about: MigratingExport, now: float) -> 
         poll_misses=serving.factory.poller.misses if serving.factory.poller else None,
         last_migration=about.last_migration,
     )
+    status = _with_storage(status, export)
     watch = about.watch
     if about.is_mirroring and about.migration is not None and watch is not None:
         return _with_migration(status, about.migration, watch, now)
     return replace(status, summary=watch.summary if watch is not None else None)
+
+
+def _with_storage(status: Status, export: Export) -> Status:
+    """Add what is known of the filesystem that the image is on."""
+    image = export.image
+    if image.is_block_device or image.trust is None:
+        return status
+    trust = image.trust
+    return replace(
+        status, filesystem=trust.filesystem, holes="trusted" if trust.holes else "unknown"
+    )
 
 
 def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Status:
@@ -151,7 +163,7 @@ def listening_status(
     core: DestinationCore, export: Export, num_clients: int, phase: ListeningPhase
 ) -> Status:
     """Return the status of a server that waits for, or receives, a migration."""
-    return Status(
+    status = Status(
         pid=os.getpid(),
         size=export.size,
         has_control=core.handover.owned,
@@ -165,6 +177,7 @@ def listening_status(
         compared_bytes=core.digest.compared,
         digest=core.digest.text,
     )
+    return _with_storage(status, export)
 
 
 def settling_status(export: Export, record: Record, phase: SettlingPhase, seconds: float) -> Status:

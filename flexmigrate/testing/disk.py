@@ -26,8 +26,11 @@ import stat
 from collections.abc import Callable, Iterator
 
 from flexmigrate.errors import ImageError
+from flexmigrate.image import linux
 from flexmigrate.image.disk import Disk
 from flexmigrate.image.file import Image
+from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.probe import Probed
 from flexmigrate.testing.file import SimulatedFile
 from flexmigrate.testing.image import SimulatedImage
 
@@ -65,6 +68,11 @@ class SimulatedDisk:
     :ivar forgets: whether a call that is to bring bytes to the disk, and fails because ``before``
         raises OSError, forgets them: the page cache goes on to hold them, as if they were on the
         disk, and the next such call says that all is well.
+    :ivar filesystem: the one that is on it: the name, and the number that tells what is known.
+    :ivar probed: what a probe beside an image finds; a text if none can be made, and why.
+    :ivar hides_dirty: the filesystem lies about holes: a block is data only if what was synced of
+        it is. An image that is opened on a filesystem that is known, and whose probe agrees, is
+        misled by that; whether that may happen is the code's to decide (``image/trust.py``).
     """
 
     def __init__(self) -> None:
@@ -72,6 +80,9 @@ class SimulatedDisk:
         self.may_wait: Callable[[str], bool] = lambda call: False
         self.touched: Callable[[str, int, int, bytes], bool] = lambda *which: True
         self.forgets = False
+        self.filesystem = Filesystem("ext4", linux.EXT4_MAGIC)
+        self.probed: Probed | str = Probed(knows_dirty=True, zeroes=True)
+        self.hides_dirty = False
         self._inodes = itertools.count(1)
         self._names: dict[str, SimulatedFile] = {}
         self._stable: dict[str, SimulatedFile] = {}
@@ -138,6 +149,8 @@ class SimulatedDisk:
 
         other = SimulatedDisk()
         other.forgets = self.forgets
+        other.filesystem, other.probed = self.filesystem, self.probed
+        other.hides_dirty = self.hides_dirty
         other._inodes = itertools.count(next(self._inodes))
         other._names = copied(self._names)
         other._stable = copied(self._stable)
@@ -320,6 +333,21 @@ class Mount(Disk):
         """Let another have the image that is in *file*."""
         file.user = None
         self._locked.remove(file)
+
+    @property
+    def filesystem(self) -> Filesystem:
+        """See :class:`SimulatedDisk`."""
+        return self._disk.filesystem
+
+    @property
+    def probed(self) -> Probed | str:
+        """See :class:`SimulatedDisk`."""
+        return self._disk.probed
+
+    @property
+    def hides_dirty(self) -> bool:
+        """See :class:`SimulatedDisk`."""
+        return self._disk.hides_dirty
 
     def may_wait(self, call: str) -> bool:
         """Whether *call* may not be made at once, because it could wait for the disk."""

@@ -2,25 +2,43 @@
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import AbstractContextManager
 from typing import Protocol
 
+from flexmigrate.image import holes
 from flexmigrate.image.disk import Disk
 from flexmigrate.image.exact import Readable
-from flexmigrate.image.extents import Extent
+from flexmigrate.image.extents import AllData, ToldExtents
 from flexmigrate.image.file import SECTOR, Image
+from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.probe import Probed
+from flexmigrate.image.trust import judge
+from flexmigrate.image.zeroes import zero_runs
 from flexmigrate.testing.file import SimulatedFile
 
 BLOCK = 4096
 """What is a hole, or isn't, in bytes."""
 
-_ZEROES = bytes(BLOCK)
-
 
 class Mounted(Disk, Protocol):
-    """The disk that an image is on, as one process has it."""
+    """The disk that an image is on, as one process has it.
+
+    :ivar filesystem: the one that is on it.
+    :ivar probed: what a probe finds there; or why none can be made.
+    :ivar hides_dirty: what isn't synced yet is called a hole.
+    """
+
+    @property
+    def filesystem(self) -> Filesystem: ...
+
+    @property
+    def probed(self) -> Probed | str: ...
+
+    @property
+    def hides_dirty(self) -> bool: ...
 
     def may_wait(self, call: str) -> bool:
         """Whether *call* may not be made at once, because it could wait for the disk."""
@@ -58,9 +76,32 @@ class SimulatedImage(Image):
         self.disk = mount
         self._mount = mount
         self._file = file
-        self._may_have_holes = False
         # For flushes, and for writing back, which uses a descriptor of its own.
         self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
+        self.trust = judge(mount.filesystem, mount.probed)
+        told = ToldExtents(self._lseek, lambda: len(file.seen))
+        self._extents = told if self.trust.holes else AllData()
+        self._may_have_holes = self._extents.has_holes(self.size)
+
+    def _lseek(self, position: int, whence: int) -> int:
+        """Do what lseek(2) does, as far as the filesystem tells the truth."""
+        size = len(self._file.seen)
+        if position >= size:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        wanted = whence == os.SEEK_DATA
+        while position < size:
+            block = position // BLOCK * BLOCK
+            if self._is_data(block) == wanted:
+                return position
+            position = block + BLOCK
+        if wanted:
+            raise OSError(errno.ENXIO, os.strerror(errno.ENXIO))
+        return size
+
+    def _is_data(self, block: int) -> bool:
+        file = self._file
+        held = file.stable if self._mount.hides_dirty else file.seen
+        return any(held[block : block + BLOCK])
 
     def _size_now(self) -> int:
         return len(self._file.seen)
@@ -82,9 +123,6 @@ class SimulatedImage(Image):
         self._mount.begin_image_call("pread", self.path)
         self._mount.touches("pread", offset, length)
         return bytes(self._file.seen[offset : offset + length])
-
-    def is_hole(self, view: Readable, offset: int) -> bool:
-        return False
 
     def is_resident(self, offset: int, length: int) -> bool:
         return not self._mount.may_wait("is resident")
@@ -120,24 +158,6 @@ class SimulatedImage(Image):
         for offset, length in ranges:
             self._file.evict(offset, length)
 
-    def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        end = offset + length
-        while offset < end:
-            extent = self.extent_at(offset)
-            yield Extent(offset, min(extent.end, end) - offset, extent.data)
-            offset = extent.end
-
-    def extent_at(self, offset: int) -> Extent:
-        data = self._is_data(offset)
-        end = offset // BLOCK * BLOCK + BLOCK
-        while end < self.size and self._is_data(end) == data:
-            end += BLOCK
-        return Extent(offset, min(end, self.size) - offset, data)
-
-    def _is_data(self, offset: int) -> bool:
-        at = offset // BLOCK * BLOCK
-        return self._file.seen[at : at + BLOCK] != _ZEROES
-
     # Writing
 
     def may_block_write(self, offset: int, length: int) -> bool:
@@ -145,16 +165,22 @@ class SimulatedImage(Image):
 
     def write(self, view: Readable, offset: int) -> None:
         self._mount.begin_image_call("pwrite", self.path)
-        if self._mount.touches("pwrite", offset, len(view), bytes(view)):
-            self._file.write(offset, bytes(view))
+        data = bytes(view)
+        if not self._mount.touches("pwrite", offset, len(data), data):
+            return
+        runs = zero_runs(data, offset) if self._may_have_holes else []
+        for start, end in holes.around(self._extents, len(data), offset, runs):
+            self._file.write(offset + start, data[start:end])
 
     def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
         self._mount.begin_image_call("fallocate", self.path)
+        self._may_have_holes = self._may_have_holes or self._extents.may_come
         if self._mount.touches("fallocate", offset, length, bytes(length)):
             self._file.write(offset, bytes(length))
 
     def trim(self, offset: int, length: int) -> None:
         self._mount.begin_image_call("fallocate", self.path)
+        self._may_have_holes = self._may_have_holes or self._extents.may_come
         if self._mount.touches("fallocate", offset, length, bytes(length)):
             self._file.write(offset, bytes(length))
 

@@ -1,6 +1,7 @@
 import errno
 import os
 import tempfile
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.extents import Extent, has_holes, merge, walk
+from flexmigrate.image.extents import AllData, Extent, ToldExtents, merge
 from support.images import BLOCK, blank_image, random_image, sparse_image
 
 SIZE = 64 * BLOCK
@@ -41,6 +42,14 @@ class Merge(SynchronousTestCase):
         self.assertEqual(kinds(merged), kinds(apart))
         for left, right in pairwise(merged):
             self.assertNotEqual(left.data, right.data)
+
+
+def walk(fd: int, start: int, end: int) -> Iterator[Extent]:
+    return ToldExtents.of(fd).walk(start, end)
+
+
+def has_holes(fd: int, size: int) -> bool:
+    return ToldExtents.of(fd).has_holes(size)
 
 
 def kinds(sequence: list[Extent]) -> list[tuple[int, bool]]:
@@ -142,3 +151,13 @@ class WithoutHelpFromTheKernel(SynchronousTestCase):
     def test_other_errors_are_told(self) -> None:
         self.answering(errno.EIO)
         self.assertRaises(OSError, list, walk(0, 100, 900))
+
+
+class WithoutTrust(SynchronousTestCase):
+    def test_all_is_data_and_stays_so(self) -> None:
+        extents = AllData()
+        self.assertEqual(list(extents.walk(100, 900)), [data(100, 800)])
+        self.assertEqual(list(extents.walk(900, 900)), [])
+        self.assertEqual(extents.next_data(100, 900), 100)
+        self.assertFalse(extents.has_holes(900))
+        self.assertFalse(extents.may_come)

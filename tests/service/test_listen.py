@@ -111,7 +111,8 @@ class TestTheStatus:
         source = servers.serve()
         with socket.create_server(("127.0.0.1", 0)) as taken:
             destination = servers.listen("--rebind-port", str(taken.getsockname()[1]))
-            assert status(servers.destination_sock) == {
+            seen = status(servers.destination_sock)
+            assert {key: seen[key] for key in seen if key not in ("filesystem", "holes")} == {
                 "pid": str(destination.pid),
                 "size": str(SIZE),
                 "has_control": "false",

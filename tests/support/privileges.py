@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -67,3 +68,32 @@ def small_filesystem(folder: Path, size: int) -> Iterator[SmallFilesystem]:
         yield SmallFilesystem(folder)
     finally:
         _must("umount", "--lazy", str(folder))
+
+
+@contextlib.contextmanager
+def mounted(*arguments: str | Path) -> Iterator[Path]:
+    """Mount what the *arguments* of mount(8) say, on a new folder, while the body runs."""
+    with tempfile.TemporaryDirectory(prefix="flexmigrate-mounted-") as folder:
+        _must("mount", *map(str, arguments), folder)
+        try:
+            yield Path(folder)
+        finally:
+            _must("umount", "--lazy", folder)
+
+
+_FILESYSTEM_SIZE = 320 * 1024 * 1024
+"""Bytes, as much as XFS wants to have."""
+
+
+@contextlib.contextmanager
+def filesystem_in_a_file(path: Path, kind: str) -> Iterator[Path]:
+    """Mount a new filesystem of this *kind*, which is in the file *path*, while the body runs;
+    skip where it can't be made.
+
+    Yields the folder.
+    """
+    with path.open("wb") as file:
+        file.truncate(_FILESYSTEM_SIZE)
+    _must(f"mkfs.{kind}", "-q", str(path))
+    with mounted("-o", "loop", path) as folder:
+        yield folder

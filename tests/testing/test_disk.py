@@ -12,6 +12,9 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
+from flexmigrate.image.file import Image
+from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.probe import Probed
 from flexmigrate.testing.disk import FATES, Died, SimulatedDisk
 
 PATH = "/disk/record"
@@ -332,3 +335,39 @@ class ProcessTests(SimulatedDiskCase):
 
     def test_what_is_not_there_can_not_be_opened(self) -> None:
         self.assertRaises(ImageError, self.mount.open_image, "/disk/none")
+
+
+class HidingTests(SimulatedDiskCase):
+    """A filesystem that calls what wasn't synced a hole."""
+
+    def setUp(self) -> None:
+        super().setUp()
+        self.disk.put(PATH, bytes(16384))
+        self.disk.hides_dirty = True
+
+    def extents(self, image: Image) -> list[tuple[int, int, bool]]:
+        return [(each.offset, each.length, each.data) for each in image.extents(0, 16384)]
+
+    def test_it_misleads_whoever_believes_it(self) -> None:
+        image = self.mount.open_image(PATH)
+        image.write(b"x" * 4096, 4096)
+        self.assertEqual(self.extents(image), [(0, 16384, False)])
+        image.write(bytes(4096), 4096)
+        self.assertEqual(image.read(4096, 4096), b"x" * 4096)
+        image.flush()
+        self.assertIn((4096, 4096, True), self.extents(image))
+
+    def test_nobody_else_is_misled(self) -> None:
+        known = self.disk.filesystem
+        for filesystem, probed in (
+            (Filesystem("fuse", 0x65735546), Probed(knows_dirty=True, zeroes=True)),
+            (known, Probed(knows_dirty=False, zeroes=True)),
+            (known, "Permission denied"),
+        ):
+            self.disk.filesystem, self.disk.probed = filesystem, probed
+            image = self.disk.mount().open_image(PATH)
+            image.write(b"x" * 4096, 4096)
+            self.assertEqual(self.extents(image), [(0, 16384, True)])
+            image.write(bytes(4096), 4096)
+            self.assertEqual(image.read(4096, 4096), bytes(4096))
+            image.close()
