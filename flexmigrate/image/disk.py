@@ -17,15 +17,33 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import secrets
+import shlex
 import stat
+from collections.abc import Iterator
 from typing import Protocol
 
+from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
 
 # Read by everybody, written by its owner.
 _MODE = 0o644
 
 _NEW_SUFFIX = ".new"
+
+# In a folder that others may write to, a name could be a link to anything.
+_UNTRUSTING = os.O_NOFOLLOW | os.O_CLOEXEC
+
+_OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
+
+_KINDS = {
+    stat.S_IFLNK: "a symbolic link",
+    stat.S_IFDIR: "a folder",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
 
 # A name that is longer than its filesystem allows leads to nothing, either.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
@@ -72,29 +90,54 @@ SYSTEM: Disk = os
 """The disk of this machine: the module itself."""
 
 
+class UntrustedFile(ImageError):
+    """Something has the name of a file of ours, and somebody else may have put it there."""
+
+
 def replace(disk: Disk, path: str, data: bytes) -> None:
     """Make *data* all that the file at *path* holds, durably and at once.
 
     Whoever reads it, after a crash too, finds all of what it held before or all of *data*. Once
-    this has returned, it is *data*.
+    this has returned, it is *data*, in a file that we have made.
 
     :raises OSError: it is as it was; or, only if the folder's fsync(2) failed, it is *data* now and
-        may be either after a crash. A file beside it, *path* with ``.new`` after it, may be left.
+        may be either after a crash. The error names *path*.
     """
-    new = path + _NEW_SUFFIX
-    # O_NOFOLLOW: in a folder that others may write to, the name could be a link to anything.
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-    fd = disk.open(new, flags, _MODE)
+    # A name that nobody can have prepared, and that fits wherever *path* does.
+    folder = os.path.dirname(os.path.abspath(path))
+    new = os.path.join(folder, f".flexmigrate-{secrets.token_hex(8)}{_NEW_SUFFIX}")
+    with _about(path):
+        fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _UNTRUSTING, _MODE)
+        try:
+            _fill(disk, fd, data)
+            disk.replace(new, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                disk.unlink(new)
+            raise
+        sync_folder(disk, path)
+
+
+def _fill(disk: Disk, fd: int, data: bytes) -> None:
     try:
-        rest = data
-        while rest:
-            rest = rest[disk.write(fd, rest) :]
+        while data:
+            data = data[disk.write(fd, data) :]
         # Before it has its name: else the name could outlive a crash, and what it leads to not.
         disk.fsync(fd)
     finally:
         disk.close(fd)
-    disk.replace(new, path)
-    sync_folder(disk, path)
+
+
+@contextlib.contextmanager
+def _about(path: str) -> Iterator[None]:
+    """Let errors tell which file they are about: those of descriptors don't, and the name of a
+    temporary one helps nobody.
+    """
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = path, None
+        raise
 
 
 def remove(disk: Disk, path: str) -> None:
@@ -103,30 +146,78 @@ def remove(disk: Disk, path: str) -> None:
     :raises OSError: it is still there; or, only if the folder's fsync(2) failed, it is gone but may
         come back after a crash.
     """
-    with contextlib.suppress(FileNotFoundError):
-        disk.unlink(path)
-    # Also where there was none: it may have been removed just now, and not durably.
-    sync_folder(disk, path)
+    with _about(path):
+        with contextlib.suppress(FileNotFoundError):
+            disk.unlink(path)
+        # Also where there was none: it may have been removed just now, and not durably.
+        sync_folder(disk, path)
 
 
-def read(disk: Disk, path: str, limit: int) -> bytes | None:
+def read(disk: Disk, path: str, limit: int, owner: int | None = None) -> bytes | None:
     """Return what the file at *path* holds, its first *limit* bytes at most; None if there is none.
 
+    :param owner: the user who may have written it, besides root and us.
+    :raises UntrustedFile: as `is_there`.
     :raises OSError: as open(2) and read(2), for any other reason.
     """
+    if not is_there(disk, path, owner):
+        return None
+    with _about(path):
+        # O_NONBLOCK: for what has been put there since.
+        fd = disk.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | _UNTRUSTING)
+        try:
+            _check(disk, path, disk.fstat(fd), owner)
+            data = b""
+            while len(data) < limit and (more := disk.read(fd, limit - len(data))):
+                data += more
+            return data
+        finally:
+            disk.close(fd)
+
+
+def is_there(disk: Disk, path: str, owner: int | None = None) -> bool:
+    """Return whether there is a file of ours by the name *path*.
+
+    In a folder that others may write to, anybody could have put something there. Ours are regular
+    files that belong to us, to root or to the image's *owner*, and that nobody else may write to;
+    in such a folder, they have no second name, either.
+
+    :param owner: the user who may have written it, besides root and us.
+    :raises UntrustedFile: there is something, and it isn't one of these.
+    :raises OSError: it can't be told, e.g. because a folder may not be searched.
+    """
     try:
-        fd = disk.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        status = disk.lstat(path)
     except OSError as error:
         if error.errno in _NOTHING_THERE:
-            return None
+            return False
         raise
-    try:
-        data = b""
-        while len(data) < limit and (more := disk.read(fd, limit - len(data))):
-            data += more
-        return data
-    finally:
-        disk.close(fd)
+    _check(disk, path, status, owner)
+    return True
+
+
+def _check(disk: Disk, path: str, status: os.stat_result, owner: int | None) -> None:
+    fault, advice = "", f"find out who has put it there, and remove it: rm {shlex.quote(path)}"
+    mode = stat.S_IMODE(status.st_mode)
+    if not stat.S_ISREG(status.st_mode):
+        fault = f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}"
+    elif status.st_uid not in (0, os.geteuid(), owner):
+        fault = f"it belongs to user {status.st_uid}, who is neither us, root nor the image's owner"
+        advice += f"; if it is right, chown {os.geteuid()} {shlex.quote(path)}"
+    elif mode & _OTHERS_WRITE:
+        fault = f"others than its owner, user {status.st_uid}, may write to it"
+        advice += f"; if it is right, chmod go-w {shlex.quote(path)}"
+    elif status.st_nlink > 1 and _is_open_to_others(disk, path):
+        fault = "it has a second name, and others may write to its folder"
+    if fault:
+        raise UntrustedFile(
+            f"{path} can't be trusted: {fault} (mode {mode:04o}); nothing is done with the image "
+            f"before that is settled: {advice}"
+        )
+
+
+def _is_open_to_others(disk: Disk, path: str) -> bool:
+    return bool(disk.stat(os.path.dirname(os.path.abspath(path))).st_mode & _OTHERS_WRITE)
 
 
 def exists(disk: Disk, path: str) -> bool:

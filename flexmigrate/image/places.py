@@ -64,7 +64,32 @@ def beside(disk: Disk, path: str) -> str:
         return path  # whatever there was of it was a file's
     if not stat.S_ISBLK(status.st_mode):
         return path
-    return os.path.join(_folder(), _name(path, status.st_rdev))
+    folder = _folder()
+    for each in (os.path.dirname(folder), folder):
+        _check_folder(each)
+    return os.path.join(folder, _name(path, status.st_rdev))
+
+
+def _check_folder(path: str) -> None:
+    """See that nobody else can remove, or change the names of, what is in the state folder.
+
+    :raises UntrustedFile: somebody can.
+    """
+    try:
+        status = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # whoever is to write there is told
+    mode = stat.S_IMODE(status.st_mode)
+    if status.st_uid not in (0, os.geteuid()):
+        fault = f"it belongs to user {status.st_uid}"
+    elif mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
+        fault = "everybody may write to it"
+    else:
+        return
+    raise disks.UntrustedFile(
+        f"the folder {path} can't be trusted with the records of devices: {fault} (mode "
+        f"{mode:04o}); make it root's, or name another one with {VARIABLE}"
+    )
 
 
 def make_folder(path: str) -> None:

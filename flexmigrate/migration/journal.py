@@ -112,17 +112,35 @@ def path_of(place: str) -> str:
     return place + SUFFIX
 
 
-def load(disk: Disk, path: str) -> Record | None:
+def load(disk: Disk, path: str, owner: int | None = None) -> Record | None:
     """Return the record in the journal at *path*, or None where there is no journal.
 
+    :param owner: the user who owns the image, and may have written it.
     :raises JournalError: there is something, and it isn't a whole record that we know.
+    :raises UntrustedFile: it isn't a file that nobody else could have put there.
     """
     try:
-        data = disks.read(disk, path, MAX_BYTES + 1)
+        data = disks.read(disk, path, MAX_BYTES + 1, owner)
     except OSError as error:
         raise JournalError(f"can't read the journal {path}: {error.strerror}") from error
-    if data is None:
-        return None
+    return None if data is None else _decoded(path, data)
+
+
+def load_copy(path: str) -> Record:
+    """Return the record in a copy of a journal that a human has named, whatever kind of file it is.
+
+    :raises JournalError: there is none, or it isn't a whole record that we know.
+    """
+    try:
+        with open(path, "rb") as file:
+            return _decoded(path, file.read(MAX_BYTES + 1))
+    except FileNotFoundError:
+        raise JournalError(f"there is no journal {path}") from None
+    except OSError as error:
+        raise JournalError(f"can't read the journal {path}: {error.strerror}") from error
+
+
+def _decoded(path: str, data: bytes) -> Record:
     try:
         return decode(data)
     except ValueError as error:

@@ -34,7 +34,7 @@ from flexmigrate.image import disk as disks
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.migration import journal
-from flexmigrate.migration.journal import JournalError, Record
+from flexmigrate.migration.journal import Record
 from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
 from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
 
@@ -120,9 +120,8 @@ class Ownership:
         try:
             disks.replace(self._disk, path, bytes(journal.PROBE_BYTES))
         finally:
-            for left in (path, path + ".new"):
-                with contextlib.suppress(FileNotFoundError):
-                    self._disk.unlink(left)
+            with contextlib.suppress(FileNotFoundError):
+                self._disk.unlink(path)
 
     # A source
 
@@ -171,9 +170,9 @@ class Ownership:
         """
         path = journal.path_of(self._beside)
         try:
-            if journal.load(self._disk, path) != before:
+            if journal.load(self._disk, path, self.standing.owner) != before:
                 self._force(before)
-        except (OSError, JournalError):
+        except (OSError, ImageError):
             raise UncertainError(
                 f"can't write {path}: {error}; it may say 'committed' or 'sending'"
             ) from error
@@ -323,8 +322,8 @@ class Ownership:
         once it is read again; nobody sends here before.
         """
         path = journal.path_of(self._beside)
-        with contextlib.suppress(OSError, JournalError):
-            if journal.load(self._disk, path) != before:
+        with contextlib.suppress(OSError, ImageError):
+            if journal.load(self._disk, path, self.standing.owner) != before:
                 if before is None:
                     disks.remove(self._disk, path)
                 else:

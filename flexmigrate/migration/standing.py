@@ -39,6 +39,7 @@ class Standing:
     :ivar beside: what the names of what lies beside it begin with; empty: its path.
     :ivar mark: what tells the file that has its name now from others; empty where unknown.
     :ivar is_missing: whether nothing has its name.
+    :ivar owner: the user whose file it is, and who may have written what lies beside it.
     """
 
     path: str
@@ -47,6 +48,7 @@ class Standing:
     beside: str = ""
     mark: str = ""
     is_missing: bool = False
+    owner: int | None = None
 
     @property
     def place(self) -> str:
@@ -158,8 +160,9 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     where = real
     try:
         where = places.beside(disk, real)
-        marker = disks.exists(disk, where + MARKER_SUFFIX)
         is_missing = not disks.exists(disk, real)
+        owner = None if is_missing else disk.stat(real).st_uid
+        marker = disks.is_there(disk, where + MARKER_SUFFIX, owner)
         mark = disks.mark(disk, real)
         misplaced = where != real and disks.exists(disk, journal.path_of(real))
     except OSError as error:
@@ -170,6 +173,5 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
             f"none is kept: if it is about what is on the device now, move it to "
             f"{journal.path_of(where)}, else remove it"
         )
-    return Standing(
-        real, journal.load(disk, journal.path_of(where)), marker, where, mark, is_missing
-    )
+    record = journal.load(disk, journal.path_of(where), owner)
+    return Standing(real, record, marker, where, mark, is_missing, owner)

@@ -254,6 +254,9 @@ class Mount(Disk):
                 if not flags & os.O_CREAT:
                     raise
                 found = file = self._disk.create(path)
+            else:
+                if flags & os.O_CREAT and flags & os.O_EXCL:
+                    raise _error(errno.EEXIST, path)
             if flags & os.O_TRUNC and file.seen:
                 file.cut(0)
         number = next(self._numbers)

@@ -7,6 +7,7 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
@@ -88,19 +89,42 @@ class ReplaceTests(DiskCase):
             self.assertEqual(self.path.read_bytes(), b"old", name)
             self.assertEqual(self.descriptors(), before, name)
 
+    def test_leaves_nothing_behind_where_it_fails(self) -> None:
+        for name in ("write", "fsync", "replace"):
+            self.fail_at(name, errno.ENOSPC)
+            error = self.assertRaises(OSError, disk.replace, self.disk, str(self.path), b"new")
+            self.assertEqual(error.filename, str(self.path))
+            self.assertEqual(os.listdir(self.folder), [], name)
+
     def test_shortens_what_was_longer(self) -> None:
-        (self.folder / "record.new").write_bytes(b"left by somebody who died")
         self.path.write_bytes(b"something longer")
         disk.replace(SYSTEM, str(self.path), b"short")
         self.assertEqual(self.path.read_bytes(), b"short")
 
+    def test_takes_no_file_that_somebody_has_prepared(self) -> None:
+        names: list[str] = []
+        for _ in range(2):
+            disk.replace(self.disk, str(self.path), b"ours")
+        self.watched.before = lambda name: names.extend(
+            each for each in os.listdir(self.folder) if each != "record" and name == "write"
+        )
+        for _ in range(4):
+            disk.replace(self.disk, str(self.path), b"ours")
+        self.assertEqual(len(set(names)), 4)
+        token = mock.patch("secrets.token_hex", return_value=names[0].split("-")[1][:-4])
+        prepared = self.folder / names[0]
+        prepared.write_bytes(b"theirs")
+        with token:
+            self.assertRaises(FileExistsError, disk.replace, SYSTEM, str(self.path), b"ours")
+        self.assertEqual(prepared.read_bytes(), b"theirs")
+
     def test_follows_no_link_that_somebody_left_there(self) -> None:
         other = self.folder / "other"
         other.write_bytes(b"theirs")
-        (self.folder / "record.new").symlink_to(other)
-        self.assertRaises(OSError, disk.replace, SYSTEM, str(self.path), b"ours")
+        self.path.symlink_to(other)
+        disk.replace(SYSTEM, str(self.path), b"ours")
         self.assertEqual(other.read_bytes(), b"theirs")
-        self.assertFalse(self.path.exists())
+        self.assertFalse(self.path.is_symlink())
 
 
 class RemoveTests(DiskCase):
@@ -136,6 +160,7 @@ class LookTests(DiskCase):
     def test_what_can_not_be_told_is_told_so(self) -> None:
         self.fail_at("lstat", errno.EACCES)
         self.assertRaises(PermissionError, disk.exists, self.disk, str(self.path))
+        self.path.write_bytes(b"")
         self.fail_at("open", errno.EACCES)
         self.assertRaises(PermissionError, disk.read, self.disk, str(self.path), 10)
 
@@ -159,7 +184,10 @@ class LookTests(DiskCase):
         self.assertEqual(disk.read(slow, str(self.path), 100), b"0123456789")
 
     def test_a_read_that_fails_is_told_of(self) -> None:
-        self.assertRaises(IsADirectoryError, disk.read, SYSTEM, str(self.folder), 10)
+        self.path.write_bytes(b"ours")
+        self.fail_at("read")
+        error = self.assertRaises(OSError, disk.read, self.disk, str(self.path), 10)
+        self.assertEqual((error.errno, error.filename), (errno.EIO, str(self.path)))
 
     def test_identity(self) -> None:
         self.path.write_bytes(b"")

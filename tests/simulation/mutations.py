@@ -133,7 +133,7 @@ _LET_GO = (
 
 MUTATIONS = (
     # The disk
-    _one("a record has its name before its bytes are durable", disk.replace, "disk.fsync(fd)"),
+    _one("a record has its name before its bytes are durable", disk._fill, "disk.fsync(fd)"),
     _one("a record's name is not made durable", disk.sync_folder, "disk.fsync(folder)"),
     Mutation(
         "what a dead process wrote is acted upon before it is durable",
@@ -145,7 +145,7 @@ MUTATIONS = (
         (
             Change(
                 Ownership._restore,
-                "if journal.load(self._disk, path) != before:",
+                "if journal.load(self._disk, path, self.standing.owner) != before:",
                 "if False:",
             ),
         ),
