@@ -78,6 +78,7 @@ from flexmigrate.options import (
     MAX_PARK,
     METRICS,
     NO_LIST,
+    OLD_PEERS,
     OLDSTYLE,
     OPEN_SOCK,
     PEER,
@@ -87,6 +88,7 @@ from flexmigrate.options import (
     READ_ONLY,
     REBIND_ADDR,
     REBIND_PORT,
+    RECEIVED_READ_ONLY,
     REMOTE_ADDR,
     REMOTE_EXPORT,
     REMOTE_PORT,
@@ -149,6 +151,7 @@ def _serve(given: Given) -> ServeConfig:
         killswitch=given.flag(KILLSWITCH),
         oldstyle=oldstyle,
         read_only=given.flag(READ_ONLY),
+        allow_old_peers=given.flag(OLD_PEERS),
         listable=not given.flag(NO_LIST),
         max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
         max_clients_per_host=given.optional(MAX_CLIENTS_PER_HOST) or 0,
@@ -176,6 +179,8 @@ def _listen(given: Given) -> ListenConfig:
         oldstyle=oldstyle,
         rebind=rebind_of(given, places[0]),
         coverage=given.optional(COVERAGE) or "full",
+        read_only=given.flag(RECEIVED_READ_ONLY),
+        allow_old_peers=given.flag(OLD_PEERS),
         tls=tls_of(given, server=True),
         metrics=given.optional(METRICS),
         web=given.optional(WEB),
@@ -203,6 +208,7 @@ def _mirror(given: Given) -> CallConfig | WaitConfig:
         remote_export=given.optional(REMOTE_EXPORT) or "",
         handover=given.optional(HANDOVER) or HandoverRule.AUTO,
         verify=given.optional(VERIFY) or VerifyRule.FULL,
+        allow_old_peers=given.flag(OLD_PEERS),
         tls=seen_from_elsewhere(tls_of(given)),
         converge=converge_of(given),
         connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
@@ -327,12 +333,12 @@ COMMANDS = {
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
         " [--oldstyle] [--read-only] [--max-clients N] [--max-clients-per-host N] [--poll-us N]"
-        f" {_TLS_SERVER} {_TOLD} {_LOG}"
+        f" [--allow-old-peers] {_TLS_SERVER} {_TOLD} {_LOG}"
         " [--config FILE] [ACL_ENTRY...]",
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
             *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY),
-            *(MAX_CLIENTS, MAX_CLIENTS_PER_HOST, POLL),
+            *(MAX_CLIENTS, MAX_CLIENTS_PER_HOST, POLL, OLD_PEERS),
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
             *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
@@ -342,11 +348,13 @@ COMMANDS = {
     "listen": Command(
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
-        " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--coverage full|any]"
+        " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--read-only]"
+        " [--coverage full|any] [--allow-old-peers]"
         f" {_TLS_SERVER} {_TOLD} {_LOG} [--config FILE] [ACL_ENTRY...]",
         (
             *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
-            *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, COVERAGE),
+            *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, RECEIVED_READ_ONLY, COVERAGE),
+            OLD_PEERS,
             *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
             *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
@@ -358,12 +366,12 @@ COMMANDS = {
         "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
         " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
         f" [--connections N] [--drop-cache] [--export NAME] [--remote-export NAME] [--wait]"
-        f" [--handover auto|session|plain] [--verify full|dirty|off] [--report FILE]"
-        f" {_TLS_CLIENT}",
+        " [--handover auto|session|plain] [--allow-old-peers] [--verify full|dirty|off]"
+        f" [--report FILE] {_TLS_CLIENT}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS, DROP_CACHE),
             *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
-            *(HANDOVER, VERIFY, WAIT, REPORT),
+            *(HANDOVER, OLD_PEERS, VERIFY, WAIT, REPORT),
             *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         ),
         _mirror,

@@ -97,6 +97,7 @@ class ServeConfig:
     :ivar killswitch: a request that takes longer than 120 s costs the client its connection.
     :ivar oldstyle: the handshake is the oldstyle one, which has no export names.
     :ivar read_only: the images are opened for reading, and offered so.
+    :ivar allow_old_peers: a handover may be settled with a source that knows of no keys.
     :ivar listable: clients may ask for the names of the exports.
     :ivar max_clients: connections at the same time.
     :ivar max_clients_per_host: how many of them one host may have; 0 leaves a quarter to others.
@@ -116,6 +117,7 @@ class ServeConfig:
     killswitch: bool = False
     oldstyle: bool = False
     read_only: bool = False
+    allow_old_peers: bool = False
     listable: bool = True
     max_clients: int = MAX_CLIENTS
     max_clients_per_host: int = 0
@@ -141,6 +143,9 @@ class ListenConfig:
     :ivar rebind: where to serve after the migration; ``None`` to exit instead.
     :ivar coverage: what a sender must have written before it can give the image away: every byte
         ("full"), or something ("any").
+    :ivar read_only: the image is served for reading only once it is here; so it is, too, if its
+        source says that it was.
+    :ivar allow_old_peers: a source may have a session that knows of no keys (``wire.keys``).
     """
 
     places: tuple[Place, ...]
@@ -152,6 +157,8 @@ class ListenConfig:
     oldstyle: bool = False
     rebind: Address | None = None
     coverage: CoverageRule = "full"
+    read_only: bool = False
+    allow_old_peers: bool = False
     tls: TLSConfig = NO_TLS
     metrics: Place | None = None
     web: Place | None = None

@@ -257,6 +257,17 @@ TLS_HOSTNAME = Option(
     parse_path,
 )
 READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
+RECEIVED_READ_ONLY = Flag(
+    "read-only",
+    "",
+    "serve the image for reading only once it has come (default: as its source serves it)",
+)
+OLD_PEERS = Flag(
+    "allow-old-peers",
+    "",
+    "have sessions with older flexmigrates, too, that know of no keys: anybody who can connect to"
+    " the destination may then commit in the source's name (default: refuse them)",
+)
 REBIND_ADDR = Option(
     "rebind-addr",
     "",

@@ -92,6 +92,9 @@ class Status:
         metadata=about("what was compared with the destination's and equal so far", "bytes"),
     )
     migration_address: str | None = field(default=None, metadata=about("where the image goes"))
+    migration_handover: str | None = field(
+        default=None, metadata=about("session, or plain; left out before that is known")
+    )
     migration_pass_size: int | None = field(
         default=None,
         metadata=about("what this pass had to send when it began", "bytes"),

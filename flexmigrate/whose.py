@@ -18,7 +18,7 @@ from flexmigrate.migration import journal, resolve
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.resolve import Verdict
 from flexmigrate.migration.standing import look
-from flexmigrate.wire.session import Answer, State
+from flexmigrate.wire.session import NO_ID, Answer, State
 
 STATUS = {Verdict.THIS: 0, Verdict.OTHER: 3, Verdict.UNKNOWN: 4}
 
@@ -31,7 +31,7 @@ def run_whose(config: WhoseConfig) -> int:
     mine = look(config.file)
     if mine.state is State.NONE and config.peer is None and config.peer_journal is None:
         _expect_image(config.file)
-    judgement = resolve.judge(mine, _peer(config))
+    judgement = resolve.judge(mine, _peer(config, mine.record))
     if config.json:
         answer = {
             "image": mine.path,
@@ -52,17 +52,25 @@ def _expect_image(path: str) -> None:
         raise FlexmigrateError(f"{path}: there is no such image, and no journal of one")
 
 
-def _peer(config: WhoseConfig) -> Record | None:
+def _peer(config: WhoseConfig, mine: Record | None) -> Record | None:
     if config.peer_journal is not None:
         return resolve.load_peer(config.peer_journal)
     if config.peer is None:
         return None
     from flexmigrate.service.run import ask_peer  # only now is there a reactor
 
-    answer = ask_peer(config)
+    answer = ask_peer(config, _named_by(mine))
     if answer.state is State.NONE:
         raise FlexmigrateError(f"the server at {config.peer} knows of no handover of that image")
     return record_of(answer)
+
+
+def _named_by(record: Record | None) -> list[bytes]:
+    """Return the sessions that a record is about."""
+    if record is None:
+        return []
+    sessions = (record.session, record.origin, *record.superseded)
+    return [each for each in sessions if each != NO_ID]
 
 
 def record_of(answer: Answer) -> Record:

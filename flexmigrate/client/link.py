@@ -19,6 +19,7 @@ from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import (
+    IDelayedCall,
     IPushProducer,
     IReactorTime,
     ISSLTransport,
@@ -50,6 +51,9 @@ from flexmigrate.wire.requests import pack_request
 HELLO_BUFFER = 16 * 1024
 """Bytes received at once in negotiation: a whole haggle with an ordinary server."""
 
+LEAVE_SECONDS = 5.0
+"""How long what was sent may take to leave, once the connection is of no interest any more."""
+
 
 @implementer(IBufferedProtocol, IPushProducer)
 class Link(Protocol):
@@ -78,7 +82,7 @@ class Link(Protocol):
     def __init__(self, wish: Wish, clock: IReactorTime, *, tls: Any = None) -> None:
         """Prepare a connection that will negotiate by *wish*.
 
-        :param clock: tells the time; nothing is scheduled on it.
+        :param clock: tells the time, and ends what `leave` could not.
         :param tls: what ``ITLSTransport.startTLS`` takes at a client, e.g. a context factory;
             needed where *wish* asks for TLS.
         """
@@ -93,6 +97,7 @@ class Link(Protocol):
         self._calls: dict[int, Deferred[Awaited]] = {}
         self._cookies = itertools.count(1)
         self._closed = False
+        self._leaving: IDelayedCall | None = None
         self._refusal: str | None = "is not negotiated yet"
         self._goodbye_said = False
         self._goodbye_left = False
@@ -153,6 +158,19 @@ class Link(Protocol):
         if self.transport is not None:
             _abort(self.transport)
 
+    def leave(self, reason: FlexmigrateError) -> None:
+        """End the connection as `abort` does, but in good order where nothing is under way: what
+        was sent still leaves, for LEAVE_SECONDS at most, and the server sees an end, no reset.
+        """
+        if self._closed:
+            return
+        if self.transport is None or self._calls or not self.writable:
+            self.abort(reason)
+            return
+        self._end(reason)
+        self._leaving = self._clock.callLater(LEAVE_SECONDS, _abort, self.transport)
+        self.transport.loseConnection()
+
     def when_closed(self) -> Deferred[None]:
         """Return what fires when the connection is over, however it ended; `failure` tells why."""
         if self._closed:
@@ -162,6 +180,8 @@ class Link(Protocol):
         return waiter
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
+        if self._leaving is not None and self._leaving.active():
+            self._leaving.cancel()
         if self._closed:
             return
         clean = isinstance(reason.value, ConnectionDone)
@@ -187,7 +207,10 @@ class Link(Protocol):
         if self._parser is not None:
             return ConnectionGone(how)
         if not self._heard:
-            return Rejected(f"the server said no hello: {how}")
+            return Rejected(
+                f"{how} before it said a word: its access list may not have us, or all its places "
+                "are taken"
+            )
         if not clean and ISSLTransport.providedBy(self.transport):
             from flexmigrate.net.tls import fault  # imported late: most connections have no TLS
 
@@ -264,7 +287,9 @@ class Link(Protocol):
                 self._begin(event.agreement)
             elif isinstance(event, Close):
                 declined = event.kind is CloseKind.DECLINED
-                self.abort((SessionDeclined if declined else RemoteProtocolError)(event.reason))
+                reason = (SessionDeclined if declined else RemoteProtocolError)(event.reason)
+                # A server that broke no rule hears why, and that it was left in good order.
+                (self.abort if event.kind is CloseKind.VIOLATION else self.leave)(reason)
 
     def _start_tls(self) -> None:
         if self._tls is None:

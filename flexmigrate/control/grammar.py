@@ -50,6 +50,7 @@ _MIRROR_SETTINGS = (
     "export",
     "remote-export",
     "handover",
+    "allow-old-peers",
     "verify",
     "connections",
     "drop-cache",
@@ -117,6 +118,7 @@ class MirrorRequest:
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
     :ivar verify: see `VerifyRule`.
+    :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys.
     """
 
     address: Address
@@ -132,6 +134,7 @@ class MirrorRequest:
     report: str | None = None
     handover: HandoverRule = HandoverRule.AUTO
     verify: VerifyRule = VerifyRule.FULL
+    allow_old_peers: bool = False
 
     def lines(self) -> list[str]:
         """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
@@ -147,6 +150,7 @@ class MirrorRequest:
             "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
             "drop-cache": "yes" if self.drop_cache else None,
             "handover": None if self.handover is HandoverRule.AUTO else self.handover.value,
+            "allow-old-peers": "yes" if self.allow_old_peers else None,
             "verify": None if self.verify is VerifyRule.FULL else self.verify.value,
             "tls": None if self.tls.rule == "off" else self.tls.rule,
             "tls-certificates": self.tls.certificates,
@@ -351,6 +355,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
             remote_export=settings.get("remote-export", ""),
             handover=_parse_handover(settings.get("handover", HandoverRule.AUTO.value)),
             verify=_parse_verify(settings.get("verify", VerifyRule.FULL.value)),
+            allow_old_peers=_parse_yes("allow-old-peers", settings.get("allow-old-peers", "no")),
             tls=_parse_tls(settings),
             converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
             connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),

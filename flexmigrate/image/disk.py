@@ -26,8 +26,11 @@ from typing import Protocol
 from flexmigrate.errors import ImageError
 from flexmigrate.image import linux
 
-# Read by everybody, written by its owner.
-_MODE = 0o644
+PUBLIC_MODE = 0o644
+"""Of a file that is read by everybody, and written by its owner."""
+
+SECRET_MODE = 0o600
+"""Of a file that is its owner's only."""
 
 _NEW_SUFFIX = ".new"
 
@@ -94,12 +97,13 @@ class UntrustedFile(ImageError):
     """Something has the name of a file of ours, and somebody else may have put it there."""
 
 
-def replace(disk: Disk, path: str, data: bytes) -> None:
+def replace(disk: Disk, path: str, data: bytes, mode: int = PUBLIC_MODE) -> None:
     """Make *data* all that the file at *path* holds, durably and at once.
 
     Whoever reads it, after a crash too, finds all of what it held before or all of *data*. Once
     this has returned, it is *data*, in a file that we have made.
 
+    :param mode: its permissions, from the beginning on.
     :raises OSError: it is as it was; or, only if the folder's fsync(2) failed, it is *data* now and
         may be either after a crash. The error names *path*.
     """
@@ -107,7 +111,7 @@ def replace(disk: Disk, path: str, data: bytes) -> None:
     folder = os.path.dirname(os.path.abspath(path))
     new = os.path.join(folder, f".flexmigrate-{secrets.token_hex(8)}{_NEW_SUFFIX}")
     with _about(path):
-        fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _UNTRUSTING, _MODE)
+        fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _UNTRUSTING, mode)
         try:
             _fill(disk, fd, data)
             disk.replace(new, path)

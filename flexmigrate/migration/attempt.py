@@ -21,7 +21,7 @@ from flexmigrate.client import NBDClientProtocol
 from flexmigrate.client.bundle import Bundle
 from flexmigrate.client.splitting import all_of
 from flexmigrate.control.grammar import VerifyRule
-from flexmigrate.errors import ConnectionGone, MigrationError
+from flexmigrate.errors import ConnectionGone, MigrationError, SessionDeclined
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.log import failures
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
@@ -35,6 +35,7 @@ from flexmigrate.migration.handover import (
     settling,
 )
 from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.proposal import MigrationProposal, Proposal
 from flexmigrate.migration.verifying import Verifier, new_verifier
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import TransmissionFlag
@@ -51,6 +52,8 @@ class Attempt:
     :param number: of the attempt, from 1.
     :param about: the migration, for logs.
     :ivar passes: how many walks were begun.
+    :ivar fallback: why it is handed over plainly although a session was wished for; None if it
+        isn't.
     """
 
     def __init__(
@@ -86,13 +89,16 @@ class Attempt:
         # What has to be undone if the image stays here; the last of it first.
         self._undo = ExitStack()
         self._verifier: Verifier | None = None
-        self._earlier: tuple[bytes, ...] = ()  # sessions that may have left something of use
+        self._earlier: frozenset[bytes] = (
+            frozenset()
+        )  # sessions that may have left something of use
         self._last = Pass(0, 0, 0.0, 0)
         # Bytes that were dirty for a beginning, and not by what clients did.
         self._found: int | None = None
         self._parked_at: float | None = None
         self._parked_until: float | None = None
         self.passes = 0
+        self.fallback: str | None = None
 
     @property
     def dirty(self) -> DirtyMap | None:
@@ -124,17 +130,13 @@ class Attempt:
         """Connect, and see that the destination's export is as large as the image, and can be
         written to.
         """
-        opening = None
         await self._gift.check_name()
-        if await self._gift.wants_session():
-            opening = self._gift.opening(self._number)
-            self._earlier = (opening.session, *opening.superseded)
-        client = await self._ground.dial(self._allowances.hello_seconds, opening)
-        self._client = client
+        session = await self._gift.wants_session()
+        proposal = MigrationProposal(self._gift, self._number, session=session)
+        self._earlier = proposal.opening.named
+        client = self._client = await self._dial(proposal)
         if client.size != self._export.size:
-            raise SizeMismatch(
-                f"the destination has {client.size} bytes, the image {self._export.size}"
-            )
+            raise SizeMismatch(client.size, self._export.size)
         if client.flags & TransmissionFlag.READ_ONLY:
             raise MigrationError("the destination's export is read-only")
         self._bundle = Bundle(client, self._about)
@@ -145,8 +147,24 @@ class Attempt:
         handover = SourceHandover(self._reactor, self._gift, self._number, client, self._about)
         await handover.begin()
         self._handover = handover
+        if session and not handover.is_session:
+            self.fallback = (
+                f"{self._gift.address} knows no sessions: handing over plainly, so a crash or a "
+                "cut at the end may have to be settled by hand"
+            )
+            self._log.warn("{fallback}", fallback=self.fallback)
         if self._gift.may_be_session:
             self._log.info("handover: {kind}", kind=self.handover_kind)
+
+    async def _dial(self, proposal: Proposal) -> NBDClientProtocol:
+        """Connect, and say what *proposal* has.
+
+        :raises FlexmigrateError: why there is no connection.
+        """
+        try:
+            return await self._ground.dial(self._allowances.hello_seconds, proposal)
+        except SessionDeclined as error:
+            raise proposal.declined(error) from error
 
     @property
     def handover_kind(self) -> str | None:
@@ -323,13 +341,12 @@ class Attempt:
             return await self._handing_over.confirm()
         record = self._gift.ownership.record
         assert record is not None, "it is committed"
-        opening = settling(record, self._gift.name)
-        client = await self._ground.dial(self._allowances.hello_seconds, opening)
+        client = await self._dial(Proposal(settling(record, self._gift.name)))
         if client.session is None:
             client.abort(ConnectionGone("it knows no sessions"))
             raise NotConfirmed("whoever listens there now knows no sessions")
         self._client = client
-        return await confirm(self._reactor, client)
+        return await confirm(self._reactor, client, self._gift.ownership)
 
     def let_go(self, reason: str) -> None:
         """The destination was not heard of: it may own the image, so clients had better look there.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 from automat import TypeMachineBuilder
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -20,6 +20,7 @@ from twisted.python.failure import Failure
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.digests import ImageDigest
 from flexmigrate.log import failures
+from flexmigrate.migration.journal import now
 from flexmigrate.migration.receiving import Reception, WriteBack
 from flexmigrate.migration.taking import DestinationHandover, Verdict
 from flexmigrate.server.export import Export
@@ -36,6 +37,9 @@ class Sender(Protocol):
     """
 
     address: str
+
+    def probe(self) -> None:
+        """Find out soon whether its other end is there still."""
 
     @property
     def requests_taken(self) -> int:
@@ -56,9 +60,6 @@ class Destination(Protocol):
 
     def cancel(self) -> None:
         """The process is told to end."""
-
-    def sender_settles(self, sender: Sender) -> None:
-        """The sender sends nothing: it has come to say COMMIT, of what was prepared before."""
 
     def resume(self) -> None:
         """The image was ours when the process was started; its source may not know."""
@@ -99,6 +100,7 @@ class DestinationCore:
     """What all states share.
 
     :ivar logger: for what is about the sender, or the last one there was.
+    :ivar since: when the sender came, for people.
     :ivar coverage: what the attempt has brought.
     :ivar digest: made of what was compared with the source's and equal.
     :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
@@ -117,8 +119,10 @@ class DestinationCore:
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
         self.outcome: Deferred[Outcome] | None = None
+        self.since = ""
         self.attempts = 0
         self.logger = Logger()
+        self._vacancies: list[Deferred[None]] = []
 
     @property
     def busy(self) -> str | None:
@@ -130,10 +134,29 @@ class DestinationCore:
         ):
             return None  # it may have come to settle: who hasn't gets no further than the gate
         if self.phase in ("receiving", "settling", "preparing"):
-            return "a sender is connected already"
+            return self.taken
         if self.phase == "draining":
             return "the last sender's requests aren't over yet"
         return "the migration is over"
+
+    @property
+    def taken(self) -> str:
+        """Return who has the sender's place, and since when, in words."""
+        where = "" if self.sender is None else f": {self.sender.address}, since {self.since}"
+        return f"a sender is connected already{where}"
+
+    def vacant(self) -> Deferred[None]:
+        """Fire once a sender may come, which may be now."""
+        if self.phase == "waiting":
+            return succeed(None)
+        vacancy: Deferred[None] = Deferred()
+        self._vacancies.append(vacancy)
+        return vacancy
+
+    def _tell_vacancies(self) -> None:
+        vacancies, self._vacancies = self._vacancies, []
+        for each in vacancies:
+            each.callback(None)
 
     def is_from(self, sender: Sender) -> bool:
         """Whether what *sender* does counts: one that was lost, or refused at its DISC, may be
@@ -145,6 +168,9 @@ class DestinationCore:
         """What was received counts for nothing."""
         self.phase = "waiting"
         self.sender = None
+        if self._vacancies:
+            # Once the machine is in the state that leads to this.
+            self.reactor.callLater(0, self._tell_vacancies)
         self.coverage = Coverage(self.export.size)
         self.digest = ImageDigest(self.export.size)
         self.write_back.begin()
@@ -173,6 +199,7 @@ def _receive(destination: Destination, core: DestinationCore, sender: Sender) ->
     core.forget()
     core.phase = "receiving"
     core.sender = sender
+    core.since = now()
     core.logger = Logger(source=sender)
     core.attempts += 1
     delayed: IDelayedCall = core.reactor.callLater(FIRST_REQUEST_SECONDS, destination._silent)
@@ -299,16 +326,6 @@ def _nobody_is_answered(
 
 @preparing.upon(Destination._sealed).to(sealed)
 def _answered(destination: Destination, core: DestinationCore, asked: Deferred[None]) -> None:
-    core.phase = "sealed"
-
-
-@receiving.upon(Destination.sender_settles).to(sealed)
-def _came_to_settle(
-    destination: Destination, core: DestinationCore, delayed: IDelayedCall, sender: Sender
-) -> None:
-    _stop(delayed)
-    core.export.observer = None
-    core.write_back.end()
     core.phase = "sealed"
 
 

@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from twisted.internet.defer import Deferred
 
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import FlexmigrateError, MigrationError
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.wire.session import Opening
+
+if TYPE_CHECKING:
+    from flexmigrate.migration.proposal import Proposal
 
 
 class SizeMismatch(MigrationError):
-    """The destination's export is larger or smaller than the image."""
+    """The destination's export is larger or smaller than the image.
+
+    :param there: the destination's size, in bytes.
+    :param here: the image's.
+    """
+
+    def __init__(self, there: int, here: int) -> None:
+        super().__init__(f"the destination has {there} bytes, the image {here}")
 
 
 class Stalled(FlexmigrateError):
@@ -44,10 +53,11 @@ class Ground(Protocol):
     def lock(self) -> OwnedLock:
         """The migration lock."""
 
-    def dial(self, hello_seconds: float, opening: Opening | None) -> Deferred[NBDClientProtocol]:
+    def dial(self, hello_seconds: float, proposal: Proposal | None) -> Deferred[NBDClientProtocol]:
         """Connect to the destination.
 
-        :param opening: of the session that is wished for, or None for none.
+        :param proposal: what is said of ourselves there; None for another connection to a server
+            that knows us.
         """
 
     def stop_listening(self) -> Deferred[None]:

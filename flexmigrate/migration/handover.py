@@ -39,11 +39,15 @@ from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.ownership import Ownership, UncertainError
+from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key, key_digest
 from flexmigrate.wire.session import (
+    NO_ID,
+    Answer,
     Capability,
     Digest,
     Opening,
     PrivateCommand,
+    Property,
     Purpose,
     State,
     encode_image_digest,
@@ -60,6 +64,9 @@ CLOSE_SECONDS = 30.0
 
 COMMIT_SECONDS = 5.0
 """How long the source waits for the answer to COMMIT, before it asks again, elsewhere."""
+
+FIRST_WITH_KEYS = 2
+"""The version of messages from which on a peer knows of keys."""
 
 GOODBYE_SECONDS = 5.0
 """How long it waits, with everything settled, for the destination to close the connection."""
@@ -88,6 +95,10 @@ class Gift:
     :ivar name: of this side, for people.
     :ivar address: of the destination, for people.
     :ivar session: drawn at random.
+    :ivar secret: what the keys of the session's attempts are derived of; drawn at random.
+    :ivar instance: tells this server from every other.
+    :ivar read_only: whether clients may not change the image.
+    :ivar old_peers: whether a session may be had with a destination that knows of no keys.
     :ivar had_session: whether the session was agreed on in an attempt, perhaps an earlier one. From
         then on there is no other way: the destination may be prepared for it.
     """
@@ -103,6 +114,10 @@ class Gift:
     session: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     had_session: bool = False
     verify: VerifyRule = VerifyRule.FULL
+    secret: bytes = field(default_factory=lambda: secrets.token_bytes(KEY_LENGTH))
+    instance: bytes = NO_ID
+    read_only: bool = False
+    old_peers: bool = False
 
     @property
     def may_be_session(self) -> bool:
@@ -144,8 +159,22 @@ class Gift:
             return False
         return True
 
-    def opening(self, attempt: int) -> Opening:
-        """Return what is said to the destination at the beginning of *attempt*."""
+    def opening(self, attempt: int, *, session: bool = True) -> Opening:
+        """Return what is said to the destination at the beginning of *attempt*.
+
+        :param session: whether a session is wished for.
+        """
+        if not session:
+            return Opening(
+                Purpose.PLAIN,
+                NO_ID,
+                attempt,
+                State.NONE,
+                self.image.size,
+                name=fit_text(self.name),
+                instance=self.instance,
+                properties=self._properties,
+            )
         return Opening(
             Purpose.MIGRATE,
             self.session,
@@ -153,10 +182,37 @@ class Gift:
             State.SENDING,
             self.image.size,
             name=fit_text(self.name),
-            superseded=self.ownership.superseded_by(self.session),
+            superseded=tuple(self.ownership.superseded_by(self.session)),
             digests=Digest.BLAKE3,
             capabilities=Capability.COMPARE,
+            commit_digest=self._key_digest(KeyKind.COMMIT, attempt),
+            retract_digest=self._key_digest(KeyKind.RETRACT, attempt),
+            instance=self.instance,
+            properties=self._properties,
         )
+
+    @property
+    def _properties(self) -> int:
+        return Property.READ_ONLY if self.read_only else 0
+
+    def _key_digest(self, kind: KeyKind, attempt: int) -> bytes:
+        key = derive_key(self.secret, kind, self.session, attempt)
+        return key_digest(key, kind, self.session, attempt)
+
+    def retract_key(self, answer: Answer, attempt: int) -> bytes:
+        """Return what shows that what the destination has was given up, so that *attempt* may
+        replace it; NO_KEY where it wasn't given up here.
+
+        :param answer: of the destination, which says what it has.
+        """
+        if answer.session == self.session:
+            # Never of the attempt that runs: that may be committed yet.
+            secret = self.secret if answer.attempt < attempt else NO_KEY
+        else:
+            secret = self.ownership.superseded_by(self.session).get(answer.session, NO_KEY)
+        if secret == NO_KEY:
+            return NO_KEY
+        return derive_key(secret, KeyKind.RETRACT, answer.session, answer.attempt)
 
 
 def _no_journal(image: AnyImage, error: OSError) -> MigrationError:
@@ -176,6 +232,7 @@ def settling(record: Record, name: str) -> Opening:
         State.COMMITTED,
         record.size,
         name=fit_text(name),
+        key=record.commit_key,
     )
 
 
@@ -227,6 +284,7 @@ class SourceHandover:
             peer=peer,
             address=gift.address,
             mirror=gift.mirror,
+            secret=gift.secret if self.is_session else NO_KEY,
         )
         try:
             await gift.background.run(gift.ownership.send, record)
@@ -322,7 +380,7 @@ class SourceHandover:
 
     async def confirm(self) -> None:
         """Tell the destination that it owns the image, and hear that it knows."""
-        await confirm(self._reactor, self._client)
+        await confirm(self._reactor, self._client, self._gift.ownership)
 
     async def finish(self, client: NBDClientProtocol | None) -> None:
         """Clean up after the image was given away: no failure here denies that.
@@ -334,12 +392,18 @@ class SourceHandover:
             await finish(self._reactor, self._gift, of_session, self._log)
 
 
-async def confirm(reactor: Any, client: NBDClientProtocol) -> None:
-    """Say COMMIT over *client*.
+async def confirm(reactor: Any, client: NBDClientProtocol, ownership: Ownership) -> None:
+    """Say COMMIT over *client*, with the key of what *ownership* says is committed.
 
     :raises NotConfirmed: it has to be said again, on another connection.
     """
-    answer = client.private(PrivateCommand.COMMIT).addTimeout(COMMIT_SECONDS, reactor)
+    record, session = ownership.record, client.session
+    assert record is not None
+    assert session is not None
+    # Who knows of no keys takes a payload for the next request.
+    key = b"" if parse_answer(session).version < FIRST_WITH_KEYS else record.commit_key
+    committing = client.private(PrivateCommand.COMMIT, payload=b"" if key == NO_KEY else key)
+    answer = committing.addTimeout(COMMIT_SECONDS, reactor)
     try:
         outcome = parse_outcome(await answer)
     except DeferredTimeout:

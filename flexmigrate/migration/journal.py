@@ -13,19 +13,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields
 from datetime import datetime, timezone
 from typing import Any
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
 from flexmigrate.image.disk import Disk
+from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key
 from flexmigrate.wire.packing import ID_LENGTH
 from flexmigrate.wire.session import MAX_JOURNAL, MAX_SUPERSEDED, NO_ID, State
 
 SUFFIX = ".handover"
 
-VERSION = 1
+VERSION = 2
+"""Of a record that has any field of `_NEWER_FIELDS`; without one it is written as version 1, which
+those who came before can read."""
 
 MAX_BYTES = 64 * 1024
 """Bytes that a journal may have: far more than a record ever needs."""
@@ -71,6 +75,16 @@ class Record:
         empty.
     :ivar time: when this was written, for people (ISO 8601).
     :ivar settled: what was settled by hand, a sentence each, the latest first.
+    :ivar secret: a source's: what the keys of its session's attempts are derived of, see
+        ``wire.keys``. Whoever reads it can say COMMIT: it is never told, and the journal that has
+        it can be read by its owner only.
+    :ivar superseded_secrets: a source's: those of the *superseded* sessions, in their order; NO_KEY
+        for one that isn't known.
+    :ivar commit_digest: a destination's: what its source's commit key is recognised by; NO_KEY
+        where the source is of a version that has none.
+    :ivar retract_digest: likewise its retract key.
+    :ivar origin_digest: likewise the commit key of *origin*, whatever became of the image since.
+    :ivar read_only: a destination's: clients may not change the image.
     """
 
     state: State
@@ -91,6 +105,27 @@ class Record:
     file: str = ""
     time: str = ""
     settled: tuple[str, ...] = ()
+    secret: bytes = NO_KEY
+    superseded_secrets: tuple[bytes, ...] = ()
+    commit_digest: bytes = NO_KEY
+    retract_digest: bytes = NO_KEY
+    origin_digest: bytes = NO_KEY
+    read_only: bool = False
+
+    @property
+    def is_secret(self) -> bool:
+        """Whether it has something that nobody else may read."""
+        return self.secret != NO_KEY or bool(self.superseded_secrets)
+
+    @property
+    def commit_key(self) -> bytes:
+        """A source's: what shows its destination that it has committed; NO_KEY where the session
+        was begun by a version that has no keys.
+        """
+        assert self.state in (State.COMMITTED, State.DONE), "it would give the image away"
+        if self.secret == NO_KEY:
+            return NO_KEY
+        return derive_key(self.secret, KeyKind.COMMIT, self.session, self.attempt)
 
     @property
     def other_side(self) -> str:
@@ -156,27 +191,53 @@ def store(disk: Disk, path: str, record: Record) -> None:
     :raises OSError: as ``image.disk.replace``: it says what it said, or, only if the folder could
         not be synced, *record*, and after a crash either.
     """
-    disks.replace(disk, path, encode(record))
+    mode = disks.SECRET_MODE if record.is_secret else disks.PUBLIC_MODE
+    disks.replace(disk, path, encode(record), mode)
 
 
 def encode(record: Record) -> bytes:
     """Return the bytes of a journal."""
     body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
     if not record.awaited_at:
-        del body["awaited_at"]  # those who came before don't know it
-    body["version"] = VERSION
+        del body["awaited_at"]  # the first ones didn't know it
+    for name, nothing in _NEWER_FIELDS.items():
+        if body[name] == nothing:
+            del body[name]
+    body["version"] = VERSION if _NEWER_FIELDS.keys() & body.keys() else 1
     body["checksum"] = _checksum(body)
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
 
-def told(record: Record | None) -> bytes:
+def told(record: Record | None, named: Collection[bytes] = ()) -> bytes:
     """Return a record's bytes for whoever asks another server for them: without what only this side
-    has a use for; empty if there is none, or it is too long to be told.
+    has a use for, and without what the asker doesn't know already of which sessions there were;
+    empty if there is none, or it is too long to be told.
+
+    :param named: ids of sessions that the asker knows. Who knows none is told the state, the size,
+        the digest and the time.
     """
     if record is None:
         return b""
-    data = encode(replace(record, mirror=(), file="", awaited_at=()))
+    knows = bool({record.session, record.origin, *record.superseded} & set(named))
+    data = encode(
+        Record(
+            record.state,
+            session=record.session if record.session in named else NO_ID,
+            attempt=record.attempt if record.session in named else 0,
+            size=record.size,
+            plain=record.plain,
+            unlinked=record.unlinked,
+            acknowledged=record.acknowledged,
+            peer=record.peer if knows else "",
+            address=record.address if knows else "",
+            superseded=tuple(each for each in record.superseded if each in named),
+            origin=record.origin if record.origin in named else NO_ID,
+            digest=record.digest,
+            time=record.time,
+            settled=record.settled if knows else (),
+        )
+    )
     return data if len(data) <= MAX_JOURNAL else b""
 
 
@@ -197,7 +258,7 @@ def decode(data: bytes) -> Record:
     if not isinstance(body, dict):
         raise ValueError("it is no record")
     version, checksum = body.pop("version", None), body.pop("checksum", None)
-    if version != VERSION or isinstance(version, bool):
+    if version not in (1, VERSION) or isinstance(version, bool):
         kind = NewerError if isinstance(version, int) and version > VERSION else ValueError
         raise kind(f"its version is {version!r}, and {VERSION} is what is known")
     if checksum != _checksum({**body, "version": version}):
@@ -205,6 +266,8 @@ def decode(data: bytes) -> Record:
     # The first ones hadn't these.
     body.setdefault("file", "")
     body.setdefault("awaited_at", [])
+    for name, nothing in _NEWER_FIELDS.items():
+        body.setdefault(name, nothing)
     if body.keys() != _READERS.keys():
         unknown = ", ".join(sorted(body.keys() ^ _READERS.keys()))
         raise ValueError(f"its fields are wrong: {unknown}")
@@ -253,13 +316,22 @@ def _text(name: str, value: Any) -> str:
 
 
 def _id(name: str, value: Any) -> bytes:
+    return _hex(name, value, ID_LENGTH)
+
+
+def _key(name: str, value: Any) -> bytes:
+    return _hex(name, value, KEY_LENGTH)
+
+
+def _hex(name: str, value: Any, length: int) -> bytes:
     try:
-        session = bytes.fromhex(value)
+        read = bytes.fromhex(value)
     except (TypeError, ValueError):
-        session = b""
-    if len(session) != ID_LENGTH:
-        raise ValueError(f"{name} is {value!r}")
-    return session
+        read = b""
+    if len(read) != length:
+        # Not what it is: it may be a secret.
+        raise ValueError(f"{name} isn't {length} bytes in hexadecimal digits")
+    return read
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
@@ -272,6 +344,12 @@ def _ids(name: str, value: Any) -> tuple[bytes, ...]:
     if not isinstance(value, list) or len(value) > MAX_SUPERSEDED:
         raise ValueError(f"{name} is {value!r}")
     return tuple(_id(name, each) for each in value)
+
+
+def _keys(name: str, value: Any) -> tuple[bytes, ...]:
+    if not isinstance(value, list) or len(value) > MAX_SUPERSEDED:
+        raise ValueError(f"{name} is no list of keys")
+    return tuple(_key(name, each) for each in value)
 
 
 _READERS = {
@@ -293,4 +371,20 @@ _READERS = {
     "file": _text,
     "time": _text,
     "settled": _texts,
+    "secret": _key,
+    "superseded_secrets": _keys,
+    "commit_digest": _key,
+    "retract_digest": _key,
+    "origin_digest": _key,
+    "read_only": _bool,
 }
+
+_NEWER_FIELDS: dict[str, Any] = {
+    "secret": NO_KEY.hex(),
+    "superseded_secrets": [],
+    "commit_digest": NO_KEY.hex(),
+    "retract_digest": NO_KEY.hex(),
+    "origin_digest": NO_KEY.hex(),
+    "read_only": False,
+}
+"""What version 2 brought, with what stands for its absence."""

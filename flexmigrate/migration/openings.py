@@ -31,9 +31,12 @@ def opening_of(connection: NBDServerProtocol) -> Opening | None:
 
 
 def opening_in(private: Mapping[int, bytes]) -> Opening | None:
-    """Return what was said of a session, among what was agreed on by private options."""
+    """Return what was said of a session, among what was agreed on by private options; None also
+    where it was said that there is none.
+    """
     data = private.get(SESSION_OPTION)
-    return None if data is None else parse_opening(data)
+    opening = None if data is None else parse_opening(data)
+    return None if opening is None or opening.purpose is Purpose.PLAIN else opening
 
 
 def answer(
@@ -45,7 +48,8 @@ def answer(
     *,
     compares: bool = False,
 ) -> Replies:
-    """Return the replies to a session option.
+    """Return the replies to a session option. Which sessions there were is told only to who names
+    them.
 
     :param compares: whether we can compare what we have with what the source has.
     """
@@ -53,15 +57,16 @@ def answer(
     known = Capability.JOURNAL if opening.purpose is Purpose.ASK else Capability(0)
     if compares:
         known |= Capability.COMPARE
+    is_named = record is not None and record.session in opening.named
     told = Answer(
         ownership.state,
-        NO_ID if record is None else record.session,
-        0 if record is None else record.attempt,
+        record.session if record is not None and is_named else NO_ID,
+        record.attempt if record is not None and is_named else 0,
         size,
         fit_text(name),
         fit_text(refusal or ""),
         opening.digests & Digest.BLAKE3 if compares else 0,
         opening.capabilities & known,
-        journal.told(record),
+        journal.told(record, opening.named),
     )
     return [(SESSION_REPLY, told.encode()), (OptionReply.ACK, b"")]

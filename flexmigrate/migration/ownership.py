@@ -12,6 +12,10 @@ So a destination becomes ``owner`` only once its source can never serve again, a
 not ``committed`` knows that nobody has become owner. Why none makes no owner: ``prepared`` is
 written once every byte is durable, and a ``committed`` source repeats COMMIT until it is answered.
 
+Why no stranger makes either: COMMIT carries the attempt's commit key, and whoever replaces what is
+``prepared`` shows the attempt's retract key. Only the source can make them (``wire.keys``), and it
+says the first once it is ``committed``, the second once it never will be.
+
 The plain handover has no ``prepared``. The source's journal says ``committed`` from before the
 first act that can't be taken back, so that a source that doesn't know is not started again as if it
 did; the destination's says ``owner`` before the source can know, so that nothing is received over
@@ -36,7 +40,8 @@ from flexmigrate.image.disk import SYSTEM, Disk
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
-from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Purpose, State
+from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key
+from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Opening, Property, Purpose, State
 
 _MARKER_TEXT = (
     "A migration into the image beside this file has not finished: the image is not whole.\n"
@@ -66,6 +71,7 @@ class Ownership:
     :param size: of the image, in bytes.
     :raises ImageError: as `look`; or what a journal says can't be made durable.
     :ivar standing: how it stands, durably.
+    :ivar allows_old_peers: whether a session may be had with those who know of no keys.
     :cvar is_recorded: whether there is a journal at all.
     """
 
@@ -77,6 +83,7 @@ class Ownership:
         self._disk = disk
         self._writing = threading.Lock()
         self._doubt: str | None = None
+        self.allows_old_peers = False
         self.standing = look(path, disk)
         self._beside = self.standing.place
         places.make_folder(self._beside)
@@ -125,26 +132,32 @@ class Ownership:
 
     # A source
 
-    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
-        """Return the earlier sessions that *session* follows, none of which was committed."""
+    def superseded_by(self, session: bytes) -> dict[bytes, bytes]:
+        """Return the earlier sessions that *session* follows, none of which was committed, the
+        latest first, each with its secret, or NO_KEY where that isn't known.
+        """
         record = self.record
         if record is None or record.state is not State.SENDING:
-            return ()
-        earlier = record.superseded
+            return {}
+        secrets = (*record.superseded_secrets, *[NO_KEY] * MAX_SUPERSEDED)
+        earlier = list(zip(record.superseded, secrets, strict=False))
         if record.session != session and not record.plain:
-            earlier = (record.session, *earlier)
-        return earlier[:MAX_SUPERSEDED]
+            earlier.insert(0, (record.session, record.secret))
+        return dict(earlier[:MAX_SUPERSEDED])
 
     def send(self, record: Record) -> None:
         """Begin to send, as *record* says, whose state and earlier sessions are filled in here."""
         before = self.record
+        superseded = self.superseded_by(record.session)
         self._write(
             replace(
                 record,
                 state=State.SENDING,
                 size=self._size,
-                superseded=self.superseded_by(record.session),
+                superseded=tuple(superseded),
+                superseded_secrets=tuple(superseded.values()),
                 origin=NO_ID if before is None else before.origin,
+                origin_digest=NO_KEY if before is None else before.origin_digest,
                 settled=() if before is None else before.settled,
             )
         )
@@ -190,8 +203,8 @@ class Ownership:
             ) from error
 
     def done(self) -> None:
-        """The destination owns the image."""
-        self._write(replace(self._known(), state=State.DONE))
+        """The destination owns the image: nobody has to be shown anything any more."""
+        self._write(replace(self._known(), state=State.DONE, secret=NO_KEY, superseded_secrets=()))
 
     def unlinked(self) -> None:
         """The file is gone: whoever finds one of its name finds another."""
@@ -228,40 +241,82 @@ class Ownership:
             return self._doubt
         if opening is not None and opening.purpose is Purpose.SETTLE:
             return self.settles(opening)
+        if opening is not None and not opening.has_keys and not self.allows_old_peers:
+            return (
+                f"{opening.name or 'the source'} is of a version after which anybody could commit "
+                "in its name: upgrade it, or say --allow-old-peers here"
+            )
         if record is None or record.state in (State.RECEIVING, State.DONE):
             return None
-        if record.state is State.PREPARED and opening is not None:
-            ours = record.session == opening.session
-            follows = ours or record.session in opening.superseded
-            if follows and opening.state is State.SENDING:
-                late = ours and opening.attempt <= record.attempt
-                return f"attempt {opening.attempt} is over" if late else None
+        if record.state is State.PREPARED and opening is not None and self.retracts(opening):
+            late = record.session == opening.session and opening.attempt <= record.attempt
+            return f"attempt {opening.attempt} is over" if late else None
+        since = f"since {record.time}" if record.time else "already"
         if record.state is State.PREPARED:
-            return f"what is here may be the image of {record.other_side}, complete"
-        return "the image is here already"
+            return f"what is here may be the image of {record.other_side}, complete {since}"
+        return f"the image is here {since}, from {record.other_side}"
+
+    def retracts(self, opening: Opening, earlier: Record | Opening | None = None) -> bool:
+        """Return whether *opening* shows that its source has given up an earlier attempt: then what
+        is here of that may be replaced.
+
+        :param earlier: the attempt; None for the one that the journal is about.
+        """
+        given_up = earlier or self.record
+        if given_up is None or opening.state is not State.SENDING:
+            return False
+        session, attempt = given_up.session, given_up.attempt
+        if given_up.retract_digest == NO_KEY and self.allows_old_peers:
+            return session in opening.named
+        return is_key(opening.key, given_up.retract_digest, KeyKind.RETRACT, session, attempt)
 
     def settles(self, opening: Opening) -> str | None:
-        """Return why a committed handover can't be settled with us, or None if it can."""
+        """Return why a committed handover can't be settled with us, or None if it can.
+
+        :param opening: with the commit key.
+        """
         record = self.record
         if opening.state is not State.COMMITTED:
             return "only what was committed can be settled"
         if record is not None and record.origin == opening.session != NO_ID:
-            return None  # it came here by this session, whatever became of it since
+            # It came here by this session, whatever became of it since.
+            return self._refusal_of_key(opening, record.origin_digest)
         if record is None or record.session != opening.session:
             return "no such session is known here"
-        if record.state is State.PREPARED and record.attempt != opening.attempt:
+        if record.state is not State.PREPARED:
+            return f"the session is {record.state.name.lower()} here, since {record.time}"
+        if record.attempt != opening.attempt:
             return (
                 f"what is here is of attempt {record.attempt}, and attempt {opening.attempt} was "
                 "committed"
             )
-        if record.state is State.PREPARED:
-            return None
-        return f"the session is {record.state.name.lower()} here"
+        return self._refusal_of_key(opening, record.commit_digest)
 
-    def receive(self, opening: Opening, address: str, awaited_at: Sequence[str] = ()) -> None:
+    def _refusal_of_key(self, opening: Opening, digest: bytes) -> str | None:
+        """Return why the commit key in *opening* isn't the one with the *digest*, or None."""
+        if digest == NO_KEY and self.allows_old_peers:
+            return None
+        if digest == NO_KEY:
+            return (
+                "its source is of a version without commit keys, so whoever asks could be anybody: "
+                "say --allow-old-peers here, or see 'flexmigrate help whose'"
+            )
+        if is_key(opening.key, digest, KeyKind.COMMIT, opening.session, opening.attempt):
+            return None
+        return "that isn't the commit key of the session: only its source has that"
+
+    def receive(
+        self,
+        opening: Opening,
+        address: str,
+        awaited_at: Sequence[str] = (),
+        *,
+        read_only: bool = False,
+    ) -> None:
         """Begin to receive what *opening* announced: what is here isn't whole from now on.
 
         :param awaited_at: the addresses at which it may be asked about.
+        :param read_only: whether clients may not change it here, whatever they might at its source.
         """
         if self.state is State.PREPARED:
             self._set_marker()
@@ -276,6 +331,9 @@ class Ownership:
                 address=address,
                 awaited_at=tuple(awaited_at),
                 settled=() if before is None else before.settled,
+                commit_digest=opening.commit_digest,
+                retract_digest=opening.retract_digest,
+                read_only=read_only or bool(opening.properties & Property.READ_ONLY),
             )
         )
 
@@ -290,13 +348,21 @@ class Ownership:
         """The source has committed: the image is ours, and the marker has no meaning any more."""
         record = self._known()
         if record.state is not State.OWNER:
-            self._write(replace(record, state=State.OWNER, origin=record.session))
+            self._write(
+                replace(
+                    record,
+                    state=State.OWNER,
+                    origin=record.session,
+                    origin_digest=record.commit_digest,
+                )
+            )
 
-    def own_plainly(self) -> None:
+    def own_plainly(self, *, read_only: bool = False) -> None:
         """A plain sender has brought everything, all is durable, and it said DISC: it's ours.
 
         From here ``listen`` does not receive over it: it may be the only copy.
 
+        :param read_only: whether clients may not change it.
         :raises OSError: it can't be recorded, so it isn't ours.
         """
         before = self.record
@@ -311,6 +377,7 @@ class Ownership:
                     acknowledged=True,
                     peer=peer,
                     settled=settled,
+                    read_only=read_only,
                 )
             )
         except OSError:
@@ -389,6 +456,9 @@ class Ownership:
                 state=state,
                 acknowledged=state is State.OWNER,
                 origin=before.session if taken else before.origin,
+                origin_digest=before.commit_digest if taken else before.origin_digest,
+                secret=NO_KEY,
+                superseded_secrets=(),
                 unlinked=False,  # it is about the file that has the name now
                 settled=(sentence, *before.settled)[: journal.MAX_SETTLED],
             )
@@ -445,6 +515,7 @@ class Unrecorded(Ownership):
         # Not its own beginning, which looks at what lies beside a file.
         self.standing = Standing(name, None, False)
         self._doubt = None
+        self.allows_old_peers = False
 
     def probe(self) -> None:
         """See that no journal can be written.

@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
-from flexmigrate.migration.destination import Destination, DestinationCore
+from flexmigrate.migration.destination import Destination, DestinationCore, Sender
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.openings import Replies, answer, opening_in, opening_of
 from flexmigrate.migration.ownership import Ownership
@@ -35,6 +35,7 @@ from flexmigrate.server.factory import OpenSession
 from flexmigrate.wire.constants import ErrorCode, OptionReply
 from flexmigrate.wire.handshake import PrivateOption
 from flexmigrate.wire.session import (
+    NO_ID,
     SESSION_OPTION,
     Opening,
     Outcome,
@@ -54,6 +55,8 @@ LINGER_SECONDS = 10.0
 connection has ended without a word that it knows."""
 
 
+OURSELVES = "it is the very server that the image is to be migrated from"
+
 JUDGED_AT_ONCE = 4
 """Requests to compare that are carried out side by side; the others wait."""
 
@@ -62,6 +65,7 @@ class ReceivingSession(OpenSession):
     """See the module.
 
     :param name: of this side, for people.
+    :param instance: tells this server from every other; NO_ID: it sends nothing itself.
     """
 
     def __init__(
@@ -71,15 +75,20 @@ class ReceivingSession(OpenSession):
         core: DestinationCore,
         lock: OwnedLock,
         name: str = "",
+        instance: bytes = NO_ID,
     ) -> None:
         self._reactor = reactor
         self._destination = destination
         self._core = core
         self._lock = lock
         self._name = name
+        self._instance = instance
+        # Those that have shown that the source has committed; and the one that waits for the place.
         self._settling: set[NBDServerProtocol] = set()
+        self._coming: NBDServerProtocol | None = None
         self._linger: IDelayedCall | None = None
         self._waiter: Deferred[bool] | None = None
+        self._has_lingered = False
         self._is_acknowledged = False
         # What is written meanwhile needs threads, too.
         self._judging = DeferredSemaphore(JUDGED_AT_ONCE)
@@ -87,27 +96,21 @@ class ReceivingSession(OpenSession):
 
     # Who gets in
 
-    def admits(self, host: str | None) -> str | None:
-        """One sender at a time; while one has brought everything, others may come to settle."""
-        return self._core.busy
-
-    def connected(self, connection: NBDServerProtocol) -> None:
-        """It is the sender now, if there is none."""
-        if self._core.phase == "waiting":
-            self._destination.sender_connected(connection)
-
     def options(self) -> Mapping[int, PrivateOption]:
         """A session can be had."""
         return {SESSION_OPTION: self._answer}
 
     def _answer(self, data: bytes) -> Replies:
         opening = parse_opening(data)
+        refusal = self._refusal(opening)
+        if refusal is not None:
+            log.warn("{name} is refused: {refusal}", name=opening.name, refusal=refusal)
         return answer(
             opening,
             self._ownership,
             self._core.export.size,
             self._name,
-            self._refusal(opening),
+            refusal,
             compares=isinstance(self._core.export.image, Image),
         )
 
@@ -122,40 +125,76 @@ class ReceivingSession(OpenSession):
         return refusal
 
     def _refusal(self, opening: Opening | None) -> str | None:
+        """Return why whoever says *opening*, or nothing, gets no further; None if it does."""
         if opening is not None and opening.purpose is Purpose.ASK:
             return None
-        refusal = self._ownership.refusal(opening)
-        settles = opening is not None and opening.purpose is Purpose.SETTLE
-        if refusal is None and not settles and self._core.phase not in ("waiting", "receiving"):
-            return "a sender is connected already"
-        if refusal is None and not settles:
-            return self._core.export.image.size_fault()
-        return refusal
+        if opening is not None and opening.purpose is Purpose.SETTLE:
+            return self._ownership.refusal(opening)
+        if opening is not None and opening.instance == self._instance != NO_ID:
+            return OURSELVES
+        size = self._core.export.size
+        if opening is not None and opening.size != size:
+            return f"the image here has {size} bytes, that of the source {opening.size}"
+        session = opening if opening is not None and opening.purpose is Purpose.MIGRATE else None
+        refusal = self._ownership.refusal(session) or self._busy(session)
+        return refusal or self._core.export.image.size_fault()
+
+    def _busy(self, opening: Opening | None) -> str | None:
+        """Return who has the sender's place, if whoever says *opening* can't have it instead."""
+        core, sender = self._core, self._core.sender
+        if core.phase == "waiting" or (opening is not None and self._may_replace(opening, sender)):
+            return None
+        if sender is not None:
+            sender.probe()  # so that one that is dead won't have it for long
+        return core.busy or core.taken
+
+    def _may_replace(self, opening: Opening, sender: Sender | None) -> bool:
+        """Return whether *opening* shows that what is being received was given up."""
+        if self._core.phase not in ("receiving", "sealed", "draining"):
+            return False
+        earlier = opening_of(sender) if isinstance(sender, NBDServerProtocol) else None
+        return self._ownership.retracts(opening, earlier)
 
     def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
-        """A session's sender is recorded before the first byte comes."""
+        """It is the sender now; one of a session is recorded before the first byte comes."""
         opening = opening_of(connection)
         if opening is not None and opening.purpose is Purpose.SETTLE:
             self._settles(connection)
             return None
         if self._core.phase == "waiting":
-            self._destination.sender_connected(connection)  # it came while another was settling
-        if not self._core.is_from(connection):
-            connection.abort("a sender is connected already")
-            return None
+            return self._enter(connection, opening)
+        return Deferred.fromCoroutine(self._replace(connection, opening))
+
+    def _enter(
+        self, connection: NBDServerProtocol, opening: Opening | None
+    ) -> Deferred[None] | None:
+        self._destination.sender_connected(connection)
         if opening is None:
             return None
         peer = connection.transport.getPeer()
         address = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a UNIX socket"
         return self._core.handover.receive(opening, address)
 
+    async def _replace(self, connection: NBDServerProtocol, opening: Opening | None) -> None:
+        """Have *connection* send, once what its source has given up is over."""
+        self._coming = connection
+        if self._core.sender is not None:
+            self._core.sender.abort("its source has given that up, and has come again")
+        await self._core.vacant()
+        if self._coming is not connection:
+            connection.abort("its source has come again")
+            return
+        self._coming = None
+        refusal = self._refusal(opening)
+        if refusal is not None:
+            connection.abort(refusal)
+        elif (recorded := self._enter(connection, opening)) is not None:
+            await recorded
+
     def _settles(self, connection: NBDServerProtocol) -> None:
-        """*connection* has come to say COMMIT; it doesn't send, so it need not be the sender."""
+        """*connection* has shown that its source has committed; it has come to say so."""
         connection.seal()
         self._settling.add(connection)
-        self._stop_lingering()
-        if self._core.is_from(connection):
-            self._destination.sender_settles(connection)
 
     # What senders say
 
@@ -176,7 +215,7 @@ class ReceivingSession(OpenSession):
         if offset or length:
             return _refused("neither offset nor length belong there")
         if command == PrivateCommand.COMMIT:
-            work = self._commit(connection, opening)
+            work = self._commit(connection, opening.as_committed(payload))
         elif command == PrivateCommand.PREPARE:
             work = self._prepare(connection, None)
         else:
@@ -218,7 +257,8 @@ class ReceivingSession(OpenSession):
     async def _prepare(self, connection: NBDServerProtocol, claimed: str | None) -> Outcome:
         if not connection.seal():
             return self._refuse(connection, "requests are under way")
-        await self._lock.acquire(connection)
+        owner = object()  # a connection may ask again before it was answered
+        await self._lock.acquire(owner)
         try:
             if not self._core.is_from(connection) or self._core.phase != "receiving":
                 return self._refuse(connection, "there is nothing to prepare")
@@ -226,12 +266,13 @@ class ReceivingSession(OpenSession):
             self._destination._prepare(connection, outcome, claimed)
             return await outcome
         finally:
-            self._lock.release(connection)
+            self._lock.release(owner)
 
     async def _commit(self, connection: NBDServerProtocol, opening: Opening) -> Outcome:
-        await self._lock.acquire(connection)
+        owner = object()  # a connection may ask again before it was answered
+        await self._lock.acquire(owner)
         try:
-            refusal = self._ownership.settles(opening.as_committed())
+            refusal = self._ownership.settles(opening)
             if refusal is not None:
                 return self._refuse(connection, refusal)
             self._settling.add(connection)
@@ -241,7 +282,7 @@ class ReceivingSession(OpenSession):
             self._destination._commit(committed)
             return await committed
         finally:
-            self._lock.release(connection)
+            self._lock.release(owner)
 
     def _refuse(self, connection: NBDServerProtocol, text: str) -> Outcome:
         connection.log.warn("refused: {text}", text=text)
@@ -252,11 +293,12 @@ class ReceivingSession(OpenSession):
         it.
         """
         if opening_of(connection) is not None:
-            return self._farewell()
+            return self._farewell(connection)
         return Deferred.fromCoroutine(self._settle(connection))
 
     async def _settle(self, connection: NBDServerProtocol) -> bool:
-        await self._lock.acquire(connection)
+        owner = object()  # a connection may ask again before it was answered
+        await self._lock.acquire(owner)
         try:
             if not self._core.is_from(connection):
                 return False  # it was lost while it waited
@@ -264,11 +306,11 @@ class ReceivingSession(OpenSession):
             self._destination._goodbye(connection, answered)
             return await answered
         finally:
-            self._lock.release(connection)
+            self._lock.release(owner)
 
-    def _farewell(self) -> Deferred[bool]:
+    def _farewell(self, connection: NBDServerProtocol) -> Deferred[bool]:
         """A session's source takes leave: where the image is ours, it knows that."""
-        if not self._core.handover.owned:
+        if not self._core.handover.owned or connection not in self._settling:
             return succeed(False)
         return self._core.handover.acknowledge().addCallback(self._said_farewell)
 
@@ -279,10 +321,12 @@ class ReceivingSession(OpenSession):
     def lost(self, connection: NBDServerProtocol) -> None:
         """Its attempt ends, unless it said DISC."""
         self._settling.discard(connection)
+        if self._coming is connection:
+            self._coming = None
         if self._core.is_from(connection):
             self._destination.sender_lost(connection)
         if self._core.handover.owned:
-            self._linger_if_alone()
+            self._linger_on()
 
     # After the migration
 
@@ -298,16 +342,29 @@ class ReceivingSession(OpenSession):
         if self._is_acknowledged:
             self._end_waiting(True)
         else:
-            self._linger_if_alone()
+            self._linger_on()
         return waiter
 
-    def _linger_if_alone(self) -> None:
-        if self._waiter is not None and not self._settling and self._linger is None:
-            self._linger = self._reactor.callLater(self._linger_seconds, self._lingered)
+    def _linger_on(self) -> None:
+        """Wait for the source to say that it knows, but not for ever: whoever has overheard its key
+        could stay without a word.
+        """
+        if self._waiter is None:
+            return
+        if not self._settling and not self._linger_seconds:
+            self._stop_lingering()
+            self._linger = self._reactor.callLater(0, self._lingered)
+        elif self._linger is None:
+            self._linger = self._reactor.callLater(LINGER_SECONDS, self._lingered)
 
     def _lingered(self) -> None:
         self._linger = None
-        self._end_waiting(False)
+        if self._settling and not self._has_lingered:
+            # Somebody has just come: so long, and no longer.
+            self._has_lingered = True
+            self._linger_on()
+        else:
+            self._end_waiting(False)
 
     def _stop_lingering(self) -> None:
         linger, self._linger = self._linger, None
@@ -346,16 +403,21 @@ class ServingSession(OpenSession):
 
     :param find: returns what the export of that name has; None if there is none.
     :param told: called once a source has been told that its image is here.
+    :param instance: tells this server from every other; NO_ID: it sends nothing itself.
     """
 
     def __init__(
-        self, find: Callable[[str], Held | None], told: Callable[[], object] = lambda: None
+        self,
+        find: Callable[[str], Held | None],
+        told: Callable[[], object] = lambda: None,
+        instance: bytes = NO_ID,
     ) -> None:
         self._find = find
         self._told = told
+        self._instance = instance
 
     def options(self) -> Mapping[int, PrivateOption]:
-        """It can be asked, and a handover can be settled; a migration finds a plain server."""
+        """It can be asked, and a handover can be settled; a migration is declined."""
         return {SESSION_OPTION: self._answer}
 
     def _answer(self, data: bytes) -> Replies:
@@ -363,11 +425,14 @@ class ServingSession(OpenSession):
         held = self._find(opening.export)
         if held is None:
             return [(OptionReply.ERR_UNKNOWN, b"there is no such export")]
-        if opening.purpose is Purpose.MIGRATE:
-            return [(OptionReply.ERR_UNSUP, b"no migration is waited for here")]
         refusal = None
         if opening.purpose is Purpose.SETTLE:
             refusal = held.ownership.settles(opening)
+        elif opening.purpose is not Purpose.ASK:
+            export = f"the export {opening.export!r}" if opening.export else "its image"
+            refusal = f"it serves {export} to clients, and waits for no migration"
+            if opening.instance == self._instance != NO_ID:
+                refusal = OURSELVES
         return answer(opening, held.ownership, held.size, held.full_name, refusal)
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
@@ -400,7 +465,7 @@ class ServingSession(OpenSession):
             return None
         if offset or length:
             return _refused("neither offset nor length belong there")
-        refusal = held.ownership.settles(opening)
+        refusal = held.ownership.settles(opening.as_committed(payload))
         return succeed(Outcome(held.ownership.state, refusal or "").encode())
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:

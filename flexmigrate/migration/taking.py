@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from enum import Enum
+from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
@@ -38,6 +39,7 @@ class DestinationHandover:
     :ivar by_session: whether it came by a session, whose source may ask again.
     :ivar lost: called with the reason once what was received has no name any more, and nothing of
         it can be kept.
+    :ivar read_only: whether clients may not change the image, whatever they might at its source.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class DestinationHandover:
         self.owned = ownership.state is State.OWNER
         self._was_given = False
         self.by_session = self.owned
+        self.read_only = False
 
     @property
     def marker(self) -> str:
@@ -131,7 +134,8 @@ class DestinationHandover:
             fault = await self._fault()
             if fault is not None:
                 raise ImageLost(fault)
-            await self._background.run(self.ownership.own_plainly)
+            own = partial(self.ownership.own_plainly, read_only=self.read_only)
+            await self._background.run(own)
         except (OSError, ImageLost) as error:
             # The sender may have given it away: it could be the only copy.
             self.ownership.doubt(f"what is here may be the image, complete: {in_words(error)}")
@@ -154,8 +158,8 @@ class DestinationHandover:
 
     def receive(self, opening: Opening, address: str) -> Deferred[None]:
         """Record, before the first byte comes, what is received. Fails with OSError."""
-        awaited_at = self.listens_at()
-        return self._background.run(self.ownership.receive, opening, address, awaited_at)
+        receive = partial(self.ownership.receive, read_only=self.read_only)
+        return self._background.run(receive, opening, address, self.listens_at())
 
     def prepare(
         self, coverage: Coverage, digest: str = "", claimed: str | None = None

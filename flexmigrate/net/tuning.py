@@ -16,6 +16,9 @@ KEEPALIVE_IDLE_SECONDS = 30
 KEEPALIVE_INTERVAL_SECONDS = 10
 KEEPALIVE_PROBES = 3
 
+PROBE_SECONDS = 6
+"""For a peer to show that it is there, once somebody else wants its place."""
+
 # Within one host there is no network that could be congested, but BBR, the default in many places,
 # measures it all the same and spreads out what is sent: long replies take three times as long as
 # with this one, which every kernel has and every user may choose (tcp(7), TCP_CONGESTION).
@@ -56,6 +59,26 @@ def tune(transport: Any) -> None:
             for option, value in LOCAL_OPTIONS:
                 with contextlib.suppress(OSError):
                     handle.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def probe(transport: Any) -> None:
+    """Have the kernel find out, within PROBE_SECONDS, whether the peer's host is there still.
+
+    A slow peer's host answers; the connection of a dead one is lost. Without a TCP socket, do
+    nothing.
+    """
+    handle = getattr(transport, "getHandle", lambda: None)()
+    if not isinstance(handle, socket.socket) or handle.family == socket.AF_UNIX:
+        return
+    for option, value in (
+        (socket.TCP_KEEPIDLE, 1),
+        (socket.TCP_KEEPINTVL, 1),
+        (socket.TCP_KEEPCNT, PROBE_SECONDS - 1),
+        # Of what was sent and isn't acknowledged, there are no probes (tcp(7)).
+        (socket.TCP_USER_TIMEOUT, PROBE_SECONDS * 1000),
+    ):
+        with contextlib.suppress(OSError):  # the connection may be gone just now
+            handle.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def _is_within_host(handle: socket.socket) -> bool:

@@ -22,7 +22,7 @@ from zope.interface import implementer
 from flexmigrate.log import failures
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol
 from flexmigrate.net.outlet import outlet_for
-from flexmigrate.net.tuning import tune
+from flexmigrate.net.tuning import probe, tune
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.server.transmission import Transmission
@@ -329,6 +329,10 @@ class NBDServerProtocol(Protocol):
             return False
         transmission.seal()
         return True
+
+    def probe(self) -> None:
+        """Find out soon whether the client is there still."""
+        probe(self.transport)
 
     @property
     def requests_taken(self) -> int:

@@ -328,7 +328,7 @@ class Transmission:
             self._disconnect(flags, offset, length)
             return
         if command not in RULES and not flags:
-            if self._in_session and has_payload(command):
+            if self._in_session and length and has_payload(command):
                 self._expect_message(command, cookie, offset, length)
                 return
             answer = self._host.private(command, offset, length, b"")

@@ -25,6 +25,7 @@ from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import Host
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
+from flexmigrate.wire.session import NO_ID
 
 log = Logger()
 
@@ -33,7 +34,8 @@ class ImageServer:
     """See the module.
 
     :param ended: called with an exit status and a reason once nothing is left to serve.
-    :param locks: the migration lock of the first export, where it exists already.
+    :param lock: the migration lock of the first export, where it exists already.
+    :ivar instance: tells this server from every other; said to destinations.
     :ivar ports: the addresses.
     """
 
@@ -45,9 +47,11 @@ class ImageServer:
         places: Sequence[Place],
         ended: Callable[[int, str], None],
         lock: OwnedLock | None = None,
+        instance: bytes = NO_ID,
     ) -> None:
         self._ended = ended
         self._status = 0
+        self.instance = instance
         self.factory = factory
         self.ports = [ListeningPort(reactor, place, factory) for place in places]
         self.exports = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from contextlib import ExitStack
 from typing import Any
 
@@ -53,6 +54,7 @@ from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.web.view import Moving, ServerView
 from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.packing import ID_LENGTH
 
 log = Logger()
 
@@ -86,6 +88,8 @@ class ListenService(Service):
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
+        self._host.ownership.allows_old_peers = config.allow_old_peers
+        self._instance = secrets.token_bytes(ID_LENGTH)
         self._serving: ImageServer | None = None
         self._control: ControlPort | None = None
         with ExitStack() as undo:
@@ -105,9 +109,15 @@ class ListenService(Service):
             handover.lost = self._lost
             self._looking = LoopingCall(handover.look)
             self._looking.clock = reactor
+            handover.read_only = config.read_only
             self._acl = AccessList(config.acl, config.default_deny)
             self._receiving = ReceivingSession(
-                reactor, self._destination, self._core, self._lock, self._host.full_name
+                reactor,
+                self._destination,
+                self._core,
+                self._lock,
+                self._host.full_name,
+                self._instance,
             )
             self._factory = self._new_factory(
                 self._receiving,
@@ -262,12 +272,19 @@ class ListenService(Service):
         )
 
     def _serve(self, address: Address) -> None:
-        self._host.export.takes_several = True
-        factory = self._new_factory(
-            ServingSession(lambda name: self._host), Limits(clients=self._most_clients)
-        )
+        export, record = self._host.export, self._host.ownership.record
+        export.takes_several = True
+        export.read_only = self._config.read_only or (record is not None and record.read_only)
+        session = ServingSession(lambda name: self._host, instance=self._instance)
+        factory = self._new_factory(session, Limits(clients=self._most_clients))
         self._serving = ImageServer(
-            self._reactor, [self._host], factory, [address], self._lifetime.end, self._lock
+            self._reactor,
+            [self._host],
+            factory,
+            [address],
+            self._lifetime.end,
+            self._lock,
+            self._instance,
         )
         (listening,) = self._serving.ports
         listening.open_persistently().addErrback(self._cannot_serve)

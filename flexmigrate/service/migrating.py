@@ -38,6 +38,7 @@ from flexmigrate.migration.ground import Allowances, SizeMismatch
 from flexmigrate.migration.handover import Gift
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.proposal import Declined, Proposal
 from flexmigrate.migration.source import Core, Source, SourceMachine
 from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import client_endpoint
@@ -48,7 +49,6 @@ from flexmigrate.service.keeping import Keeper, check_report
 from flexmigrate.service.watching import Look, Watch
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
-from flexmigrate.wire.session import Opening
 
 log = Logger()
 
@@ -57,11 +57,12 @@ CONNECT_SECONDS = 5.0
 
 REQUEST_LIMIT_VARIABLE = "FLEXNBD_MS_REQUEST_LIMIT_SECS"
 
-# flexnbd's answers to a mirror command that could not begin.
+# flexnbd's answers to a mirror command that could not begin; behind each the cause is told.
 _ANSWERS: tuple[tuple[type[Exception], str], ...] = (
     (ConnectFailed, "Mirror failed to connect"),
     (NoHello, "Remote server failed to respond"),
     (Rejected, "Mirror was rejected"),
+    (Declined, "Mirror was rejected"),
     (RemoteProtocolError, "Mirror was rejected"),
     (SizeMismatch, "Remote size does not match local size"),
 )
@@ -91,6 +92,10 @@ class Front(Protocol):
     @property
     def hosts(self) -> Iterable[Host]:
         """The images that it serves, this one among them."""
+
+    @property
+    def instance(self) -> bytes:
+        """Return what tells it from every other server."""
 
     def withdraw(self, host: Host) -> Deferred[None]:
         """Let no new client reach the export; where it was the only one, free the addresses."""
@@ -125,8 +130,8 @@ class _Ground:
         self._tls = client_tls(request.tls, request.address.host)
         self.lock = migrating.lock
 
-    def dial(self, hello_seconds: float, opening: Opening | None) -> Deferred[NBDClientProtocol]:
-        dialled = dial(self._reactor, self._request, opening, hello_seconds, self._tls)
+    def dial(self, hello_seconds: float, proposal: Proposal | None) -> Deferred[NBDClientProtocol]:
+        dialled = dial(self._reactor, self._request, proposal, hello_seconds, self._tls)
         return dialled.addCallback(self._not_ourselves)
 
     def _not_ourselves(self, client: NBDClientProtocol) -> NBDClientProtocol:
@@ -150,26 +155,23 @@ class _Ground:
 def dial(
     reactor: Any,
     request: MirrorRequest,
-    opening: Opening | None,
+    proposal: Proposal | None,
     hello_seconds: float,
     tls: Any,
 ) -> Deferred[NBDClientProtocol]:
     """Connect to the destination that *request* names.
 
-    :param opening: of the session that is wished for, if one is.
+    :param proposal: what is said of ourselves, if anything is.
     :param hello_seconds: from the connection's start to the end of its negotiation.
     :param tls: what ``startTLS`` takes, or None.
     """
-    session = None
-    if opening is not None:
-        session = replace(opening, export=request.remote_export).encode()
     wish = Wish(
         name=request.remote_export,
         # Writes and zeroes need neither reply chunks nor long headers.
         structured=False,
         extended=False,
         tls=TLSMode(request.tls.rule),
-        session=session,
+        session=None if proposal is None else proposal.wish(request.remote_export),
     )
     endpoint = client_endpoint(reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS)
     return connect(endpoint, wish=wish, clock=reactor, hello_timeout=hello_seconds, tls=tls)
@@ -238,7 +240,8 @@ class MigratingExport:
             await core.started
         except Exception as error:
             raise CommandError(self._answer(error)) from error
-        return "Mirror started"
+        fallback = core.current.fallback
+        return "Mirror started" if fallback is None else f"Mirror started: {fallback}"
 
     def _begin(self, request: MirrorRequest, look: Look | None) -> Core:
         """Check that a migration may start, and start it; the caller holds the migration lock."""
@@ -271,6 +274,9 @@ class MigratingExport:
                 self.host.full_name,
                 str(request.address),
                 verify=request.verify,
+                instance=self.front.instance,
+                read_only=self.host.export.read_only,
+                old_peers=request.allow_old_peers,
             ),
             allowances=replace(
                 allowances(), connections=request.connections, drop_cache=request.drop_cache
@@ -335,7 +341,7 @@ class MigratingExport:
     def _answer(error: Exception) -> str:
         for kind, text in _ANSWERS:
             if isinstance(error, kind):
-                return text
+                return f"{text}: {error}"
         return str(error)
 
     def set_max_bps(self, limit: int) -> str:

@@ -8,6 +8,7 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
+from flexmigrate.control.grammar import Action
 from flexmigrate.history import Sample, Summary, Verdict, shortened
 from flexmigrate.migration.convergence import Verdict as Outlook
 from flexmigrate.migration.destination import DestinationCore
@@ -83,6 +84,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_bytes_sent=progress.sent,
         migration_bytes_compared=progress.compared,
         migration_address=watch.address,
+        migration_handover=_handover(core),
         migration_pass_size=progress.pass_size if passes else None,
         migration_pass_sent=progress.pass_sent if passes else None,
         migration_verdict=convergence.verdict.value,
@@ -134,6 +136,12 @@ def summary(
         bytes_compared=core.progress.compared or None,
         digest=core.attempt.digest if core.attempt is not None else None,
     )
+
+
+def _handover(core: Core) -> str | None:
+    """Return how it is handed over, once that is known; a copy isn't at all."""
+    known = core.attempt is not None and core.gift.action is not Action.NOTHING
+    return core.attempt.handover_kind if core.attempt is not None and known else None
 
 
 def _passes(core: Core) -> int:

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import select
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
@@ -30,8 +30,9 @@ from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import CONNECT_SECONDS, client_tls
 from flexmigrate.service.supervisor import Supervisor
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import SessionWish, Wish
 from flexmigrate.wire.session import (
+    MAX_SUPERSEDED,
     NO_ID,
     Answer,
     Capability,
@@ -146,9 +147,10 @@ def _check_range(client: NBDClientProtocol, config: TransferConfig) -> None:
         )
 
 
-def ask_peer(config: WhoseConfig) -> Answer:
+def ask_peer(config: WhoseConfig, named: Sequence[bytes]) -> Answer:
     """Ask another server what the journal of its image says.
 
+    :param named: the sessions that our own journal knows: of others we aren't told.
     :raises FlexmigrateError: it can't be asked, or its answer makes no sense.
     """
     the_reactor = process_reactor()
@@ -159,11 +161,12 @@ def ask_peer(config: WhoseConfig) -> Answer:
         0,
         State.NONE,
         0,
+        superseded=tuple(named[:MAX_SUPERSEDED]),
         export=config.remote_export,
         capabilities=Capability.JOURNAL,
     )
     tls = client_tls(config.tls, config.peer.host)
-    wish = Wish(tls=TLSMode(config.tls.rule), session=opening.encode())
+    wish = Wish(tls=TLSMode(config.tls.rule), session=SessionWish(opening.encode()))
     endpoint = client_endpoint(the_reactor, config.peer, timeout=CONNECT_SECONDS)
     results: list[Any] = []
 

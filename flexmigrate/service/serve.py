@@ -4,6 +4,7 @@ end.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
@@ -50,6 +51,7 @@ from flexmigrate.status import Status
 from flexmigrate.web.view import ServerView
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import HandshakeStyle
+from flexmigrate.wire.packing import ID_LENGTH
 
 log = Logger()
 
@@ -122,10 +124,18 @@ class ServeService(Service):
                 if each.device is None:  # that is still the caller's
                     undo.callback(host.image.close)
             self._by_name = {host.export.name: host for host in self._hosts}
+            self._instance = secrets.token_bytes(ID_LENGTH)
             acl = AccessList(config.acl, config.default_deny)
             self._answering = Answering(reactor, self._hosts, acl, context)
             factory = self._new_factory(context, acl)
-            self.serving = ImageServer(reactor, self._hosts, factory, config.places, lifetime.end)
+            self.serving = ImageServer(
+                reactor,
+                self._hosts,
+                factory,
+                config.places,
+                lifetime.end,
+                instance=self._instance,
+            )
             undo.pop_all()  # from here on stopService closes them
 
     def _new_factory(self, context: Any, acl: AccessList) -> NBDServerFactory:
@@ -134,7 +144,7 @@ class ServeService(Service):
             self._reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             acl,
-            session=ServingSession(self._held, self._answering.look),
+            session=ServingSession(self._held, self._answering.look, self._instance),
             style=handshake_style(config.oldstyle),
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
@@ -166,6 +176,7 @@ class ServeService(Service):
             read_only=self._config.read_only,
             open_image=self._open_image,
         )
+        host.ownership.allows_old_peers = self._config.allow_old_peers
         try:
             # Asked once it is locked: before, a migration into it could have been about to end.
             may, reason = host.ownership.standing.to_serve()
@@ -177,10 +188,23 @@ class ServeService(Service):
                 raise ImageError(reason)
             if not self._config.read_only:
                 host.ownership.tidy()
+                self._warn_of_writers(host)
         except ImageError:
             host.image.close()
             raise
         return host
+
+    @staticmethod
+    def _warn_of_writers(host: ImageHost) -> None:
+        """The operator decides; but perhaps it wasn't meant."""
+        record = host.ownership.record
+        if record is not None and record.read_only:
+            log.warn(
+                "{path} was read-only where it came from ({place}), and clients may write to it "
+                "here: say --read-only if they are not to",
+                path=host.image.path,
+                place=record.other_side,
+            )
 
     def _held(self, name: str) -> Host | None:
         """Return what the export *name* has, as negotiation names it."""

@@ -18,9 +18,16 @@ from twisted.python.failure import Failure
 from flexmigrate.config import ServeConfig
 from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest, parse_mirror
 from flexmigrate.control.server import ControlPort, listen_control
-from flexmigrate.errors import CommandError, ConnectionGone, FlexmigrateError, ImageError
+from flexmigrate.errors import (
+    CommandError,
+    ConnectionGone,
+    FlexmigrateError,
+    ImageError,
+    SessionDeclined,
+)
 from flexmigrate.history import Summary, Tally
 from flexmigrate.migration.handover import Gift, NotConfirmed, confirm, finish, settling
+from flexmigrate.migration.proposal import Proposal
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.host import ImageHost
@@ -94,16 +101,19 @@ class SettleService(Service):
         )
 
     async def _settle(self) -> None:
-        opening = settling(self._record, self._host.full_name)
-        client = await dial(self._reactor, self._request, opening, HELLO_SECONDS, self._tls)
+        proposal = Proposal(settling(self._record, self._host.full_name))
+        try:
+            client = await dial(self._reactor, self._request, proposal, HELLO_SECONDS, self._tls)
+        except SessionDeclined as error:
+            raise proposal.declined(error) from error
         try:
             if client.session is None:
                 raise NotConfirmed("whoever listens there now knows no sessions")
-            await confirm(self._reactor, client)
+            await confirm(self._reactor, client, self._host.ownership)
             self._phase = "given"
             await finish(self._reactor, self._gift(), client, log)
         finally:
-            client.abort(ConnectionGone("the handover was asked about"))
+            client.leave(ConnectionGone("the handover was asked about"))
 
     def _gift(self) -> Gift:
         host = self._host

@@ -39,6 +39,26 @@ _KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 
 
 @dataclass(frozen=True)
+class SessionWish:
+    """What a client says of itself by our session option (``wire.session``), and what it makes of
+    the answers.
+
+    :ivar opening: the option's data.
+    :ivar judge: given the data of an answer, returns what to say of ourselves instead; or, as text,
+        why the server is left; or None to do as the answer says.
+    :ivar probe: data of the same option by which a server that calls it unsupported is asked once
+        more: one that understands this knows the option, and is left. None not to ask.
+    :ivar optional: whether a server that won't have it, for whatever reason, is gone on with; else
+        only one that doesn't know the option is.
+    """
+
+    opening: bytes
+    judge: Callable[[bytes], bytes | str | None] = lambda data: None
+    probe: bytes | None = None
+    optional: bool = False
+
+
+@dataclass(frozen=True)
 class Wish:
     """What a client would like to have; LocalProtocolError if it can't even be asked for.
 
@@ -47,8 +67,8 @@ class Wish:
     :ivar extended: whether to ask for extended headers.
     :ivar contexts: the meta contexts to select, at most MAX_QUERIES.
     :ivar tls: OFF never asks for TLS, ON goes on without it where there is none, REQUIRE does not.
-    :ivar session: the data of our session option (``wire.session``), or None not to ask for one.
-        A server that doesn't know it is gone on with; one that declines it is left.
+    :ivar session: what is said by our session option, or None for nothing. A server that declines
+        it is left.
     """
 
     name: str = ""
@@ -56,7 +76,7 @@ class Wish:
     extended: bool = True
     contexts: tuple[str, ...] = ()
     tls: TLSMode = TLSMode.OFF
-    session: bytes | None = None
+    session: SessionWish | None = None
 
     def __post_init__(self) -> None:
         frames.encode_string(self.name)

@@ -31,7 +31,7 @@ from flexmigrate.wire.agreement import (
     Told,
     block_size_fault,
 )
-from flexmigrate.wire.asking import STARTTLS, Asking, Step, Wish
+from flexmigrate.wire.asking import STARTTLS, Asking, SessionWish, Step, Wish
 from flexmigrate.wire.constants import (
     MAX_EXPORT_SIZE,
     MAX_QUERIES,
@@ -58,6 +58,7 @@ __all__ = [
     "Listed",
     "Ready",
     "Send",
+    "SessionWish",
     "StartTLS",
     "TLSMode",
     "Told",
@@ -74,6 +75,8 @@ class ClientHandshake(Asking):
         self._extended = False
         self._contexts: dict[int, str] = {}
         self._session: bytes | None = None
+        self._says_again = True  # it may be said something else once
+        self._is_probing = False
         self._name = self._wish.name
         self._description = ""
         self._size: int | None = None
@@ -140,19 +143,45 @@ class ClientHandshake(Asking):
     # A session between two of us
 
     def _session_request(self) -> bytes | None:
-        return self._wish.session
+        return None if self._wish.session is None else self._wish.session.opening
 
     def _session_told(self, data: bytes) -> None:
         self._session = data
 
     def _session_acknowledged(self) -> None:
-        if self._session is None:
+        told, wish = self._session, self._wish.session
+        if told is None or wish is None:
             raise RemoteProtocolError("SESSION acknowledged without an answer")
-        refusal = parse_answer(self._session).refusal
-        if refusal:
-            self._send(frames.option(Option.ABORT))
-            self._close(refusal, CloseKind.DECLINED)
+        answer = parse_answer(told)
+        verdict = wish.judge(told)
+        if self._is_probing:
+            whose = answer.name or "the server"
+            self._decline(f"{whose} knows sessions, and waits for no migration")
+        elif isinstance(verdict, str):
+            self._decline(verdict)
+        elif verdict is not None and self._says_again:
+            self._says_again, self._session = False, None
+            self._ask(SESSION_OPTION, verdict)
+        elif answer.refusal:
+            self._decline(answer.refusal)
         else:
+            self._ask_next()
+
+    def _decline(self, reason: str) -> None:
+        self._send(frames.option(Option.ABORT))
+        self._close(reason, CloseKind.DECLINED)
+
+    def _session_refused(self, error: int, text: str) -> None:
+        wish = self._wish.session
+        assert wish is not None
+        if not wish.optional and error != OptionReply.ERR_UNSUP:
+            # It may know very well what is wanted: whoever can't tell must not go on without.
+            self._give_up(text)
+        elif not wish.optional and wish.probe is not None and not self._is_probing:
+            self._is_probing = True
+            self._ask(SESSION_OPTION, wish.probe)
+        else:
+            self._session = None
             self._ask_next()
 
     # The export
@@ -265,7 +294,7 @@ class AskHandshake(Asking):
         self._close("the server is too old to be asked", _REFUSED)
 
     def _session_request(self) -> bytes | None:
-        return self._wish.session
+        return None if self._wish.session is None else self._wish.session.opening
 
     def _session_told(self, data: bytes) -> None:
         self._answer = data
@@ -313,7 +342,7 @@ _TRANSMISSION: dict[int, Step] = {
     SESSION_OPTION: Step(
         ClientHandshake._session_request,
         ClientHandshake._session_acknowledged,
-        ClientHandshake._ask_next,
+        ClientHandshake._session_refused,
         {SESSION_REPLY: ClientHandshake._session_told},
     ),
     Option.GO: Step(

@@ -12,8 +12,8 @@ from typing import Any
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.frames import display_text
 
-VERSION = 1
-"""Of all messages; the first field of each."""
+VERSION = 2
+"""Of all messages; the first field of each. 2 came with the keys of a session's attempts."""
 
 ID_LENGTH = 16
 """Bytes of a session's id: drawn at random, so that no two are ever the same."""
@@ -58,13 +58,18 @@ def blob_field(data: bytes) -> bytes:
 
 
 class Fields:
-    """Walks over the fields behind the version; the first that reaches past the end raises."""
+    """Walks over the fields behind the version; the first that reaches past the end raises.
+
+    :ivar version: of the message, from 1.
+    """
+
+    version: int
 
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._at = 0
-        (self._version,) = self.take(VERSION_FIELD)
-        if not self._version:
+        (self.version,) = self.take(VERSION_FIELD)
+        if not self.version:
             raise RemoteProtocolError("a session message of version 0")
 
     def take(self, layout: Struct) -> tuple[Any, ...]:
@@ -109,5 +114,5 @@ class Fields:
 
     def end(self) -> None:
         """See that nothing is left, unless a higher version may have it."""
-        if self._version == VERSION and self._at != len(self._data):
+        if self.version <= VERSION and self._at != len(self._data):
             raise RemoteProtocolError(f"{len(self._data) - self._at} bytes behind a message")

@@ -17,10 +17,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum, IntFlag
 from struct import Struct
+from typing import Any
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.constants import Command, name_of
 from flexmigrate.wire.frames import display_text
+from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY
 from flexmigrate.wire.packing import (
     ID_LENGTH,
     MAX_TEXT,
@@ -54,6 +56,9 @@ ZEROES_DIGEST = bytes(DIGEST_LENGTH)
 
 # purpose, state, id, attempt, size, digests, capabilities, count of superseded ids
 _OPENING = Struct(f">BB{ID_LENGTH}sIQIIH")
+# From version 2 on: digests of the commit key and of the retract key, a key, the server's token,
+# properties of the export
+_OPENING_2 = Struct(f">{KEY_LENGTH}s{KEY_LENGTH}s{KEY_LENGTH}s{ID_LENGTH}sI")
 # state, id, attempt, size, digests, capabilities
 _ANSWER = Struct(f">B{ID_LENGTH}sIQII")
 # state, done
@@ -82,6 +87,7 @@ class Purpose(IntEnum):
     MIGRATE = 1  # to send the image
     SETTLE = 2  # to have a handover ended that was committed before
     ASK = 3  # to learn what the journal says, and leave
+    PLAIN = 4  # to send the image, or a copy of it, without a session
 
 
 class State(IntEnum):
@@ -100,7 +106,7 @@ class PrivateCommand(IntEnum):
     """Requests that may be sent once a session was agreed on (16 bits, as ``Command``)."""
 
     PREPARE = 0xF100  # is all here, and durable? then you may become the owner
-    COMMIT = 0xF101  # you are the owner
+    COMMIT = 0xF101  # you are the owner: here is the commit key
     VERIFY = 0xF102  # do these ranges have these digests?
     PREPARE_EQUAL = 0xF103  # PREPARE, if your image has this digest
 
@@ -125,9 +131,15 @@ class Capability(IntFlag):
     JOURNAL = 2  # the answer has the journal's record behind it
 
 
+class Property(IntFlag):
+    """What the source's export is like (32 bits)."""
+
+    READ_ONLY = 1  # clients may not change it
+
+
 @dataclass(frozen=True)
 class Opening:
-    """What a source says of the session that it wants.
+    """What a source says of the session that it wants; see ``wire.keys`` about its keys.
 
     :ivar session: the id, 16 bytes. All attempts of one migration have the same.
     :ivar attempt: from 1; 0 to 2^32 - 1.
@@ -139,6 +151,13 @@ class Opening:
     :ivar name: of the source, for people: its host and the image's path.
     :ivar digests: that the source can make: see ``Digest``.
     :ivar capabilities: see ``Capability``.
+    :ivar commit_digest: the digest of the attempt's commit key; NO_KEY without one.
+    :ivar retract_digest: the digest of its retract key.
+    :ivar key: the commit key of what is to be settled; or the retract key of what the destination
+        has, to have that replaced; NO_KEY for none.
+    :ivar instance: tells the server that sends from every other; NO_ID for none.
+    :ivar properties: of the export: see ``Property``.
+    :ivar version: of the message; 1 has none of the last five.
     """
 
     purpose: Purpose
@@ -151,10 +170,26 @@ class Opening:
     superseded: tuple[bytes, ...] = ()
     digests: int = 0
     capabilities: int = 0
+    commit_digest: bytes = NO_KEY
+    retract_digest: bytes = NO_KEY
+    key: bytes = NO_KEY
+    instance: bytes = NO_ID
+    properties: int = 0
+    version: int = VERSION
 
-    def as_committed(self) -> Opening:
-        """Return the same session's opening once the source has committed."""
-        return replace(self, purpose=Purpose.SETTLE, state=State.COMMITTED)
+    @property
+    def has_keys(self) -> bool:
+        """Whether it says by what its source will be recognised."""
+        return NO_KEY not in (self.commit_digest, self.retract_digest)
+
+    @property
+    def named(self) -> frozenset[bytes]:
+        """The sessions that it names: of no other is it told."""
+        return frozenset((self.session, *self.superseded)) - {NO_ID}
+
+    def as_committed(self, key: bytes) -> Opening:
+        """Return the same session's opening once the source has committed, with the commit key."""
+        return replace(self, purpose=Purpose.SETTLE, state=State.COMMITTED, key=key)
 
     def encode(self) -> bytes:
         """Return the option's data; LocalProtocolError if it can't be said."""
@@ -172,12 +207,17 @@ class Opening:
             len(self.superseded),
         )
         superseded = b"".join(map(checked_id, self.superseded))
-        return (
-            VERSION_FIELD.pack(VERSION)
-            + fields
-            + superseded
-            + text_field(self.export)
-            + text_field(self.name)
+        texts = text_field(self.export) + text_field(self.name)
+        message = VERSION_FIELD.pack(self.version) + fields + superseded + texts
+        if self.version < 2:
+            return message
+        return message + pack(
+            _OPENING_2,
+            self.commit_digest,
+            self.retract_digest,
+            self.key,
+            self.instance,
+            self.properties,
         )
 
 
@@ -195,6 +235,7 @@ class Answer:
     :ivar capabilities: those chosen; see ``Capability``.
     :ivar journal: the bytes of its journal, at most MAX_JOURNAL; empty without one. Told only with
         the capability JOURNAL.
+    :ivar version: of the message: who says 1 knows nothing of keys.
     """
 
     state: State
@@ -206,6 +247,7 @@ class Answer:
     digests: int = 0
     capabilities: int = 0
     journal: bytes = b""
+    version: int = VERSION
 
     def encode(self) -> bytes:
         """Return the reply's data; LocalProtocolError if it can't be said."""
@@ -220,8 +262,8 @@ class Answer:
         )
         texts = text_field(self.name) + text_field(self.refusal)
         if not self.capabilities & Capability.JOURNAL:
-            return VERSION_FIELD.pack(VERSION) + fields + texts
-        return VERSION_FIELD.pack(VERSION) + fields + texts + blob_field(self.journal)
+            return VERSION_FIELD.pack(self.version) + fields + texts
+        return VERSION_FIELD.pack(self.version) + fields + texts + blob_field(self.journal)
 
 
 @dataclass(frozen=True)
@@ -324,7 +366,11 @@ def parse_opening(data: bytes) -> Opening:
         raise RemoteProtocolError(f"{count} superseded sessions (at most {MAX_SUPERSEDED})")
     superseded = tuple(fields.raw(ID_LENGTH) for _ in range(count))
     export, name = fields.string(), fields.text()
+    newer: tuple[Any, ...] = (NO_KEY, NO_KEY, NO_KEY, NO_ID, 0)
+    if fields.version >= 2:
+        newer = fields.take(_OPENING_2)
     fields.end()
+    commit_digest, retract_digest, key, instance, properties = newer
     return Opening(
         _purpose(purpose),
         session,
@@ -336,6 +382,12 @@ def parse_opening(data: bytes) -> Opening:
         superseded,
         digests,
         capabilities,
+        commit_digest,
+        retract_digest,
+        key,
+        instance,
+        properties,
+        min(fields.version, VERSION),
     )
 
 
@@ -347,7 +399,16 @@ def parse_answer(data: bytes) -> Answer:
     journal = fields.blob(MAX_JOURNAL) if capabilities & Capability.JOURNAL else b""
     fields.end()
     return Answer(
-        _state(state), session, attempt, size, name, refusal, digests, capabilities, journal
+        _state(state),
+        session,
+        attempt,
+        size,
+        name,
+        refusal,
+        digests,
+        capabilities,
+        journal,
+        min(fields.version, VERSION),
     )
 
 
@@ -380,10 +441,11 @@ def command_name(command: int) -> str:
 
 def has_payload(command: int) -> bool:
     """Return whether a request of type *command* carries a payload, within a session."""
-    return command in (PrivateCommand.VERIFY, PrivateCommand.PREPARE_EQUAL)
+    return command in _CARRYING
 
 
 _PRIVATE = frozenset(int(each) for each in PrivateCommand)
+_CARRYING = (PrivateCommand.COMMIT, PrivateCommand.VERIFY, PrivateCommand.PREPARE_EQUAL)
 
 
 def _purpose(value: int) -> Purpose:

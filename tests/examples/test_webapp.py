@@ -75,4 +75,4 @@ class WebApplication(TestCase):
             code, _ = await self.ask("POST", host="127.0.0.1", port=str(port))
         self.assertEqual(code, 302)
         _, text = await self.ask("GET")
-        self.assertIn("It was not moved: Mirror failed to connect.", text)
+        self.assertIn("It was not moved: Mirror failed to connect: ", text)

@@ -59,8 +59,11 @@ def test_to_a_server_that_others_have_written(
     wait_until_it_listens(destination, port)
     servers.send_to("127.0.0.1", port)
     # The last of them has no export without a name.
-    servers.start_mirroring(*(("--remote-export", "default") if start is nbd_server else ()))
+    answer = servers.mirror(*(("--remote-export", "default") if start is nbd_server else ()))
+    fallback = f"127.0.0.1:{port} knows no sessions: handing over plainly"
+    assert answer.stdout.decode().startswith(f"Mirror started: {fallback}"), answer
     source.expect_exit(0)
+    assert fallback in source.story()
     assert_same(servers.image, servers.copy)
 
 

@@ -25,6 +25,8 @@ PREPARED = Outcome(State.PREPARED)
 class RecordedSender:
     """A connection of which only is known what it was told."""
 
+    address = "192.0.2.1:1"
+
     def __init__(self, requests_taken: int = 0) -> None:
         self.requests_taken = requests_taken
         self.aborted: list[str] = []
@@ -130,9 +132,6 @@ class Scene:
         answer.addCallback(self.answers.append)
         self.destination._goodbye(self.sender, answer)
 
-    def settle(self) -> None:
-        self.destination.sender_settles(self.sender)
-
     def prepare(self) -> None:
         self.destination._prepare(self.sender, self._expect())
 
@@ -178,10 +177,6 @@ UNREACHABLE: dict[str, tuple[str, set[str]]] = {
         "only where the phase is waiting is a connection the sender",
         states(DestinationMachine) - {"waiting"},
     ),
-    "sender_settles": (
-        "it says so when it reaches the export, and hasn't sent anything before",
-        states(DestinationMachine) - {"receiving"},
-    ),
     "resume": (
         "it is said once, at the start",
         states(DestinationMachine) - {"waiting"},
@@ -226,6 +221,23 @@ class TableTests(SynchronousTestCase):
         own(scene)
         scene.decide(Verdict.OURS)
         self.assertEqual((scene.state, scene.core.busy), ("complete", None))
+
+    def test_who_is_busy_says_with_whom_and_since_when(self) -> None:
+        scene = Scene()
+        scene.connect()
+        self.assertRegex(str(scene.core.busy), r"connected already: 192\.0\.2\.1:1, since 20\d\d-")
+
+    def test_a_place_is_vacant_once_all_is_over(self) -> None:
+        scene = Scene()
+        self.successResultOf(scene.core.vacant())
+        drain(scene)
+        vacancies = [scene.core.vacant(), scene.core.vacant()]
+        scene.export.become_idle()
+        self.assertNoResult(vacancies[0])  # the machine may not be asked for anything just then
+        scene.clock.advance(0)
+        for each in vacancies:
+            self.successResultOf(each)
+        self.assertEqual((scene.state, scene.clock.getDelayedCalls()), ("waiting", []))
 
 
 def one_in_each_state() -> Iterator[tuple[str, Scene]]:
@@ -449,21 +461,12 @@ class SessionTests(SynchronousTestCase):
                 self.assertEqual((scene.state, len(scene.completed)), ("complete", 1))
                 self.assertEqual(scene.clock.getDelayedCalls(), [])
 
-    def test_who_comes_only_to_settle_sends_nothing(self) -> None:
-        scene = Scene()
-        scene.connect()
-        scene.settle()
-        self.assertEqual((scene.state, scene.clock.getDelayedCalls()), ("sealed", []))
-        self.assertIsNone(scene.export.observer)
-
     def test_what_cannot_be_recorded_is_told_and_asked_again(self) -> None:
         scene = Scene()
         own(scene)
         scene.decide(OSError(5, "I/O error"))
         self.assertEqual((scene.state, scene.completed), ("waiting", []))
         self.assertEqual(scene.outcomes[-1].refusal, "I/O error")
-        scene.connect()
-        scene.settle()
         scene.commit()
         scene.decide(Verdict.OURS)
         self.assertEqual(scene.completed, [None])
@@ -531,7 +534,6 @@ class EveryOrderTests(SynchronousTestCase):
             yield Scene.lose
             if scene.state == "receiving":
                 yield Scene.goodbye
-                yield Scene.settle
                 yield Scene.prepare
         if scene.clock.getDelayedCalls():
             yield lambda scene: scene.clock.advance(FIRST_REQUEST_SECONDS)

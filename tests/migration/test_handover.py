@@ -123,8 +123,8 @@ class RecordedOwnership:
         if name in self.errors:
             raise self.errors[name]
 
-    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
-        return ()
+    def superseded_by(self, session: bytes) -> dict[bytes, bytes]:
+        return {}
 
     def send(self, record: Record) -> None:
         self._note("sending, plain" if record.plain else "sending")
@@ -298,8 +298,8 @@ class SessionOrPlainTests(ImageCase):
         if self.fault is not None:
             raise self.fault
 
-    def superseded_by(self, session: bytes) -> tuple[bytes, ...]:
-        return ()
+    def superseded_by(self, session: bytes) -> dict[bytes, bytes]:
+        return {}
 
     def send(self, record: Record) -> None:
         """Keep a journal."""

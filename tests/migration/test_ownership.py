@@ -26,20 +26,61 @@ from flexmigrate.migration.ownership import STEPS, Ownership, UncertainError
 from flexmigrate.migration.resolve import Verdict, judge
 from flexmigrate.migration.standing import MayServe, Standing, look
 from flexmigrate.whose import record_of
-from flexmigrate.wire.session import MAX_SUPERSEDED, NO_ID, Answer, Opening, Purpose, State
+from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key, key_digest
+from flexmigrate.wire.session import (
+    MAX_SUPERSEDED,
+    NO_ID,
+    Answer,
+    Opening,
+    Property,
+    Purpose,
+    State,
+    parse_opening,
+)
 
 SIZE = 8192
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))
 PLACE = "/images/disk"
 
 
-def opening(session: bytes = A, **more: Any) -> Opening:
-    said = {"purpose": Purpose.MIGRATE, "attempt": 1, "state": State.SENDING, "size": SIZE, **more}
-    return Opening(session=session, name="host-a:/disk", **said)
+COMMIT, RETRACT = KeyKind.COMMIT, KeyKind.RETRACT
 
 
-def settling(session: bytes = A, attempt: int = 1, state: State = State.COMMITTED) -> Opening:
-    return opening(session, purpose=Purpose.SETTLE, attempt=attempt, state=state)
+def key(kind: KeyKind, session: bytes = A, attempt: int = 1) -> bytes:
+    """Return the key that the session's source has, whose secret is the session's id, twice."""
+    return derive_key(session * 2, kind, session, attempt)
+
+
+def digest(kind: KeyKind, session: bytes = A, attempt: int = 1) -> bytes:
+    return key_digest(key(kind, session, attempt), kind, session, attempt)
+
+
+def opening(session: bytes = A, attempt: int = 1, **more: Any) -> Opening:
+    said = {
+        "purpose": Purpose.MIGRATE,
+        "state": State.SENDING,
+        "size": SIZE,
+        "commit_digest": digest(COMMIT, session, attempt),
+        "retract_digest": digest(RETRACT, session, attempt),
+        **more,
+    }
+    return Opening(session=session, attempt=attempt, name="host-a:/disk", **said)
+
+
+def settling(
+    session: bytes = A,
+    attempt: int = 1,
+    state: State = State.COMMITTED,
+    shown: bytes | None = None,
+) -> Opening:
+    """As a source does that has the key, unless another is *shown*."""
+    shown = key(COMMIT, session, attempt) if shown is None else shown
+    return opening(session, attempt, purpose=Purpose.SETTLE, state=state, key=shown)
+
+
+def old(opening: Opening) -> Opening:
+    """As the same source would say it that knows of no keys."""
+    return parse_opening(replace(opening, version=1).encode())
 
 
 class FailingDisk:
@@ -78,6 +119,8 @@ class JournalCase(SynchronousTestCase):
         return self.ownership().state
 
     def put(self, state: State, **more: Any) -> Ownership:
+        if state in (State.RECEIVING, State.PREPARED, State.OWNER):
+            more = {"commit_digest": digest(COMMIT), "retract_digest": digest(RETRACT), **more}
         record = Record(state, session=A, attempt=1, size=SIZE, peer="host-b", **more)
         journal.store(SYSTEM, str(self.journal), record)
         return self.ownership()
@@ -101,6 +144,12 @@ class JournalTests(JournalCase):
             file="12 of 34",
             time="2026-01-01T00:00:00+00:00",
             settled=("a sentence",),
+            secret=A * 2,
+            superseded_secrets=(B * 2, NO_KEY),
+            commit_digest=digest(COMMIT),
+            retract_digest=digest(RETRACT),
+            origin_digest=digest(COMMIT, C),
+            read_only=True,
         )
         journal.store(SYSTEM, str(self.journal), record)
         self.assertEqual(journal.load(SYSTEM, str(self.journal)), record)
@@ -116,8 +165,8 @@ class JournalTests(JournalCase):
                 self.ownership()
 
     def test_another_version_and_unknown_fields_are_not_guessed_at(self) -> None:
-        body = {"version": 2, "state": "owner"}
-        for more, fault in (({}, "its version is 2"), ({"version": 1}, "fields are wrong")):
+        body = {"version": 3, "state": "owner"}
+        for more, fault in (({}, "its version is 3"), ({"version": 1}, "fields are wrong")):
             said = {**body, **more}
             said["checksum"] = journal._checksum(said)
             with self.assertRaisesRegex(ValueError, fault):
@@ -126,7 +175,7 @@ class JournalTests(JournalCase):
     def test_a_later_version_is_told_from_nonsense(self) -> None:
         for version, kind in ((journal.VERSION + 1, True), (0, False), ("2", False), (True, False)):
             data = journal.encode(Record(State.SENDING)).replace(
-                f'"version": {journal.VERSION}'.encode(), f'"version": {version!r}'.encode()
+                b'"version": 1', f'"version": {version!r}'.encode()
             )
             error = self.assertRaises(ValueError, journal.decode, data)
             self.assertEqual(isinstance(error, journal.NewerError), kind, version)
@@ -139,17 +188,97 @@ class JournalTests(JournalCase):
         found = journal.decode(json.dumps(body).encode())
         self.assertEqual(found, Record(State.SENDING, session=A))
 
+    def test_what_needs_no_keys_can_be_read_by_those_who_know_none(self) -> None:
+        for record, version in (
+            (Record(State.OWNER, session=A), 1),
+            (Record(State.SENDING, session=A, secret=A * 2), 2),
+            (Record(State.OWNER, session=A, commit_digest=digest(COMMIT)), 2),
+            (Record(State.OWNER, read_only=True), 2),
+        ):
+            body = json.loads(journal.encode(record))
+            self.assertEqual(body["version"], version)
+            self.assertEqual(
+                {"secret", "read_only", "origin_digest"} & body.keys() == set(),
+                record.secret == NO_KEY and not record.read_only,
+            )
+
+    def test_a_secret_is_for_its_owner_only_and_ends_with_its_use(self) -> None:
+        ownership = self.ownership()
+        for step, mode in (
+            (lambda: ownership.send(Record(State.SENDING, session=A, secret=A * 2)), 0o600),
+            (lambda: ownership.send(Record(State.SENDING, session=B, secret=B * 2)), 0o600),
+            (lambda: ownership.commit(1), 0o600),
+            (ownership.done, 0o644),
+        ):
+            step()
+            self.assertEqual(stat.S_IMODE(self.journal.stat().st_mode), mode)
+        for secret in (A * 2, B * 2):
+            self.assertNotIn(secret.hex(), self.journal.read_text())
+
+    def test_who_asks_is_told_no_secret_and_no_session_that_he_does_not_know(self) -> None:
+        record = Record(
+            State.SENDING,
+            session=A,
+            attempt=3,
+            size=SIZE,
+            peer="host-b",
+            address="192.0.2.1:1",
+            mirror=("mirror", "tls-certificates=/etc/keys"),
+            superseded=(B,),
+            origin=C,
+            digest="blake3:" + "0" * 64,
+            file="12 of 34",
+            time="2026-01-01T00:00:00+00:00",
+            settled=("a sentence",),
+            secret=A * 2,
+            superseded_secrets=(B * 2,),
+            commit_digest=digest(COMMIT),
+            retract_digest=digest(RETRACT),
+            origin_digest=digest(COMMIT, C),
+        )
+        never = [A * 2, B * 2, *(digest(kind, each) for kind in KeyKind for each in (A, C))]
+        for named, told, untold in (
+            ((), (), (A, B, C)),
+            ((A,), (A,), (B, C)),
+            ((B, C), (B, C), (A,)),
+        ):
+            data = journal.told(record, named)
+            found = journal.decode(data)
+            self.assertEqual((found.state, found.size), (record.state, SIZE))
+            self.assertEqual((found.digest, found.time), (record.digest, record.time))
+            self.assertEqual(found.attempt, 3 if A in named else 0)
+            self.assertEqual(found.peer, "host-b" if named else "")
+            for each in told:
+                self.assertIn(each.hex().encode(), data)
+            for each in (*untold, *never):
+                self.assertNotIn(each.hex().encode(), data)
+            for text in (b"/etc/keys", b"12 of 34"):
+                self.assertNotIn(text, data)
+
     def test_each_field_is_checked(self) -> None:
-        record = Record(State.SENDING, session=A, awaited_at=("127.0.0.1:1",))
+        record = Record(
+            State.SENDING,
+            session=A,
+            awaited_at=("127.0.0.1:1",),
+            secret=A * 2,
+            superseded=(B,),
+            superseded_secrets=(B * 2,),
+            commit_digest=digest(COMMIT),
+            retract_digest=digest(RETRACT),
+            origin_digest=digest(COMMIT),
+            read_only=True,
+        )
         self.assertEqual(journal.decode(journal.encode(record)), record)
         good = journal.json.loads(journal.encode(record))
         del good["checksum"]
         for name in good.keys() - {"version"}:
             for value in (None, -1, {}, [None], True, "none"):
                 said = {**good, name: value}
-                if type(value) is type(good[name]) and name not in ("state", "session", "origin"):
-                    continue
-                if name in ("mirror", "settled", "superseded", "awaited_at") and value == []:
+                exact = ("state", "session", "origin", "secret")
+                if type(value) is type(good[name]) and not name.endswith("digest"):
+                    if name not in exact and value != [None]:
+                        continue
+                elif name == "digest" and isinstance(value, str):
                     continue
                 said["checksum"] = journal._checksum(said)
                 with self.assertRaises(ValueError, msg=(name, value)):
@@ -186,7 +315,9 @@ class FoundTests(JournalCase):
 class SourceTests(JournalCase):
     def begin(self, session: bytes = A, **more: Any) -> Ownership:
         ownership = self.ownership()
-        ownership.send(Record(State.SENDING, session=session, peer="host-b", **more))
+        secret = NO_KEY if more.get("plain") else session * 2
+        record = Record(State.SENDING, session=session, peer="host-b", secret=secret, **more)
+        ownership.send(record)
         return ownership
 
     def test_serves_until_it_has_committed_and_never_again(self) -> None:
@@ -213,8 +344,8 @@ class SourceTests(JournalCase):
         self.begin(A)
         self.begin(B, plain=True)
         self.begin(C)
-        self.assertEqual(self.ownership().superseded_by(C), (A,))
-        self.assertEqual(self.ownership().superseded_by(A), (C, A))
+        self.assertEqual(self.ownership().superseded_by(C), {A: A * 2})
+        self.assertEqual(self.ownership().superseded_by(A), {C: C * 2, A: A * 2})
         for number in range(4, 40):
             self.begin(bytes([number]) * 16)
         self.assertEqual(len(self.ownership().superseded_by(A)), MAX_SUPERSEDED)
@@ -295,32 +426,94 @@ class DestinationTests(JournalCase):
 
     def test_once_prepared_only_its_source_gets_in(self) -> None:
         ownership = self.put(State.PREPARED)
-        for right in (
-            settling(),
-            opening(attempt=2),
-            opening(B, superseded=(C, A)),
-        ):
+        shown = {"key": key(RETRACT)}
+        for right in (settling(), opening(attempt=2, **shown), opening(B, **shown)):
             self.assertIsNone(ownership.refusal(right), right)
         for wrong in (
             None,
-            opening(attempt=1),
-            opening(attempt=2, state=State.COMMITTED),
-            opening(B),
-            opening(B, superseded=(C,)),
+            opening(attempt=1, **shown),
+            opening(attempt=2, state=State.COMMITTED, **shown),
+            opening(attempt=2),
+            opening(attempt=2, key=key(COMMIT)),
+            opening(attempt=2, key=key(RETRACT, attempt=2)),
+            opening(attempt=2, key=digest(RETRACT)),
+            opening(B, superseded=(C, A)),
+            opening(B, superseded=(A,), key=key(RETRACT, B)),
             settling(B),
             settling(attempt=2),
+            settling(attempt=2, shown=key(COMMIT)),
             settling(state=State.SENDING),
+            settling(shown=NO_KEY),
+            settling(shown=key(RETRACT)),
+            settling(shown=key(COMMIT, attempt=2)),
+            settling(shown=key(COMMIT, B)),
+            settling(shown=digest(COMMIT)),
         ):
             self.assertIsNotNone(ownership.refusal(wrong), wrong)
         self.assertIn("the image of host-b, complete", str(ownership.refusal(None)))
 
     def test_once_owner_nobody_sends_and_its_source_may_ask_for_ever(self) -> None:
-        ownership = self.put(State.OWNER, origin=A)
-        for sender in (None, opening(), opening(attempt=2), opening(B, superseded=(A,))):
-            self.assertIn("here already", str(ownership.refusal(sender)))
+        ownership = self.put(State.OWNER, origin=A, origin_digest=digest(COMMIT))
+        for sender in (None, opening(), opening(attempt=2), opening(B, key=key(RETRACT))):
+            self.assertIn("the image is here", str(ownership.refusal(sender)))
         for state in (State.OWNER, State.SENDING, State.COMMITTED, State.DONE):
-            self.assertIsNone(self.put(state, origin=A).settles(settling()), state)
+            found = self.put(state, origin=A, origin_digest=digest(COMMIT))
+            self.assertIsNone(found.settles(settling()), state)
+            self.assertIsNotNone(found.settles(settling(shown=key(RETRACT))), state)
+            self.assertIsNotNone(found.settles(settling(attempt=2)), state)
             self.assertIsNotNone(self.put(state, origin=B).settles(settling(C)), state)
+
+    def test_nothing_is_settled_while_it_is_received(self) -> None:
+        for state in (State.RECEIVING, State.DONE):
+            self.assertIn(state.name.lower(), str(self.put(state).settles(settling())))
+
+    def test_the_key_is_kept_on_the_way_and_after(self) -> None:
+        ownership = self.ownership()
+        ownership.receive(opening(), "192.0.2.1:1")
+        self.assertIsNotNone(self.ownership().settles(settling()))
+        ownership.prepare()
+        self.assertIsNone(self.ownership().settles(settling()))
+        ownership.own()
+        ownership.acknowledge()
+        ownership.send(Record(State.SENDING, session=B, secret=B * 2))
+        self.assertIsNone(self.ownership().settles(settling()))
+        self.assertIsNotNone(self.ownership().settles(settling(shown=key(COMMIT, B))))
+
+    def test_a_human_who_takes_it_leaves_its_source_what_it_asks_for(self) -> None:
+        self.put(State.PREPARED).settle(State.OWNER, "root")
+        self.assertIsNone(self.ownership().settles(settling()))
+        self.assertIsNotNone(self.ownership().settles(settling(shown=NO_KEY)))
+
+    def test_without_keys_there_is_no_session_unless_that_is_allowed(self) -> None:
+        for state in (State.RECEIVING, State.DONE):
+            ownership = self.put(state)
+            self.assertIn("--allow-old-peers", str(ownership.refusal(old(opening()))))
+            ownership.allows_old_peers = True
+            self.assertIsNone(ownership.refusal(old(opening())))
+        none = {"commit_digest": NO_KEY, "retract_digest": NO_KEY}
+        ownership = self.put(State.PREPARED, **none)
+        for sender in (old(settling()), old(opening(attempt=2))):
+            self.assertIn("--allow-old-peers", str(ownership.refusal(sender)))
+        self.assertIsNotNone(ownership.refusal(opening(B, superseded=(A,))))
+        ownership.allows_old_peers = True
+        for sender in (old(settling()), old(opening(attempt=2)), opening(B, superseded=(A,))):
+            self.assertIsNone(ownership.refusal(sender))
+
+    def test_what_was_prepared_with_keys_is_not_given_without_them(self) -> None:
+        ownership = self.put(State.PREPARED)
+        ownership.allows_old_peers = True
+        for sender in (old(settling()), old(opening(attempt=2)), old(opening(B, superseded=(A,)))):
+            self.assertIsNotNone(ownership.refusal(sender))
+
+    def test_read_only_is_kept_wherever_it_comes_from(self) -> None:
+        for properties, here in ((Property.READ_ONLY, False), (0, True), (0, False)):
+            ownership = self.ownership()
+            ownership.receive(opening(properties=properties), "x", read_only=here)
+            ownership.prepare()
+            record = self.ownership().record
+            assert record is not None
+            self.assertEqual(record.read_only, bool(properties) or here)
+            self.journal.unlink()
 
     def test_a_session_is_no_session_without_an_id(self) -> None:
         self.assertIsNotNone(self.put(State.OWNER, origin=NO_ID).settles(settling(NO_ID)))
@@ -378,7 +571,7 @@ class DestinationTests(JournalCase):
             self.assertFalse(self.marker.exists())
             self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.SERVE)
             self.assertIn("flexmigrate release", self.ownership().standing.to_receive() or "")
-            self.assertIn("here already", self.ownership().refusal(None) or "")
+            self.assertIn("the image is here", self.ownership().refusal(None) or "")
 
     def own_while_syncs_fail(self, ownership: Ownership, failing: Callable[[int], bool]) -> None:
         """Try to; each sync fails whose number, from 1, *failing* says."""
@@ -628,7 +821,7 @@ class AnotherSidesTextTests(JournalCase):
 
     def test_of_a_newer_journal_the_answer_tells_what_is_known(self) -> None:
         newer = journal.encode(Record(State.OWNER, session=A)).replace(
-            f'"version": {journal.VERSION}'.encode(), b'"version": 99'
+            b'"version": 1', b'"version": 99'
         )
         answer = Answer(State.OWNER, A, 3, SIZE, journal=newer)
         record = record_of(answer)

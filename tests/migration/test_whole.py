@@ -354,7 +354,7 @@ class StallTests(SceneCase):
         scene.world.connected = lambda connection: connection.freeze()
         with self.assertRaises(CommandError) as caught:
             scene.world.result_of(scene.mirror())
-        self.assertEqual(str(caught.exception), "Remote server failed to respond")
+        self.assertIn("Remote server failed to respond: ", str(caught.exception))
         scene.world.connected = lambda connection: None
         self.assert_kept(scene)
 
@@ -482,8 +482,8 @@ class PrepareTests(SceneCase):
     def test_who_does_not_know_how_to_say_it_is_asked_as_ever(self) -> None:
         answers, opening = sessions.answer, Gift.opening
 
-        def old_source(gift: Gift, attempt: int) -> Opening:
-            return replace(opening(gift, attempt), capabilities=0)
+        def old_source(gift: Gift, attempt: int, **more: Any) -> Opening:
+            return replace(opening(gift, attempt, **more), capabilities=0)
 
         def old_destination(asked: Opening, *args: Any, **more: Any) -> sessions.Replies:
             return answers(replace(asked, capabilities=0), *args, **more)

@@ -60,10 +60,9 @@ class TestWhoMaySend:
         first = servers.client(destination)
         assert first.write(0, servers.image.read_bytes()) == 0
         for _ in range(3):
-            second = raw_nbd.connect(*destination.listening())
-            raw_nbd.expect_end(second)
-            second.close()
-        destination.wait_for("refused .*: a sender is connected already")
+            with pytest.raises(raw_nbd.ProtocolViolation, match="a sender is connected already"):
+                servers.client(destination)
+        destination.wait_for("refused: a sender is connected already: 127.0.0.1:.*, since 20")
         first.say_goodbye()
         destination.expect_exit(0)
         servers.is_copied()
@@ -72,7 +71,7 @@ class TestWhoMaySend:
         self, servers: Servers
     ) -> None:
         source, destination = servers.serve(), servers.listen("--default-deny")
-        assert servers.mirror().stderr == b"Mirror was rejected\n"
+        assert servers.mirror().stderr.startswith(b"Mirror was rejected: ")
         assert ask(servers.destination_sock, "acl", "127.0.0.0/8") == (0, "updated")
         servers.start_mirroring()
         servers.complete(source, destination)

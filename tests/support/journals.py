@@ -10,9 +10,11 @@ from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration import journal
 from flexmigrate.migration.journal import Record
 from flexmigrate.net.address import Address
+from flexmigrate.wire.keys import KeyKind, derive_key, key_digest
 from flexmigrate.wire.session import State
 
 SESSION = b"s" * 16
+SECRET = b"k" * 32
 
 
 def leave(image: Path, state: State, **more: Any) -> None:
@@ -25,12 +27,14 @@ def leave(image: Path, state: State, **more: Any) -> None:
 def leave_committed(image: Path, address: Address) -> None:
     """Leave what a source does that has committed to the destination at *address*."""
     mirror = tuple(MirrorRequest(address).lines())
-    leave(image, State.COMMITTED, address=str(address), mirror=mirror)
+    leave(image, State.COMMITTED, address=str(address), mirror=mirror, secret=SECRET)
 
 
 def leave_owner(image: Path) -> None:
     """Leave what the destination does that has become the owner by the same session."""
-    leave(image, State.OWNER, origin=SESSION)
+    key = derive_key(SECRET, KeyKind.COMMIT, SESSION, 1)
+    digest = key_digest(key, KeyKind.COMMIT, SESSION, 1)
+    leave(image, State.OWNER, origin=SESSION, commit_digest=digest, origin_digest=digest)
 
 
 def state_of(image: Path) -> State | None:

@@ -18,9 +18,10 @@ from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.image.digests import ImageDigest
 from flexmigrate.wire.agreement import Close, CloseKind, Ready, Told
 from flexmigrate.wire.awaited import Awaited
-from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, Wish
+from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, SessionWish, Wish
 from flexmigrate.wire.constants import MAX_OPTION_REPLY, OptionReply
 from flexmigrate.wire.handshake import ServerHandshake
+from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key, key_digest
 from flexmigrate.wire.replies import reply_style
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.session import (
@@ -38,6 +39,7 @@ from flexmigrate.wire.session import (
     Opening,
     Outcome,
     PrivateCommand,
+    Property,
     Purpose,
     State,
     encode_claims,
@@ -56,9 +58,22 @@ from support.negotiation import Exports, Pair
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "handover-protocol.rst"
 SIZE = 4194304
 ID, EARLIER = bytes(range(16)), bytes(range(16, 32))
+COMMIT_KEY, RETRACT_KEY = bytes(range(32, 64)), bytes(range(64, 96))
 OPENING = Opening(
-    Purpose.MIGRATE, ID, 2, State.SENDING, SIZE, "disk", "host-a:/images/disk", (EARLIER,)
+    Purpose.MIGRATE,
+    ID,
+    2,
+    State.SENDING,
+    SIZE,
+    "disk",
+    "host-a:/images/disk",
+    (EARLIER,),
+    commit_digest=key_digest(COMMIT_KEY, KeyKind.COMMIT, ID, 2),
+    retract_digest=key_digest(RETRACT_KEY, KeyKind.RETRACT, ID, 2),
+    instance=bytes(range(96, 112)),
+    properties=Property.READ_ONLY,
 )
+SETTLING = replace(OPENING.as_committed(COMMIT_KEY), superseded=())
 ANSWER = Answer(State.RECEIVING, ID, 1, SIZE, "host-b:/images/disk")
 REFUSING = replace(ANSWER, state=State.PREPARED, refusal="it may be the image of host-a")
 DONE = Outcome(State.OWNER)
@@ -74,6 +89,7 @@ CHAINED = "blake3-chained:7d4f9286ebabb949b8f2aa673d423744d467c05053e2876dd8a26c
 STYLES = ((False, False), (True, False), (True, True))
 PARSERS: tuple[tuple[Any, Callable[[bytes], Any]], ...] = (
     (OPENING, parse_opening),
+    (SETTLING, parse_opening),
     (ANSWER, parse_answer),
     (REFUSING, parse_answer),
     (DONE, parse_outcome),
@@ -138,6 +154,43 @@ class VectorTests(SynchronousTestCase):
         self.assertIn(f"**{SESSION_REPLY:#x}**", text)
 
 
+class OlderMessageTests(SynchronousTestCase):
+    """Of version 1, which knew of no keys."""
+
+    def test_an_opening_is_read_without_keys(self) -> None:
+        older = replace(OPENING, version=1)
+        found = parse_opening(older.encode())
+        self.assertEqual(older.encode()[2:], OPENING.encode()[2 : len(older.encode())])
+        self.assertFalse(found.has_keys)
+        self.assertEqual((found.version, found.key, found.properties), (1, NO_KEY, 0))
+        with self.assertRaises(RemoteProtocolError):
+            parse_opening(older.encode() + b"\0")
+
+    def test_an_answer_says_its_version(self) -> None:
+        self.assertEqual(parse_answer(replace(ANSWER, version=1).encode()).version, 1)
+        self.assertEqual(parse_answer(ANSWER.encode()).version, 2)
+
+
+class KeyTests(SynchronousTestCase):
+    def test_a_key_is_known_by_its_digest_for_one_attempt_and_one_purpose(self) -> None:
+        digest = OPENING.commit_digest
+        self.assertTrue(is_key(COMMIT_KEY, digest, KeyKind.COMMIT, ID, 2))
+        for key, kind, session, attempt in (
+            (RETRACT_KEY, KeyKind.COMMIT, ID, 2),
+            (COMMIT_KEY, KeyKind.RETRACT, ID, 2),
+            (COMMIT_KEY, KeyKind.COMMIT, EARLIER, 2),
+            (COMMIT_KEY, KeyKind.COMMIT, ID, 1),
+            (COMMIT_KEY[:-1], KeyKind.COMMIT, ID, 2),
+            (b"", KeyKind.COMMIT, ID, 2),
+            (digest, KeyKind.COMMIT, ID, 2),
+        ):
+            self.assertFalse(is_key(key, digest, kind, session, attempt))
+
+    def test_where_there_is_no_digest_no_key_is_right(self) -> None:
+        for key in (COMMIT_KEY, NO_KEY, b""):
+            self.assertFalse(is_key(key, NO_KEY, KeyKind.COMMIT, ID, 2))
+
+
 class HostileMessageTests(SynchronousTestCase):
     def test_one_that_is_cut_is_refused(self) -> None:
         for message, parse in PARSERS:
@@ -151,22 +204,23 @@ class HostileMessageTests(SynchronousTestCase):
             data = message.encode()
             with self.assertRaises(RemoteProtocolError):
                 parse(data + b"\0")
-            self.assertEqual(parse(b"\0\2" + data[2:] + b"more"), message)
+            self.assertEqual(parse(b"\0\3" + data[2:] + b"more"), message)
             with self.assertRaises(RemoteProtocolError):
                 parse(b"\0\0" + data[2:])
 
     def test_unknown_purposes_and_states_are_refused(self) -> None:
         data = OPENING.encode()
-        for at, value in ((2, 0), (2, 4), (3, 7)):
+        for at, value in ((2, 0), (2, 5), (3, 7)):
             with self.assertRaisesRegex(RemoteProtocolError, f"unknown .*{value}"):
                 parse_opening(data[:at] + bytes([value]) + data[at + 1 :])
 
     def test_texts_are_bounded_and_harmless(self) -> None:
-        head = OPENING.encode()[: -2 - len(OPENING.name)]
+        whole, name = OPENING.encode(), OPENING.name.encode()
+        head, tail = whole[: whole.index(name) - 2], whole[whole.index(name) + len(name) :]
         for text in (b"a\0b", b"\xff", bytes(MAX_TEXT + 1)):
             with self.assertRaises(RemoteProtocolError):
-                parse_opening(head + struct.pack(">H", len(text)) + text)
-        bell = parse_opening(head + b"\0\3a\x07b")
+                parse_opening(head + struct.pack(">H", len(text)) + text + tail)
+        bell = parse_opening(head + b"\0\3a\x07b" + tail)
         self.assertEqual(bell.name, "a\N{REPLACEMENT CHARACTER}b")
         self.assertEqual(len(fit_text("\N{EURO SIGN}" * MAX_TEXT).encode()), MAX_TEXT // 3 * 3)
         self.assertEqual(fit_text("a\nb\udcff"), "a\N{REPLACEMENT CHARACTER}b?")
@@ -248,7 +302,7 @@ def server(answer: Answer | None = ANSWER, **more: Any) -> ServerHandshake:
     return ServerHandshake(Exports(), private_options=options, **more)
 
 
-WISH = Wish("disk", structured=False, session=OPENING.encode())
+WISH = Wish("disk", structured=False, session=SessionWish(OPENING.encode()))
 
 
 class AgreeingTests(SynchronousTestCase):
