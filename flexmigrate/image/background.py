@@ -1,7 +1,9 @@
 """What may wait for the disk, done in threads; the answers come back as Deferreds, in the reactor.
 
 This knows which calls of an image those are, and how many are under way. It does not order them:
-two that overlap may be done in either order, as they may on a disk.
+two that overlap may be done in either order, as they may on a disk. Whose is next where there
+aren't threads enough, the image's share decides (``shares.py``), by who asks: a connection, or
+None, which is everybody else.
 
 Short reads, of which a client may want many thousands a second, need no thread where the kernel
 has rings (``short_reads.py``), and are answered by a call each time that some are there.
@@ -11,7 +13,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from itertools import islice
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeAlias, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -24,10 +26,12 @@ from twisted.python.threadpool import ThreadPool
 from flexmigrate.image import reads
 from flexmigrate.image.exact import FileSource, Readable
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.shares import Share, Shares, share_of
 from flexmigrate.image.short_reads import LONGEST, Ended, ShortReads, Wanted, short_reads
 
 if TYPE_CHECKING:
     from flexmigrate.image.device import AnyImage
+    from flexmigrate.image.file import Image
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -43,6 +47,21 @@ Answer: TypeAlias = Callable[[list[tuple[Wanted, Outcome]]], object]
 # Short reads that one thread waits for: handing over to it and back costs as much as several reads,
 # but those that were read first wait for the last.
 READS_AT_ONCE = 8
+
+# So many extents are looked up in one go. Each costs this process a microsecond or two of the
+# interpreter, which the reactor's thread can't have meanwhile: after so many, it gets it.
+EXTENTS_AT_ONCE = 64
+EXTENTS_REST = 50e-6
+
+# Seconds after which looking up extents ends with what was found: others wait for their turn.
+EXTENTS_SECONDS = 0.05
+
+
+class NotBegun(OSError):
+    """A call was forgotten before anybody had begun it: nothing happened."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.ECANCELED, "forgotten before it was begun")
 
 
 class Background:
@@ -77,26 +96,38 @@ class Background:
         self._unsynced: list[Deferred[None]] = []
         self._ring: ShortReads | None = None
         self._may_have_ring = may_have_ring
+        self._share = share_of(pool)
+        self._walks = Share(Shares(threads=0))  # of extents, one at a time
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """As :meth:`Image.read`."""
         return self.run(self._image.read, offset, length)
 
-    def write(self, data: Readable, offset: int) -> Deferred[None]:
+    def write(self, data: Readable, offset: int, asker: object = None) -> Deferred[None]:
         """As :meth:`Image.write`; *data* must stay as it is until the Deferred fires."""
-        return self.run(self._image.write, data, offset)
+        return self.run_for(asker, self._image.write, data, offset)
 
     def zero(
-        self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        may_punch: bool,
+        fast_only: bool = False,
+        asker: object = None,
     ) -> Deferred[None]:
         """As :meth:`Image.zero`."""
-        return self.run(self._image.zero, offset, length, may_punch=may_punch, fast_only=fast_only)
+        return self.run_for(
+            asker, self._image.zero, offset, length, may_punch=may_punch, fast_only=fast_only
+        )
 
-    def trim(self, offset: int, length: int) -> Deferred[None]:
+    def trim(self, offset: int, length: int, asker: object = None) -> Deferred[None]:
         """As :meth:`Image.trim`."""
-        return self.run(self._image.trim, offset, length)
+        return self.run_for(asker, self._image.trim, offset, length)
 
-    def read_short(self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool) -> None:
+    def read_short(
+        self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool, asker: object = None
+    ) -> None:
         """Read short ranges, in any order, and call *answer* until each of them has its outcome.
 
         The kernel should have begun to fetch them already, having been asked for them without
@@ -111,7 +142,7 @@ class Background:
         if self._ring is not None and all(length <= LONGEST for _, _, length in wanted):
             wanted = self._read_by_ring(self._ring, wanted, answer, whole)
         for at in range(0, len(wanted), READS_AT_ONCE):
-            self._read_by_thread(wanted[at : at + READS_AT_ONCE], answer, whole)
+            self._read_by_thread(wanted[at : at + READS_AT_ONCE], answer, whole, asker)
 
     def _read_by_ring(
         self, ring: ShortReads, wanted: Sequence[Wanted], answer: Answer, whole: bool
@@ -145,24 +176,28 @@ class Background:
             self.pending -= len(ended)
             self._tell_if_idle()
 
-    def _read_by_thread(self, wanted: Sequence[Wanted], answer: Answer, whole: bool) -> None:
+    def _read_by_thread(
+        self, wanted: Sequence[Wanted], answer: Answer, whole: bool, asker: object = None
+    ) -> None:
         def failed(failure: Failure) -> list[OSError]:
+            if isinstance(failure.value, NotBegun):
+                return [failure.value] * len(wanted)
             log.failure("short reads met a bug", failure)
             return [OSError(errno.EIO, "internal error")] * len(wanted)
 
         ranges = [(offset, length) for _, offset, length in wanted]
-        reading: Deferred[Any] = self.run(reads.several, self._image, ranges, whole)
+        reading: Deferred[Any] = self.run_for(asker, reads.several, self._image, ranges, whole)
         reading.addErrback(failed)
         reading.addCallback(lambda outcomes: answer(list(zip(wanted, outcomes, strict=True))))
         reading.addErrback(lambda failure: log.failure("short reads met a bug", failure))
 
     def bring_in(
-        self, offset: int, length: int, *, whole: bool
+        self, offset: int, length: int, *, whole: bool, asker: object = None
     ) -> Deferred[tuple[FileSource, list[Extent]]]:
         """Return what a range can be sent from without waiting, and its extents: all of it as data
         if it must stay *whole*.
         """
-        brought = self.run(reads.bring_in, self._image, offset, length, whole)
+        brought = self.run_for(asker, reads.bring_in, self._image, offset, length, whole)
         return brought.addCallback(lambda pieces: (self._image, pieces))
 
     def fetch(self, offset: int, length: int) -> Deferred[FileSource]:
@@ -170,13 +205,19 @@ class Background:
         fetched = self.run(self._image.make_resident, offset, length)
         return fetched.addCallback(lambda _: self._image)
 
-    def extents(self, offset: int, length: int, limit: int) -> Deferred[list[Extent]]:
-        """Return the first extents of a range, at most *limit* of them."""
-        return self.run(lambda: list(islice(self._image.extents(offset, length), limit)))
+    def extents(
+        self, offset: int, length: int, limit: int, asker: object = None
+    ) -> Deferred[list[Extent]]:
+        """Return the first extents of a range: at least one, at most *limit* of them, and no more
+        than are found in `EXTENTS_SECONDS`.
 
-    def will_need(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
+        One call at a time: it takes the processor, and not the disk.
+        """
+        return self._call(self._walks, asker, _first_extents, self._image, offset, length, limit)
+
+    def will_need(self, ranges: list[tuple[int, int]], asker: object = None) -> Deferred[None]:
         """As :meth:`Image.will_need`."""
-        return self.run(self._image.will_need, ranges)
+        return self.run_for(asker, self._image.will_need, ranges)
 
     def drop_cached(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
         """As :meth:`Image.drop_cached`."""
@@ -188,10 +229,36 @@ class Background:
 
     def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
         """Call *function* in a thread; the Deferred has its result or what it raised."""
+        return self.run_for(None, function, *args, **kwargs)
+
+    def run_for(
+        self, asker: object, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs
+    ) -> Deferred[_T]:
+        """As :meth:`run`, for *asker*: fails with `NotBegun` if he is forgotten before its turn."""
+        return self._call(self._share, asker, function, *args, **kwargs)
+
+    def forget(self, asker: object) -> None:
+        """Let what *asker* waits for and nobody has begun fail with `NotBegun`; flushes, which
+        everybody shares, go on.
+        """
+        self._share.forget(asker)
+        self._walks.forget(asker)
+
+    def _call(
+        self,
+        share: Share,
+        asker: object,
+        function: Callable[_P, _T],
+        *args: _P.args,
+        **kwargs: _P.kwargs,
+    ) -> Deferred[_T]:
         answer: Deferred[_T] = Deferred()
         self.pending += 1
-        work = deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
-        work.addBoth(self._settle, answer)
+
+        def begin() -> Deferred[_T]:
+            return deferToThreadPool(self._reactor, self._pool, function, *args, **kwargs)
+
+        share.do(asker, _Call(share, begin, lambda result: self._settle(result, answer)))
         return answer
 
     def flush(self) -> Deferred[None]:
@@ -221,6 +288,7 @@ class Background:
     def close(self) -> None:
         """Let go of what isn't the image's; once nothing is pending, and nothing will be."""
         self._may_have_ring = False
+        self._share.close()
         if self._ring is not None:
             ring, self._ring = self._ring, None
             ring.close()
@@ -250,3 +318,51 @@ class Background:
     def _tell_if_idle(self) -> None:
         while self._idle and not self.pending:
             self._idle.pop(0).callback(None)
+
+
+class _Call:
+    """A call that waits for its turn, or is under way.
+
+    :param begin: has a thread do it.
+    :param settle: called once with its outcome.
+    """
+
+    __slots__ = ("_begin", "_settle", "_share")
+
+    def __init__(
+        self,
+        share: Share,
+        begin: Callable[[], Deferred[Any]],
+        settle: Callable[[Any], None],
+    ) -> None:
+        self._share = share
+        self._begin = begin
+        self._settle = settle
+
+    def begin(self) -> None:
+        """See ``shares.Call``."""
+        self._begin().addBoth(self._ended)
+
+    def forget(self) -> None:
+        """See ``shares.Call``."""
+        self._settle(Failure(NotBegun()))
+
+    def _ended(self, result: Any) -> None:
+        # The next begins before the callbacks, which may take a while.
+        self._share.ended()
+        self._settle(result)
+
+
+def _first_extents(image: Image, offset: int, length: int, limit: int) -> list[Extent]:
+    """Return the first extents of a range: see ``Background.extents``."""
+    found: list[Extent] = []
+    until = monotonic() + EXTENTS_SECONDS
+    for extent in image.extents(offset, length):
+        found.append(extent)
+        if len(found) >= limit:
+            break
+        if not len(found) % EXTENTS_AT_ONCE:
+            if monotonic() > until:
+                break
+            sleep(EXTENTS_REST)
+    return found

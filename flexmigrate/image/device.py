@@ -177,7 +177,8 @@ AnyImage = Image | DeviceImage
 class DeviceBackground(Background):
     """A device's calls, as Deferreds that fail with OSError and nothing else.
 
-    Only ``run`` uses the threads: for what is done about the device, and not by it.
+    Only ``run`` uses the threads: for what is done about the device, and not by it. A device is
+    told at once of all that is asked for: nothing waits here that could be forgotten.
     """
 
     holds_reads = True
@@ -197,25 +198,33 @@ class DeviceBackground(Background):
                 raise OSError(errno.EIO, f"{len(found)} bytes were read instead of {length}")
             return found
 
-        return self._call(check, self._device.read, offset, length)
+        return self._checked(check, self._device.read, offset, length)
 
-    def write(self, data: Readable, offset: int) -> Deferred[None]:
+    def write(self, data: Readable, offset: int, asker: object = None) -> Deferred[None]:
         """Write; *data* must stay as it is until the Deferred fires."""
-        return self._call(_nothing, self._device.write, data, offset)
+        return self._checked(_nothing, self._device.write, data, offset)
 
     def zero(
-        self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False
+        self,
+        offset: int,
+        length: int,
+        *,
+        may_punch: bool,
+        fast_only: bool = False,
+        asker: object = None,
     ) -> Deferred[None]:
         """As :meth:`IBlockDevice.zero`."""
-        return self._call(
+        return self._checked(
             _nothing, self._device.zero, offset, length, may_punch=may_punch, fast_only=fast_only
         )
 
-    def trim(self, offset: int, length: int) -> Deferred[None]:
+    def trim(self, offset: int, length: int, asker: object = None) -> Deferred[None]:
         """As :meth:`IBlockDevice.trim`."""
-        return self._call(_nothing, self._device.trim, offset, length)
+        return self._checked(_nothing, self._device.trim, offset, length)
 
-    def read_short(self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool) -> None:
+    def read_short(
+        self, wanted: Sequence[Wanted], answer: Answer, *, whole: bool, asker: object = None
+    ) -> None:
         """Read some ranges, side by side."""
         for each in wanted:
             self._read_one(each, answer)
@@ -227,7 +236,7 @@ class DeviceBackground(Background):
         reading.addErrback(lambda failure: log.failure("a short read met a bug", failure))
 
     def bring_in(
-        self, offset: int, length: int, *, whole: bool
+        self, offset: int, length: int, *, whole: bool, asker: object = None
     ) -> Deferred[tuple[FileSource, list[Extent]]]:
         """Read a range, as one piece of data."""
         return self.fetch(offset, length).addCallback(
@@ -242,9 +251,11 @@ class DeviceBackground(Background):
 
         return self.read(offset, length).addCallback(hold)
 
-    def extents(self, offset: int, length: int, limit: int) -> Deferred[list[Extent]]:
+    def extents(
+        self, offset: int, length: int, limit: int, asker: object = None
+    ) -> Deferred[list[Extent]]:
         """Return at most *limit* extents, from *offset* on: ascending, merged, clipped."""
-        return self._call(None, self._walk, offset, length, limit)
+        return self._checked(None, self._walk, offset, length, limit)
 
     async def _walk(self, offset: int, length: int, limit: int) -> list[Extent]:
         found: list[Extent] = []
@@ -263,14 +274,14 @@ class DeviceBackground(Background):
             found = list(merge([*found, *more]))
         return found[:limit]
 
-    def will_need(self, ranges: list[tuple[int, int]]) -> Deferred[None]:
+    def will_need(self, ranges: list[tuple[int, int]], asker: object = None) -> Deferred[None]:
         """Nothing can be done ahead."""
-        return self._call(_nothing, _nothing, None)
+        return self._checked(_nothing, _nothing, None)
 
     def _begin_flush(self) -> Deferred[Any]:
         return self._guarded(_nothing, self._device.flush)
 
-    def _call(
+    def _checked(
         self,
         check: Callable[[Any], _T] | None,
         function: Callable[..., Any],

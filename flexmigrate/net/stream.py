@@ -161,6 +161,26 @@ class StreamTransport(_Connection):
             self._lost = True  # the kernel tells it once
         return why
 
+    def read_ahead(self, most: int) -> int | None:
+        """Hand what there is to be read to the protocol's ``dataReceived``, up to *most* bytes or a
+        little more, though reading is paused; return how much it was, or None if the other side's
+        end stands behind it.
+        """
+        taken = 0
+        while taken < most:
+            try:
+                data = self.socket.recv(RECORDS_AT_ONCE)
+            except BlockingIOError:
+                return taken
+            except OSError:
+                self._lost = True  # the kernel tells it once
+                return None
+            if not data:
+                return None
+            taken += len(data)
+            self.protocol.dataReceived(data)
+        return taken
+
     def _receive(self, behind: int = 0) -> int:
         """Receive into the protocol's buffer; return how much, or one of three other things.
 

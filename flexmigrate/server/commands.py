@@ -19,7 +19,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.errors import RequestFailed, to_nbd
 from flexmigrate.image import reads
-from flexmigrate.image.background import Outcome
+from flexmigrate.image.background import NotBegun, Outcome
 from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.short_reads import Wanted
@@ -40,8 +40,8 @@ from flexmigrate.wire.requests import Refusal, Terms, refuse
 # ones leave by sendfile, which costs two more system calls but copies nothing.
 SMALL_READ = 64 * 1024
 
-# Requests of one connection that may be with the thread pool at once. A client may have more
-# under way; the rest waits in its socket.
+# Requests of one connection that may be with the thread pool, or wait for it, at once. A client may
+# have more under way; the rest waits in its socket.
 MAX_UNDER_WAY = 64
 
 # What long reads of one connection may hold of this process's memory, in bytes, before no further
@@ -116,10 +116,19 @@ class Commands:
         else:
             self._BEGIN[command](self, flags, cookie, offset, length)
 
-    def gone(self) -> None:
-        """The connection is lost: nothing more is sent; what is under way ends by itself."""
+    def gone(self, *, is_abandoned: bool) -> None:
+        """The connection is lost: nothing more is sent; what is under way ends by itself. Twice is
+        allowed.
+
+        :param is_abandoned: so that what waits for a thread will not be done. Else the client had
+            said DISC, behind all of it.
+        """
+        if self._gone:
+            return
         self._gone = True
         self._export.orphaned(self._changing)
+        if is_abandoned:
+            self._background.forget(self)
 
     # Payloads that arrive in pieces
 
@@ -130,7 +139,7 @@ class Commands:
         length = len(piece)
         if self._image.may_block_write(offset, length):
             self._requests.hold(Holds.PIECE)
-            done = self._begun(self._background.write(bytes(piece), offset))
+            done = self._begun(self._background.write(bytes(piece), offset, self))
             done.addCallbacks(
                 lambda _: self._changed(offset, length),
                 lambda failure: self._piece_failed(offset, length, failure, write),
@@ -180,7 +189,7 @@ class Commands:
             else:
                 self._send_read(cookie, offset, (self._image, pieces))
             return
-        brought = self._background.bring_in(offset, length, whole=whole)
+        brought = self._background.bring_in(offset, length, whole=whole, asker=self)
         if self._background.holds_reads:
             self._hold_memory(length)
         self._later(cookie, offset, length, brought, self._send_read)
@@ -229,7 +238,7 @@ class Commands:
         cold, self.cold = self.cold, []
         self._more(len(cold))
         whole = not self._style.fragments
-        self._background.read_short(cold, self._answer_reads, whole=whole)
+        self._background.read_short(cold, self._answer_reads, whole=whole, asker=self)
 
     def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
         replies: list[bytes | bytearray] = []
@@ -268,10 +277,10 @@ class Commands:
 
     def write_later(self, cookie: int, offset: int, data: bytes) -> None:
         """Carry out a whole write that may have to wait for the disk."""
-        self._change(cookie, offset, len(data), self._background.write(data, offset), 0)
+        self._change(cookie, offset, len(data), self._background.write(data, offset, self), 0)
 
     def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        self._change(cookie, offset, length, self._background.trim(offset, length), flags)
+        self._change(cookie, offset, length, self._background.trim(offset, length, self), flags)
 
     def _write_zeroes(self, flags: int, cookie: int, offset: int, length: int) -> None:
         zeroed = self._background.zero(
@@ -279,6 +288,7 @@ class Commands:
             length,
             may_punch=not flags & CommandFlag.NO_HOLE,
             fast_only=bool(flags & CommandFlag.FAST_ZERO),
+            asker=self,
         )
         self._change(cookie, offset, length, zeroed, flags)
 
@@ -319,8 +329,8 @@ class Commands:
 
     def _failed_change(self, offset: int, length: int, error: BaseException | None) -> None:
         # ENOTSUP is a fast zero that wouldn't be fast: nothing happened.
-        unsupported = getattr(error, "errno", None) == errno.ENOTSUP
-        if self._export.observer is not None and error is not None and not unsupported:
+        nothing = isinstance(error, NotBegun) or getattr(error, "errno", None) == errno.ENOTSUP
+        if self._export.observer is not None and error is not None and not nothing:
             self._export.observer.failed(offset, length, error)
 
     # The other commands
@@ -340,7 +350,7 @@ class Commands:
         return self._background.flush().addErrback(spoil)
 
     def _cache(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        advised = self._background.will_need([(offset, length)])
+        advised = self._background.will_need([(offset, length)], self)
         self._later(cookie, offset, length, advised, self._reply_ok)
 
     def filtered_status(self, cookie: int, flags: int, offset: int, payload: bytes) -> None:
@@ -377,7 +387,7 @@ class Commands:
             self._send(b"".join(replies))
 
         if BASE_ALLOCATION in {self._contexts[context] for context in ids}:
-            walked = self._background.extents(offset, length, limit)
+            walked = self._background.extents(offset, length, limit, self)
             self._later(cookie, offset, length, walked, answer)
         else:
             answer(cookie, offset, [])
@@ -480,6 +490,8 @@ class Commands:
         """Tell the client that a request failed, narrowed to what it may know; log the real
         error.
         """
+        if isinstance(error, NotBegun):
+            return  # and nobody is there to be told
         code = to_nbd(error)
         self._log.error(
             "request of {length} bytes at {offset} failed: {error}; the client is told {code}",

@@ -74,7 +74,9 @@ class NBDServerProtocol(Protocol):
         self._transmission: Transmission | None = None
         self._outlet: Any = None  # an IOutlet, once there is a transmission
         self._left = b""  # received, but not a whole request yet, or held back
+        self._behind = memoryview(b"")  # received behind that, where it was more than is served
         self._gathered: list[bytes] | None = None  # received, while more is about to come
+        self._has_begun = False  # its first request was let through
         self._serving = False
         self._resumed = False  # a hold was released
         self._paused = False
@@ -131,11 +133,11 @@ class NBDServerProtocol(Protocol):
         self._transmission = self.factory.transmission(
             self.export, agreement, self._outlet, self._scratch, self
         )
-        self._left = self._handshake.leftover
+        self._behind = memoryview(self._handshake.leftover)
         self.log.info("uses the export {export!r}", export=agreement.export.name)
         self.export.join(self)
         self._wait_for(self.factory.session.transmitting(self))
-        if self._left:
+        if self._behind:
             self._serve_left()
 
     def _wait_for(self, recorded: Deferred[None] | None) -> None:
@@ -210,7 +212,7 @@ class NBDServerProtocol(Protocol):
             self.buffer_updated(size)
         if rest and not self._transmission.holds & Holds.ENDING:
             # Such a transport may hand over more than was asked for; it is paused now.
-            self._left += bytes(rest)
+            self._behind = memoryview(b"".join((self._behind, rest)))
 
     def _serve(self, end: int) -> None:
         """Let the transmission have the buffer's first *end* bytes, and keep what it leaves."""
@@ -221,6 +223,9 @@ class NBDServerProtocol(Protocol):
         at = 0
         self._serving = self._scratch.is_taken = self._resumed = True
         try:
+            if not self._has_begun and end and not transmission.holds:
+                self._has_begun = True
+                self.export.begin(self)
             # What is behind a hold that came and went meanwhile is offered again at once: nobody
             # else would do so before the client sends more.
             while self._resumed:
@@ -236,15 +241,16 @@ class NBDServerProtocol(Protocol):
         """Go on with what was held back, buffer by buffer: a plain transport may leave more."""
         transmission = self._transmission
         assert transmission is not None
+        buffer = self._scratch.received_view
         while True:
-            scratch = self._scratch
-            size = min(len(self._left), len(scratch.received))
-            scratch.received[:size] = self._left[:size]
-            rest = self._left[size:]
-            self._serve(size)
-            progress = len(self._left) < size
-            self._left += rest
-            if not rest or transmission.holds or not progress:
+            left, behind = len(self._left), self._behind
+            buffer[:left] = self._left
+            more = min(len(buffer) - left, len(behind))
+            buffer[left : left + more] = behind[:more]
+            self._behind = behind[more:]
+            self._serve(left + more)
+            progress = len(self._left) < left + more
+            if not self._behind or transmission.holds or not progress:
                 return
 
     # Holding: the transmission says when, the transport does it
@@ -303,6 +309,38 @@ class NBDServerProtocol(Protocol):
         """See ``export.Gated``."""
         if self._transmission is not None:
             self._transmission.release(Holds.PARKED)
+
+    @property
+    def backlog(self) -> int:
+        """See ``export.Gated``."""
+        return len(self._left) + len(self._behind)
+
+    def has_hung_up(self, most: int) -> bool:
+        """See ``export.Gated``."""
+        read_ahead = getattr(self.transport, "read_ahead", None)
+        if read_ahead is None or self._transmission is None or self._ending:
+            return False
+        self._transmission.hold(Holds.AHEAD)
+        self.gather()
+        try:
+            return read_ahead(most) is None
+        finally:
+            self.deliver()
+            self._transmission.release(Holds.AHEAD)
+
+    def abandon(self) -> None:
+        """See ``export.Gated``: neither what was received, nor what stands behind it in the kernel,
+        is looked at any more.
+        """
+        assert self._transmission is not None
+        self._drop_backlog()
+        self._transmission.gone()
+        if not self._ending:
+            self.abort("its client has hung up, and another is here")
+
+    def _drop_backlog(self) -> None:
+        self._left = b""
+        self._behind = memoryview(b"")
 
     def wait_for_orphans(self) -> None:
         """See ``export.Gated``."""
@@ -365,7 +403,7 @@ class NBDServerProtocol(Protocol):
         transmission = self._transmission
         if transmission is None:
             return 0
-        incomplete = bool(self._left) or transmission.in_payload or bool(transmission.holds)
+        incomplete = bool(self.backlog) or transmission.in_payload or bool(transmission.holds)
         ours = transmission.holds & ~Holds.OUTPUT
         if not incomplete or ours or transmission.served != self._served_before:
             self._served_before = transmission.served
@@ -436,7 +474,7 @@ class NBDServerProtocol(Protocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Nothing of this client's remains but what is under way at the disk."""
         self._connected = False
-        self._left = b""
+        self._drop_backlog()
         for timer in (self._negotiation_timeout, self._linger):
             if timer is not None and timer.active():
                 timer.cancel()

@@ -8,18 +8,24 @@ ask here.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
 from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage
+from flexmigrate.net.hang_ups import HangUps
 from flexmigrate.server.throttle import Payer, Throttle
 from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
 from flexmigrate.wire.handshake import ExportInfo
 
 DIRTY_CONTEXT = "flexmigrate:dirty"
+
+MOST_AHEAD = 16 * 1024 * 1024
+"""Bytes that are kept of connections of one export, in all, which were read only to see whether
+their peer's end is behind them: a little more than one connection has in both kernels (tcp(7),
+``tcp_rmem`` and ``tcp_wmem``)."""
 
 _FLAGS = (
     TransmissionFlag.HAS_FLAGS
@@ -49,13 +55,32 @@ class ChangeObserver(Protocol):
 
 
 class Gated(Payer, Protocol):
-    """A connection, as an export sees it."""
+    """A connection, as an export sees it.
+
+    :ivar transport: below it: what tells whether its peer has hung up.
+    """
+
+    transport: Any
 
     def park(self) -> None:
         """Take no further request."""
 
     def unpark(self) -> None:
         """Go on with the requests that waited."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that were read and are kept, since no request is taken."""
+
+    def has_hung_up(self, most: int) -> bool:
+        """Read what there is to be read, and keep it, up to *most* bytes; return whether the peer's
+        end is behind it.
+        """
+
+    def abandon(self) -> None:
+        """The peer has hung up, and others are here: begin nothing more, tell ``orphaned`` of the
+        changes that are under way, and end.
+        """
 
     def wait_for_orphans(self) -> None:
         """Take no request yet."""
@@ -96,7 +121,9 @@ class Export:
         self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None
         self.parked = False
         self.turns = 0
-        self._connections: set[Gated] = set()
+        self._connections: dict[Gated, None] = {}  # in the order in which they came
+        self._hang_ups: HangUps[Gated] = HangUps()
+        self._ahead: set[Gated] = set()  # of which was read to see whether they have hung up
         self._under_way = 0
         self._orphans = 0
         self._behind_orphans: list[Gated] = []
@@ -123,22 +150,61 @@ class Export:
     # Connections
 
     def join(self, connection: Gated) -> None:
-        """*connection* begins to send requests; it waits where the export is parked.
-
-        It also waits for changes that lost connections left under way: its client may be one that
-        comes back and asks for the same again, and an old change must not be done after a newer
-        one was answered.
-        """
-        self._connections.add(connection)
+        """*connection* begins to send requests; it waits where the export is parked."""
+        self._connections[connection] = None
+        self._hang_ups.add(connection, connection.transport)
         if self.parked:
             connection.park()
+
+    def begin(self, connection: Gated) -> None:
+        """*connection*'s first request is about to be taken. Its client may be one that comes back
+        and asks again for what its last connection asked for, and an old change must not be done
+        after a newer one was answered.
+
+        So other connections whose peer has hung up begin nothing more, and this one waits for
+        changes that they, or connections that are lost, left under way. (Until somebody else is
+        here, who only sends no more may wait for his answers.)
+        """
+        for other in self._stale(connection):
+            other.abandon()
         if self._orphans:
             self._behind_orphans.append(connection)
             connection.wait_for_orphans()
 
+    def _stale(self, served: Gated | None = None) -> list[Gated]:
+        """Return the connections whose peer has hung up, and that stand in the way of *served*, or
+        of anybody: not the one that came last, where all have hung up.
+        """
+        if self.read_only or len(self._connections) < 2:
+            return []
+        gone, unread = self._hang_ups.look()
+        if unread:
+            self._ahead = {each for each in self._ahead if each.backlog}
+            left = MOST_AHEAD - sum(each.backlog for each in self._ahead)
+            for connection in unread:
+                if connection is served or left <= 0:
+                    continue
+                before = connection.backlog
+                if connection.has_hung_up(left):
+                    gone.append(connection)
+                left -= connection.backlog - before
+                self._ahead.add(connection)
+        if served is None and len(gone) == len(self._connections):
+            served = next(reversed(self._connections))
+        if served not in gone:
+            return gone
+        # It sends no more itself, and nobody comes back from a later connection to an earlier one
+        # that he has closed.
+        order = list(self._connections)
+        return [each for each in order[: order.index(served)] if each in gone]
+
     def leave(self, connection: Gated) -> None:
         """*connection* is gone."""
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
+        self._ahead.discard(connection)
+        self._hang_ups.remove(connection)
+        if connection in self._behind_orphans:
+            self._behind_orphans.remove(connection)
         if self.throttle is not None:
             self.throttle.leave(connection)
 
@@ -205,9 +271,13 @@ class Export:
         return self.idle()
 
     def unpark(self) -> None:
-        """Let the requests in that waited. Does nothing where the export isn't parked."""
+        """Let the requests in that waited, but for those of clients that have gone meanwhile while
+        others wait. Does nothing where the export isn't parked.
+        """
         if self.parked:
             self.parked = False
+            for connection in self._stale():
+                connection.abandon()
             for connection in list(self._connections):
                 connection.unpark()
 

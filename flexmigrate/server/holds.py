@@ -14,4 +14,6 @@ class Holds:
     ENDING = 32  # the client said DISC, or broke the protocol
     MEMORY = 256  # what it reads is held in memory, and that is enough
     SESSION = 128  # what it agreed on is being recorded
+    AHEAD = 512  # it is only looked whether its client is still there
+    TURN = 1024  # others are to have their turn
     ORPHANS = 64  # changes that a lost connection asked for are still under way

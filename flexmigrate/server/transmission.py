@@ -414,11 +414,13 @@ class Transmission:
         self._end_if_due()
 
     def gone(self) -> None:
-        """The connection is lost: nothing more is sent; what is under way ends by itself."""
+        """The connection is lost: nothing more is sent; nothing more is begun, unless the client
+        said DISC behind it; what is under way ends by itself. Twice is allowed.
+        """
+        is_abandoned, self._disconnecting = not self._disconnecting, False
         self._payload = None
-        self._disconnecting = False
         self.holds |= Holds.ENDING
-        self.commands.gone()
+        self.commands.gone(is_abandoned=is_abandoned)
 
     def _bad_magic(self, seen: int, cookie: int) -> None:
         text = f"bad magic {seen:#010x} where a request should begin"

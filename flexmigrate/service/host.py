@@ -15,21 +15,16 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.image.shares import ImageThreads
 from flexmigrate.migration.ownership import Ownership, Unrecorded
 from flexmigrate.server.export import Export
 
 log = Logger()
 
-THREADS = 16
-"""Requests that wait for the disk at the same time: what keeps an SSD's queue filled."""
-
 
 def new_pool() -> ThreadPool:
-    """Return the threads of one server, not yet started: a daemon forks first.
-
-    They must outlive every image: what is given to a stopped pool is never done.
-    """
-    return ThreadPool(minthreads=0, maxthreads=THREADS, name="image")
+    """Return the threads of one server, not yet started: see `ImageThreads`."""
+    return ImageThreads()
 
 
 class Host:

@@ -156,15 +156,14 @@ def server_view(
     """Return what is seen of a server.
 
     :param clients: its connections.
-    :param pool: its ``twisted.python.threadpool.ThreadPool``.
+    :param pool: its ``image.shares.ImageThreads``.
     """
-    work = pool._team.statistics()  # what dumpStats shows; there is no other way to the queue
     seen = [
         ClientView(each.number, each.address, None if each.export is None else each.export.name)
         for each in sorted(clients, key=lambda client: client.number)
     ]
     return ServerView(
         list(exports),
-        PoolView(pool.max, work.busyWorkerCount, work.backloggedWorkCount),
+        PoolView(pool.max, pool.busy, pool.shares.queued),
         seen,
     )

@@ -74,7 +74,7 @@ class Connection:
         """
         for end in (self.client, self.server):
             if end in but_to:
-                end.wire.add(lambda end=end: end.lose(ConnectionLost()))
+                end.wire.end(ConnectionLost())
             else:
                 end.wire.clear()
                 end.lose(ConnectionLost())
@@ -92,6 +92,7 @@ class Wire(Lane):
     :ivar cut_at: the connection is cut once so many bytes have arrived; None: it isn't.
     :ivar bandwidth: bytes a second; None: as many as are sent.
     :ivar frozen: nothing arrives any more.
+    :ivar has_ended: the other side's end stands behind what hasn't arrived.
     :ivar watch: called with what is about to arrive, piece by piece.
     """
 
@@ -104,6 +105,7 @@ class Wire(Lane):
         self.cut_at: int | None = None
         self.bandwidth: float | None = None
         self.frozen = False
+        self.has_ended = False
         self.watch: Callable[[bytes], object] = lambda data: None
 
     @property
@@ -114,6 +116,11 @@ class Wire(Lane):
         """Put *data* on its way."""
         self.pending += len(data)
         self.add(data)
+
+    def end(self, outcome: Exception) -> None:
+        """Let the other side's end follow what is on its way."""
+        self.has_ended = True
+        self.add(lambda: self._end.lose(outcome))
 
     def step(self) -> None:
         """Let bytes arrive: all that are under way, as a busy receiver finds them, or with a seed
@@ -201,6 +208,13 @@ class End:
         connection = self.connection
         return connection.server if self is connection.client else connection.client
 
+    @property
+    def peer_has_ended(self) -> bool:
+        """Whether the other side has closed the connection, as this one's kernel knows, though what
+        was sent before may not have been read: see ``net.hang_ups``.
+        """
+        return self.wire.has_ended and not self.wire.frozen
+
     def make(self, protocol: Any) -> None:
         """Begin, with *protocol*."""
         self.protocol = protocol
@@ -284,7 +298,7 @@ class End:
         if silently or was_lost:
             return
         outcome = ConnectionLost() if had_unread else ConnectionDone()
-        self.peer.wire.add(lambda: self.peer.lose(outcome))
+        self.peer.wire.end(outcome)
 
     def loseConnection(self) -> None:
         """As ITransport has it: the connection is closed once all that was written has arrived."""
@@ -296,13 +310,13 @@ class End:
         """As ITCPTransport has it: what was written and has not arrived is lost."""
         if not self.is_lost:
             self.peer.wire.clear()
-            self.peer.wire.add(lambda: self.peer.lose(ConnectionLost()))
+            self.peer.wire.end(ConnectionLost())
             self.lose(ConnectionAborted())
 
     def _close(self) -> None:
         # What has come and was not read makes a reset of the close (RFC 1122, 4.2.2.13).
         outcome = ConnectionLost() if self.wire.pending else ConnectionDone()
-        self.peer.wire.add(lambda: self.peer.lose(outcome))
+        self.peer.wire.end(outcome)
         self.lose(ConnectionDone())
 
     def lose(self, reason: Exception) -> None:

@@ -22,7 +22,7 @@ class AtOnce:
         self.served.image.cold = True
         self.client = self.served.client(self.feed)
 
-    def read_short(self, wanted, answer, *, whole):
+    def read_short(self, wanted, answer, *, whole, asker=None):
         """As Background's, by the time it returns."""
         answer([(each, self.content[each[1] : each[1] + each[2]]) for each in wanted])
 

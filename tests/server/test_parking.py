@@ -174,6 +174,7 @@ class OrphanTests(SynchronousTestCase):
             bench = served.bench
             first = served.client(feed)
             bystander = served.client(feed)
+            bystander.read(0, 1)
             bench.pool.at_once = False
             served.image.cold = True
             first.write(0, b"old")
