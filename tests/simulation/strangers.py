@@ -13,7 +13,8 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Machine, World
 from flexmigrate.testing.writer import SECTOR
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import SessionWish, Wish
+from flexmigrate.wire.keys import KEY_LENGTH, KeyKind, derive_key, key_digest
 from flexmigrate.wire.session import Opening, PrivateCommand, Purpose, State, parse_outcome
 
 RETRY_SECONDS = 0.5
@@ -34,16 +35,32 @@ class Stranger:
         self._address = address
         self._size = size
         self._draw = draw
+        self._secret = draw.randbytes(KEY_LENGTH)
 
     def open(self, opening: Opening) -> Deferred[NBDClientProtocol]:
         """Connect with *opening*; fails as ``flexmigrate.client.connect``."""
-        wish = Wish(structured=False, extended=False, session=opening.encode())
+        session = SessionWish(opening.encode())
+        wish = Wish(structured=False, extended=False, session=session)
         endpoint = TCP4ClientEndpoint(self._machine, self._address.host, self._address.port)
         return connect(endpoint, wish=wish, clock=self._machine)
 
     def opening(self, session: bytes, attempt: int) -> Opening:
-        """Return an opening of a migration."""
-        return Opening(Purpose.MIGRATE, session, attempt, State.SENDING, self._size)
+        """Return an opening of a migration of its own, which gives up the attempt before."""
+
+        def digest(kind: KeyKind) -> bytes:
+            key = derive_key(self._secret, kind, session, attempt)
+            return key_digest(key, kind, session, attempt)
+
+        return Opening(
+            Purpose.MIGRATE,
+            session,
+            attempt,
+            State.SENDING,
+            self._size,
+            commit_digest=digest(KeyKind.COMMIT),
+            retract_digest=digest(KeyKind.RETRACT),
+            key=derive_key(self._secret, KeyKind.RETRACT, session, attempt - 1),
+        )
 
     async def let_in(self, opening: Opening) -> NBDClientProtocol | None:
         """Connect with *opening* as soon as it is let in; None: it never was."""
