@@ -106,6 +106,10 @@ class Status:
         default=None,
         metadata=about("unknown, converging, throttling, or not converging"),
     )
+    migration_obstacle: str | None = field(
+        default=None,
+        metadata=about("what keeps clients from being parked, or made that in vain, if anything"),
+    )
     migration_fitting: int | None = field(
         default=None,
         metadata=about("what may be left for clients to be parked, at the present speed", "bytes"),

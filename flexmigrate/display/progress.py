@@ -28,7 +28,9 @@ def topic_of(status: Mapping[str, Value]) -> tuple[Value | None, ...]:
 
 def migration_lines(status: Mapping[str, Value]) -> list[str]:
     """Return how far a migration is: one line of that, and one of how quick."""
-    return [_headline(status), "   ".join(_rates(status))]
+    lines = [_headline(status), "   ".join(_rates(status))]
+    obstacle = _get(status, "obstacle")
+    return lines if obstacle is None else [*lines, f"in the way: {obstacle}"]
 
 
 def _get(status: Mapping[str, Value], name: str) -> Value | None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.defer import TimeoutError as DeferredTimeout
+from twisted.internet.interfaces import IDelayedCall
 from twisted.internet.task import LoopingCall, deferLater
 from twisted.logger import Logger
 
@@ -24,6 +25,7 @@ from flexmigrate.control.grammar import VerifyRule
 from flexmigrate.errors import ConnectionGone, MigrationError, SessionDeclined
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.log import failures
+from flexmigrate.migration.backoff import Backoff
 from flexmigrate.migration.convergence import Convergence, Pass, Verdict
 from flexmigrate.migration.copying import Copier, Progress
 from flexmigrate.migration.ground import Allowances, Ground, SizeMismatch, Stalled
@@ -44,6 +46,9 @@ from flexmigrate.wire.session import Answer, State, parse_answer
 WATCH_SECONDS = 1.0
 """How often it is looked whether the destination makes progress, and how much clients dirty."""
 
+LOOK_SECONDS = 5.0
+"""How long it counts that the handover could be recorded: to find that out takes a few writes."""
+
 
 class Attempt:
     """See the module.
@@ -54,6 +59,8 @@ class Attempt:
     :ivar passes: how many walks were begun.
     :ivar fallback: why it is handed over plainly although a session was wished for; None if it
         isn't.
+    :ivar obstacle: why clients aren't parked though so little is left that they could be, in words;
+        None: nothing is in the way, as far as is known.
     """
 
     def __init__(
@@ -97,8 +104,13 @@ class Attempt:
         self._found: int | None = None
         self._parked_at: float | None = None
         self._parked_until: float | None = None
+        self._has_flushed = False
+        self._waits_for = ""  # while clients are parked
+        self._retry: IDelayedCall | None = None
+        self._looked_at: float | None = None
         self.passes = 0
         self.fallback: str | None = None
+        self.obstacle: str | None = None
 
     @property
     def dirty(self) -> DirtyMap | None:
@@ -124,6 +136,11 @@ class Attempt:
             return 0.0
         return (now if self._parked_until is None else self._parked_until) - self._parked_at
 
+    @property
+    def has_parked(self) -> bool:
+        """Whether clients were parked in it, or are."""
+        return self._parked_at is not None
+
     # The steps, in their order
 
     async def dial(self) -> None:
@@ -144,6 +161,7 @@ class Attempt:
             for _ in range(self._allowances.connections - 1):
                 self._bundle.expect(self._ground.dial(self._allowances.hello_seconds, None))
         self._watchdog.start(WATCH_SECONDS, now=False)
+        client.when_closed().addCallback(lambda _: self.hurry())
         handover = SourceHandover(self._reactor, self._gift, self._number, client, self._about)
         await handover.begin()
         self._handover = handover
@@ -241,8 +259,11 @@ class Attempt:
         return begun and answer.session in self._earlier
 
     async def converge(self) -> None:
-        """Further passes, until clients may be parked for what is left."""
+        """Further passes, until clients may be parked for what is left, and nothing is known to be
+        in the way of the handover.
+        """
         convergence = self._convergence
+        backoff = Backoff()
         while True:
             now = self._reactor.seconds()
             throttle = self._export.throttle
@@ -251,8 +272,71 @@ class Attempt:
             self.adjust()
             self._tell(*before)
             if enough:
-                return
-            self._last = await self._pass()
+                if await self._is_free():
+                    return
+                if self.obstacle is not None:
+                    await self._wait(backoff)
+                    if self._still_fits() and await self._is_free():
+                        return  # it was a matter of what is asked for
+            # Where parking was put off, it has to be seen how long the next flush takes.
+            self._last = await self._pass(flush_again=enough)
+
+    def _still_fits(self) -> bool:
+        left, now = self._copying.dirty.bytes, self._reactor.seconds()
+        return left <= self._convergence.fitting(now)
+
+    async def _is_free(self) -> bool:
+        """Return whether nothing is in the way of a handover now, and tell of what is."""
+        left, handover = self._copying.dirty.bytes, self._handing_over
+        obstacle = self._convergence.obstacle(left, prepares=handover.is_session)
+        if obstacle is not None and self.passes == 1:
+            return False  # the flush of so much says little about the next
+        if obstacle is None and not self._has_looked():
+            await self._gift.check_name()
+            obstacle = await handover.obstacle()
+            self._looked_at = None if obstacle else self._reactor.seconds()
+        self._tell_obstacle(obstacle)
+        # To look took a while: what was changed meanwhile may be too much to park for.
+        return obstacle is None and self._copying.dirty.bytes <= left
+
+    def _has_looked(self) -> bool:
+        """Whether it was seen just now that the handover can be recorded."""
+        at = self._looked_at
+        return at is not None and self._reactor.seconds() - at < LOOK_SECONDS
+
+    def _tell_obstacle(self, obstacle: str | None) -> None:
+        """Keep what is in the way, if anything is; tell of it once, since its figures change."""
+        if obstacle is not None and self.obstacle is None:
+            self._log.error(
+                "clients are not parked, since that would be in vain: {obstacle}", obstacle=obstacle
+            )
+        if obstacle is None and self.obstacle is not None:
+            self._log.info("nothing is in the way of the handover any more")
+        if obstacle is not None:
+            self._convergence.free_writers()
+            self.adjust()
+        self.obstacle = obstacle
+
+    async def _wait(self, backoff: Backoff) -> None:
+        """Wait before it is looked again whether something is in the way; a change of what was
+        asked for ends that.
+        """
+        waiting: Deferred[None] = Deferred(lambda _: self._end_waiting())
+        self._retry = self._reactor.callLater(backoff.failed(), waiting.callback, None)
+        try:
+            await waiting
+        finally:
+            self._end_waiting()
+
+    def _end_waiting(self) -> None:
+        retry, self._retry = self._retry, None
+        if retry is not None and retry.active():
+            retry.cancel()
+
+    def hurry(self) -> None:
+        """Look at once whether something is in the way still."""
+        if self._retry is not None and self._retry.active():
+            self._retry.reset(0)
 
     def adjust(self) -> None:
         """Have writers keep to what convergence says, which may have been changed."""
@@ -299,7 +383,9 @@ class Attempt:
 
     async def _send_rest(self) -> None:
         self._undo.callback(self._export.unpark)
+        self._waits_for = "requests of clients were under way still"
         await self._export.park()
+        self._waits_for = "the rest was not sent, flushed and compared yet"
         await self._copying.send_dirty()
         while not await self._flush_and_compare():
             await self._copying.send_dirty()
@@ -321,6 +407,7 @@ class Attempt:
 
     async def _flushed(self) -> bool:
         await self._copying.flush()
+        self._has_flushed = True
         return True
 
     async def settle(self) -> None:
@@ -368,9 +455,11 @@ class Attempt:
 
     async def _make_way(self) -> None:
         await self._gift.check_name()
+        self._waits_for = "the serving address was not free yet"
         await self._ground.lock.acquire(self)
         self._undo.callback(self._listen_again)
         await self._ground.stop_listening()
+        self._waits_for = "the destination had not said that it is prepared"
         if self._handing_over.is_session:
             await self._handing_over.prepare(self.digest)
 
@@ -382,8 +471,11 @@ class Attempt:
         try:
             await working
         except DeferredTimeout:
+            if not self._has_flushed:
+                self._convergence.flushed_in_vain(most)
             raise MigrationError(
-                f"clients were parked for {most:.1f} s, and the handover had not begun"
+                f"clients were parked for {most:.1f} s, and the handover had not begun: "
+                f"{self._waits_for}"
             ) from None
 
     # Its end
@@ -441,7 +533,7 @@ class Attempt:
         assert self._copier is not None
         return self._copier
 
-    async def _pass(self) -> Pass:
+    async def _pass(self, *, flush_again: bool = False) -> Pass:
         self.passes += 1
         self._progress.begin_pass(self._copying.dirty.bytes)
         copying, dirty, clock = self._copying, self._copying.dirty, self._reactor
@@ -455,7 +547,7 @@ class Attempt:
         sent = clock.seconds()
         # So that the flush in the parked phase has little to do. It may take long, and what is
         # left has to be asked for when it's over.
-        await copying.flush()
+        flushed = await copying.flush(again=flush_again)
         zeroed = self._progress.zeroed - zeroed
         done = Pass(
             before=before,
@@ -464,6 +556,7 @@ class Attempt:
             seconds=sent - began,
             left=dirty.bytes,
             flush_seconds=clock.seconds() - sent,
+            flushed=flushed,
         )
         self._count_dirtied()
         self._log.info(

@@ -8,11 +8,15 @@ rule (`ConvergeConfig`) says what follows. Throttling ends by construction: each
 what writers may write, until they would notice a single wait; then the downtime that is allowed is
 doubled, up to half of what parking may take at all; then they are slowed down whatever they notice.
 
+A rest that fits isn't parked for where what the destination needs to make it durable is known to
+take longer than parking may: see `Convergence.obstacle`. Writers would wait in vain.
+
 All times are in seconds, all amounts in bytes, all rates in bytes a second.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from enum import Enum
 
@@ -62,6 +66,10 @@ CAUTION = 0.5
 # A pass that sent less than this says more about the time an answer takes than about the link.
 MEASURABLE = 1024 * 1024
 
+# Of so many passes the shortest flush is what one takes that has nothing to write; and so many have
+# to be shorter than one that was too long before clients are parked again.
+RECENT_FLUSHES = 3
+
 
 @dataclass(frozen=True)
 class Pass:
@@ -73,6 +81,7 @@ class Pass:
     :ivar seconds: how long that took, comparing it with the destination's included.
     :ivar left: bytes that are dirty after it, and after the flush behind it.
     :ivar flush_seconds: how long that flush took.
+    :ivar flushed: whether there was one: where nothing was sent, there mostly is none.
     """
 
     before: int
@@ -80,6 +89,7 @@ class Pass:
     seconds: float
     left: int
     flush_seconds: float = 0.0
+    flushed: bool = True
 
     @property
     def rate(self) -> float:
@@ -112,10 +122,13 @@ class Convergence:
         self.config = config
         self._limit = limit
         self._asked_at = now
+        self._in_vain = 0.0
         self.restart(now)
 
     def restart(self, now: float) -> None:
-        """Begin anew: nothing that was measured on another connection counts."""
+        """Begin anew: nothing that was measured on another connection counts, but for a flush that
+        was too long: see ``flushed_in_vain``.
+        """
         self.verdict = Verdict.UNKNOWN
         self.write_limit: float | None = None
         self._slowed = 0
@@ -125,6 +138,7 @@ class Convergence:
         self._dirty_rate = Rate(now)
         self._dirtied = 0
         self._began: float | None = None
+        self._flushes: deque[float] = deque(maxlen=RECENT_FLUSHES)
 
     def change(self, change: ConvergeChange, now: float) -> None:
         """Change what was asked for, at any time; ``write_limit`` may be another after this.
@@ -165,6 +179,37 @@ class Convergence:
         """Return how many bytes may be left for clients to be parked."""
         return int(self._budget(now) * self.send_rate)
 
+    def flushed_in_vain(self, seconds: float) -> None:
+        """Clients were let go again, since the flush took *seconds* or longer."""
+        self._in_vain = seconds
+
+    def obstacle(self, left: int, *, prepares: bool) -> str | None:
+        """Return why it would be in vain to park clients for *left* bytes, in words; None: it may
+        come to something.
+
+        :param prepares: whether the destination flushes once more before the handover can begin.
+        """
+        most, rate = self.config.max_park, self.send_rate
+        # What was sent is flushed already.
+        flush, least = self.overhead if left else 0.0, min(self._flushes, default=0.0)
+        if len(self._flushes) < RECENT_FLUSHES:
+            # One that was short says less than the one that has failed.
+            flush = max(flush, self._in_vain)
+        again = least if prepares else 0.0
+        needed = (left / rate if rate else 0.0) + flush + again
+        if needed <= most and flush < most:
+            return None
+        twice = ", twice," if flush and again else ""
+        return (
+            f"the destination takes {flush or again:.1f} s{twice} to flush what it was sent: "
+            f"clients would be parked for {needed:.1f} s, and may be for {most:g} s (--max-park)"
+        )
+
+    def free_writers(self) -> None:
+        """Slow nobody down: clients won't be parked for now, whatever they write."""
+        self.write_limit = None
+        self._slowed = 0
+
     # What follows
 
     def after(self, done: Pass, longest_wait: float, now: float) -> bool:
@@ -199,8 +244,11 @@ class Convergence:
         return self._is_forced(now) and left <= self.fitting(now)
 
     def _learn(self, done: Pass) -> None:
-        if done.before:
-            self.overhead = done.flush_seconds  # else there was nothing to flush
+        if done.flushed:
+            self._flushes.append(done.flush_seconds)
+        # What had nothing to flush tells of the next flush only that it can be as short.
+        if done.before or done.flush_seconds < self.overhead:
+            self.overhead = done.flush_seconds
         self._rate = done.rate if done.sent >= MEASURABLE else max(self._rate, done.rate)
 
     def _budget(self, now: float) -> float:

@@ -301,17 +301,22 @@ class Copier:
             yield Extent(position, stop - position, extent.data)
             position = stop
 
-    async def flush(self) -> None:
-        """Have all that was sent put on stable storage, where the destination knows how to.
+    async def flush(self, *, again: bool = False) -> bool:
+        """Have all that was sent put on stable storage, where the destination knows how to; return
+        whether it was asked to.
 
         Where nothing was sent since that was last done, it isn't asked again: that saves parked
         clients a round trip.
+
+        :param again: ask all the same, to see how long it takes.
         """
-        if self._is_flushed:
-            return
+        if self._is_flushed and not again:
+            return False
         self._is_flushed = True
-        if self._client.flags & TransmissionFlag.SEND_FLUSH:
-            await self._client.flush()
+        if not self._client.flags & TransmissionFlag.SEND_FLUSH:
+            return False
+        await self._client.flush()
+        return True
 
     # One request
 

@@ -291,6 +291,17 @@ class SourceHandover:
         except OSError as error:
             raise _no_journal(gift.image, error) from error
 
+    async def obstacle(self) -> str | None:
+        """Return why the handover can't be recorded, before anybody waits for it; None: it can."""
+        gift = self._gift
+        if not self._keeps_journal:
+            return None
+        try:
+            await gift.background.run(gift.ownership.probe)
+        except OSError as error:
+            return f"the journal of {gift.image.path} can't be written: {error}"
+        return None
+
     async def prepare(self, digest: str | None = None) -> None:
         """Have the destination see that it has all, and make that durable.
 

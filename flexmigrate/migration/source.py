@@ -28,6 +28,7 @@ from flexmigrate.errors import Broken, ImageLost
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.log import failures
 from flexmigrate.migration.attempt import Attempt
+from flexmigrate.migration.backoff import Backoff
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.ground import Allowances, Ground
@@ -36,7 +37,8 @@ from flexmigrate.migration.plan import RateLimit
 from flexmigrate.server.export import Export
 
 RETRY_SECONDS = 1.0
-"""Between an attempt that failed and the next."""
+"""Between an attempt that failed and the next, where no client had to wait for it; where clients
+were parked in vain, see `Backoff`."""
 
 
 class Source(Protocol):
@@ -121,6 +123,8 @@ class Core:
     attempts: int = 0
     phase: str = "new"
     last_error: str | None = None
+    in_vain: Backoff = field(default_factory=Backoff)
+    retry: IDelayedCall | None = None
 
     def __post_init__(self) -> None:
         self.logger = Logger(source=self)
@@ -163,6 +167,26 @@ class Core:
         self.convergence.change(change, self.reactor.seconds())
         if self.attempt is not None:
             self.attempt.adjust()
+        self.hurry()
+
+    def hurry(self) -> None:
+        """What was asked for is another thing now: try at once what is waited for."""
+        self.in_vain.reset()
+        if self.attempt is not None:
+            self.attempt.hurry()
+        if self.retry is not None and self.retry.active():
+            self.retry.reset(0)
+
+    @property
+    def obstacle(self) -> str | None:
+        """Return what keeps the migration from its end, in words; None: nothing that is known."""
+        obstacle = self.attempt.obstacle if self.attempt is not None else None
+        if obstacle is None and self.in_vain.failures > 1:
+            return (
+                f"clients were parked {self.in_vain.failures} times in vain, the last time because "
+                f"{self.last_error}"
+            )
+        return obstacle
 
     @property
     def current(self) -> Attempt:
@@ -307,17 +331,19 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
     core.last_error = failures.reason(failure)
     core.progress.restart(core.reactor.seconds())
+    seconds = core.in_vain.failed() if core.current.has_parked else RETRY_SECONDS
     core.enter("waiting")
     core.logger.error(
         "attempt {number} failed: {error}; the next is in {seconds:.0f} s",
         number=core.attempts,
         error=core.last_error,
-        seconds=RETRY_SECONDS,
+        seconds=seconds,
     )
     if not failures.is_expected(failure):
         core.logger.failure("the error was not one that is expected here", failure)
     core.abandon(core.last_error)
-    delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
+    delayed: IDelayedCall = core.reactor.callLater(seconds, source._retry)
+    core.retry = delayed
     return delayed
 
 

@@ -349,6 +349,7 @@ class MigratingExport:
         if self._source is None or self.migration is None:
             raise CommandError("Not mirroring")
         self.migration.limit.bytes_per_second = limit
+        self.migration.hurry()
         return "updated"
 
     def set_converge(self, change: ConvergeChange) -> str:

@@ -131,8 +131,14 @@ class SequenceTests(SceneCase):
 
     def test_the_source_listens_again_if_the_handover_fails(self) -> None:
         scene = self.scene()
-        failing = mock.patch.object(os, "unlink", side_effect=PermissionError(errno.EACCES, "no"))
-        with failing:
+        unlink = os.unlink
+
+        def unlinked(path: str) -> None:
+            if path == str(scene.source_image):
+                raise PermissionError(errno.EACCES, "no")
+            unlink(path)
+
+        with mock.patch.object(os, "unlink", unlinked):
             scene.world.result_of(scene.mirror(Action.UNLINK))
             scene.world.run_until(lambda: scene.migrating.migration.last_error)
         scene.world.settle()

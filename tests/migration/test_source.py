@@ -10,7 +10,7 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import ConvergeConfig
-from flexmigrate.control.grammar import Action
+from flexmigrate.control.grammar import Action, ConvergeChange
 from flexmigrate.errors import Broken, ImageLost, MigrationError
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
@@ -40,6 +40,8 @@ class RecordedAttempt:
 
     passes = 0
     dirty = None
+    has_parked = False
+    obstacle = None
 
     def __init__(self, log: list[str], instant: dict[str, Exception | None], plain: bool) -> None:
         self.log = log
@@ -85,6 +87,12 @@ class RecordedAttempt:
 
     async def finish_giving(self) -> None:
         await self._begin("finish_giving")
+
+    def adjust(self) -> None:
+        self.log.append("adjust")
+
+    def hurry(self) -> None:
+        self.log.append("hurry")
 
     def let_go(self, reason: str) -> None:
         self.log.append(f"let go: {reason}")
@@ -344,6 +352,30 @@ class FirstAttemptTests(SynchronousTestCase):
             scene.until("finish_giving").succeed()
             self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
             self.assertEqual(scene.core.attempts, 3)
+
+    def test_those_that_clients_had_to_wait_for_are_retried_later_and_later(self) -> None:
+        scene = Scene().until("finish")
+        for seconds in (1, 1, 2, 4):
+            scene.until("finish").attempt.has_parked = True
+            scene.fail()
+            scene.clock.advance(seconds * 0.99)
+            self.assertEqual(scene.state, "waiting")
+            scene.clock.advance(seconds * 0.02)
+            self.assertEqual(scene.state, "redialling")
+            # A failure that no client noticed is another matter.
+            scene.fail()
+            scene.clock.advance(RETRY_SECONDS)
+        self.assertIn("parked 4 times in vain", scene.core.obstacle or "")
+
+    def test_a_change_of_what_is_asked_for_is_tried_at_once(self) -> None:
+        scene = Scene()
+        for _ in range(9):
+            scene.until("finish").attempt.has_parked = True
+            scene.fail()
+            scene.core.change(ConvergeChange(max_park=20.0))
+            scene.clock.advance(0)
+            self.assertEqual(scene.state, "redialling")
+            self.assertIsNone(scene.core.obstacle)
 
     def test_how_fast_an_attempt_was_says_nothing_of_the_next(self) -> None:
         scene = Scene().until("copy")

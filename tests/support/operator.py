@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from support.processes import PATIENCE
@@ -38,11 +39,24 @@ def wait_until(sock: Path, timeout: float = PATIENCE, **wanted: str) -> dict[str
     For what a server announces in no other way. Each question is a round trip, so this neither
     sleeps nor spins faster than the server answers.
     """
+    return poll(sock, lambda found: wanted.items() <= found.items(), timeout, str(wanted))
+
+
+def poll(
+    sock: Path,
+    enough: Callable[[dict[str, str]], bool],
+    timeout: float = PATIENCE,
+    what: str = "what was waited for",
+) -> dict[str, str]:
+    """Ask for the status, over and over, until it is *enough*; return it.
+
+    :param what: is waited for, for people.
+    """
     deadline = time.monotonic() + timeout
     found: dict[str, str] = {}
     while time.monotonic() < deadline:
         with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):  # not yet there
             found = status(sock)
-        if wanted.items() <= found.items():
+        if enough(found):
             return found
-    raise AssertionError(f"not within {timeout} s: {wanted}; the last status was {found}")
+    raise AssertionError(f"not within {timeout} s: {what}; the last status was {found}")
