@@ -17,8 +17,7 @@ from flexmigrate.image.filesystems import filesystem_of
 from flexmigrate.image.trust import Trust, trust_in
 from flexmigrate.migration import standing as standings
 from flexmigrate.migration.standing import MayServe
-
-SECTOR = 512
+from flexmigrate.wire.constants import SECTOR
 
 
 def look(path: str, *, receives: bool = False, read_only: bool = False) -> Iterator[Finding]:
@@ -61,9 +60,9 @@ def _size(path: str, size: int) -> Finding:
     if size % SECTOR:
         return warning(
             path,
-            f"{size} bytes, of which the last {size % SECTOR} are not served",
-            f"clients expect multiples of {SECTOR} bytes: truncate --size %{SECTOR} {path} adds"
-            " zeroes",
+            f"{size} bytes: the kernel's client and --oldstyle don't see the last {size % SECTOR}",
+            f"for these, make it a multiple of {SECTOR} bytes, before it is served or received:"
+            f" truncate --size %{SECTOR} {path} adds zeroes",
         )
     return ok(path, f"{size} bytes")
 

@@ -24,7 +24,7 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Answer, Background
 from flexmigrate.image.exact import FileSource, Readable
 from flexmigrate.image.extents import Extent, merge
-from flexmigrate.image.file import SECTOR, Image
+from flexmigrate.image.file import Image
 from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
 from flexmigrate.image.short_reads import Wanted
 
@@ -75,16 +75,10 @@ class DeviceImage:
             raise ImageError(f"{path}: {device.size!r} is not a size in bytes")
         self.device = device
         self.path = self.real_path = path
-        self.file_size: int = device.size
-        self.size = device.size // SECTOR * SECTOR
+        self.size: int = device.size
         self.read_only = bool(device.read_only)
         self.is_closed = False
         self._ready = device if IReadyBlockDevice.providedBy(device) else None
-
-    @property
-    def trimmed_bytes(self) -> int:
-        """How many bytes at its end aren't served, because they fill no sector."""
-        return self.file_size - self.size
 
     def try_read_into(self, view: memoryview, offset: int) -> bool:
         """Fill *view* if that can be done at once; what goes wrong is told by ``read``."""

@@ -31,9 +31,6 @@ from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
 
-# What an export's size is rounded down to (the kernel's NBD client counts in sectors).
-SECTOR = 512
-
 # How much is read at once only to have it in memory: long enough for a disk to be read at full
 # speed, short enough to stay in the processor's cache, since nobody looks at it.
 SCRATCH = 256 * 1024
@@ -56,8 +53,7 @@ class Image:
     :ivar path: as it was given; for people.
     :ivar given_path: as it was given, absolute: a link in it may lead elsewhere one day.
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
-    :ivar size: bytes that can be served: the file's size, rounded down to 512.
-    :ivar file_size: bytes in the file or on the device when it was opened.
+    :ivar size: bytes in the file or on the device when it was opened.
     :ivar identity: (device, inode).
     :ivar disk: where it and what is kept beside it have their names.
     :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
@@ -75,7 +71,6 @@ class Image:
         "_writing_fd",
         "disk",
         "fd",
-        "file_size",
         "given_path",
         "identity",
         "in_memory",
@@ -94,8 +89,7 @@ class Image:
         self._name = os.path.realpath(path)
         self.read_only = read_only
         self.fd = opened.fd
-        self.file_size = opened.file_size
-        self.size = opened.file_size // SECTOR * SECTOR
+        self.size = opened.size
         self.identity = opened.identity
         self.is_block_device = opened.is_block_device
         self._granule = opened.granule
@@ -122,11 +116,6 @@ class Image:
             server. The text names the path and the cause.
         """
         return cls(path, open_image(path, read_only=read_only), read_only=read_only)
-
-    @property
-    def trimmed_bytes(self) -> int:
-        """How many bytes at the end of the file aren't served, because they fill no sector."""
-        return self.file_size - self.size
 
     # Reading
 
@@ -407,15 +396,12 @@ class Image:
         Never waits: on a network filesystem it is the size that this host knows of.
         """
         size = self._size_now()
-        if size == self.file_size:
+        if size == self.size:
             return None
-        return (
-            f"somebody else has changed the size of {self._name}: {size} bytes, not "
-            f"{self.file_size}"
-        )
+        return f"somebody else has changed the size of {self._name}: {size} bytes, not {self.size}"
 
     def _size_now(self) -> int:
-        return self.file_size if self.is_block_device else linux.known_size(self.fd)
+        return self.size if self.is_block_device else linux.known_size(self.fd)
 
     def unlink(self) -> None:
         """Remove the file's name, durably. The image stays open, and keeps its bytes until closed.

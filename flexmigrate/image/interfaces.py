@@ -25,7 +25,7 @@ class IBlockDevice(Interface):
     ``flexmigrate.testing.BlockDeviceTests`` checks whether a class keeps to this.
     """
 
-    size = Attribute("int: bytes, constant. Clients see it rounded down to a multiple of 512.")
+    size = Attribute("int: bytes, constant; any number of them.")
     read_only = Attribute("bool: write, zero and trim are not called.")
 
     def read(offset: int, length: int) -> object:  # noqa: N805

@@ -23,7 +23,7 @@ class Opened:
     """An image that is open and locked.
 
     :ivar fd: the descriptor, for reading, and for writing unless asked otherwise.
-    :ivar file_size: bytes.
+    :ivar size: bytes.
     :ivar granule: bytes; 1 for a file, the logical block size of a device.
     :ivar identity: (device, inode): what tells whether a path still leads to it.
     :ivar writable: the process may write to the file, whether it is open for that or not.
@@ -31,7 +31,7 @@ class Opened:
     """
 
     fd: int
-    file_size: int
+    size: int
     is_block_device: bool
     granule: int
     identity: tuple[int, int]
@@ -94,7 +94,7 @@ def _describe(fd: int, path: str, read_only: bool) -> Opened:
     is_block_device = stat.S_ISBLK(status.st_mode)
     return Opened(
         fd=fd,
-        file_size=os.lseek(fd, 0, os.SEEK_END),
+        size=os.lseek(fd, 0, os.SEEK_END),
         is_block_device=is_block_device,
         granule=linux.logical_block_size(fd) if is_block_device else 1,
         identity=opened,

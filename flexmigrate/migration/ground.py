@@ -10,6 +10,7 @@ from twisted.internet.defer import Deferred
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import FlexmigrateError, MigrationError
 from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.wire.constants import SECTOR
 
 if TYPE_CHECKING:
     from flexmigrate.migration.proposal import Proposal
@@ -23,7 +24,11 @@ class SizeMismatch(MigrationError):
     """
 
     def __init__(self, there: int, here: int) -> None:
-        super().__init__(f"the destination has {there} bytes, the image {here}")
+        text = f"the destination has {there} bytes, the image {here}"
+        if abs(there - here) < SECTOR and not there % SECTOR:
+            # Rounded down, the last bytes would be lost; rounded up, there would be too many.
+            text += f": it counts in sectors of {SECTOR} bytes, which the image doesn't fill"
+        super().__init__(text)
 
 
 class Stalled(FlexmigrateError):

@@ -234,7 +234,7 @@ def settle(path: str, state: State, by: str) -> str:
     """
     opened = open_image(path, read_only=False)
     try:
-        _ownership(os.path.realpath(path), opened.file_size).settle(state, by)
+        _ownership(os.path.realpath(path), opened.size).settle(state, by)
     except OSError as error:
         raise ImageError(f"can't settle {path}: {error}") from error
     finally:

@@ -44,13 +44,6 @@ class Host:
         name: str,
         read_only: bool,
     ) -> None:
-        if image.trimmed_bytes:
-            log.warn(
-                "{path}: its last {bytes} bytes are not served: {size} isn't a multiple of 512",
-                path=image.path,
-                bytes=image.trimmed_bytes,
-                size=image.file_size,
-            )
         if not image.size:
             log.warn("{path}: it is empty: nothing can be read or written", path=image.path)
         self.image = image

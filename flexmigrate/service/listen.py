@@ -49,7 +49,13 @@ from flexmigrate.service.publishing import (
     server_view,
 )
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
-from flexmigrate.service.serve import handshake_style, root_cause, tls_context, transmission_kind
+from flexmigrate.service.serve import (
+    beyond_oldstyle,
+    handshake_style,
+    root_cause,
+    tls_context,
+    transmission_kind,
+)
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.web.view import Moving, ServerView
@@ -97,6 +103,8 @@ class ListenService(Service):
             refusal = self._host.ownership.standing.to_receive()
             if refusal is not None:
                 raise ImageError(refusal)
+            if config.oldstyle and (text := beyond_oldstyle(self._host)) is not None:
+                raise ImageError(f"{text} could not be received")
             handover = DestinationHandover(
                 self._host.image,
                 self._host.background,

@@ -318,10 +318,6 @@ class MigratingExport:
         image = self.host.image
         if image.is_block_device:
             raise CommandError(f"{image.path} is a device and can't be unlinked")
-        if image.trimmed_bytes:
-            raise CommandError(
-                f"{image.path}: its last {image.trimmed_bytes} bytes aren't migrated: not unlinked"
-            )
         if self.host.export.read_only:
             raise CommandError(f"{image.path} is served read-only: not unlinked")
 

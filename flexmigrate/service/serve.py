@@ -50,6 +50,7 @@ from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
 from flexmigrate.web.view import ServerView
 from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.constants import SECTOR
 from flexmigrate.wire.handshake import HandshakeStyle
 from flexmigrate.wire.packing import ID_LENGTH
 
@@ -59,6 +60,17 @@ log = Logger()
 def handshake_style(oldstyle: bool) -> HandshakeStyle:
     """Return the handshake that an ``--oldstyle`` option, or its absence, asks for."""
     return HandshakeStyle.OLDSTYLE if oldstyle else HandshakeStyle.FIXED_NEWSTYLE
+
+
+def beyond_oldstyle(host: Host) -> str | None:
+    """Return which bytes an oldstyle client doesn't learn of, in words; None if there are none."""
+    left = host.size % SECTOR
+    if not left:
+        return None
+    return (
+        f"{host.image.path} has {host.size} bytes, and --oldstyle tells of whole sectors of "
+        f"{SECTOR} bytes: its last {left} bytes"
+    )
 
 
 def transmission_kind(log: LogSettings, meter: Meter | None) -> Callable[..., Transmission]:
@@ -121,6 +133,8 @@ class ServeService(Service):
             for each in config.exports:
                 host = self._open(each)
                 self._hosts.append(host)
+                if config.oldstyle and (text := beyond_oldstyle(host)) is not None:
+                    log.warn("{text} are out of reach", text=text)
                 if each.device is None:  # that is still the caller's
                     undo.callback(host.image.close)
             self._by_name = {host.export.name: host for host in self._hosts}

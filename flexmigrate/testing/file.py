@@ -8,7 +8,8 @@ import errno
 import random
 from collections.abc import Callable
 
-from flexmigrate.image.file import SECTOR
+SECTOR = 512
+"""What a disk writes wholly or not at all, in bytes."""
 
 
 class SimulatedFile:

@@ -12,7 +12,7 @@ from flexmigrate.image import holes
 from flexmigrate.image.disk import Disk
 from flexmigrate.image.exact import Readable
 from flexmigrate.image.extents import AllData, ToldExtents
-from flexmigrate.image.file import SECTOR, Image
+from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import Filesystem
 from flexmigrate.image.probe import Probed
 from flexmigrate.image.trust import judge
@@ -68,8 +68,7 @@ class SimulatedImage(Image):
         self.path = self.given_path = self._name = path
         self.read_only = read_only
         self.fd = fd
-        self.file_size = len(file.seen)
-        self.size = self.file_size // SECTOR * SECTOR
+        self.size = len(file.seen)
         self.identity = (1, file.inode)
         self.is_block_device = False
         self.in_memory = False

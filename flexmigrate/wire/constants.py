@@ -177,6 +177,10 @@ DEFAULT_PORT = 10809
 MAX_EXPORT_SIZE = 2**63 - 1
 """Bytes; offsets beyond it can't be given to any system call."""
 
+SECTOR = 512
+"""Bytes. The oldstyle handshake tells a size in whole sectors, rounded down, as flexnbd does; so do
+some other servers, one way or the other, and the kernel's client."""
+
 MAX_STRING = 4096
 """Bytes of UTF-8 in any name, description or message (proto.md, "Conventions")."""
 

@@ -32,6 +32,7 @@ from flexmigrate.wire.agreement import (
 from flexmigrate.wire.constants import (
     MAX_QUERIES,
     OPTION_ERROR_BIT,
+    SECTOR,
     Info,
     Option,
     OptionReply,
@@ -148,7 +149,8 @@ class ServerHandshake(Haggling):
         closed = self._closed_to_us(export)
         if closed is not None:
             return self._close(closed, CloseKind.REFUSED)
-        self._send(frames.oldstyle_greeting(export.size, export.flags))
+        size = export.size // SECTOR * SECTOR
+        self._send(frames.oldstyle_greeting(size, export.flags))
         return self._ready(Agreement(export))
 
     def _announced(self, option: int) -> None:

@@ -80,7 +80,7 @@ class TestImages:
 
     def test_its_size(self, image: str) -> None:
         os.truncate(image, SIZE + 5)
-        assert_bad(images.look(image), Level.WARNING, "the last 5 are not served")
+        assert_bad(images.look(image), Level.WARNING, "--oldstyle don't see the last 5")
         os.truncate(image, 0)
         assert_bad(images.look(image), Level.PROBLEM, "it is empty")
 

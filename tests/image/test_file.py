@@ -45,11 +45,10 @@ class WithAFolder(SynchronousTestCase):
 
 
 class Opening(WithAFolder):
-    def test_the_size_is_rounded_down_to_sectors(self) -> None:
-        for length, size in ((0, 0), (511, 0), (512, 512), (BLOCK + 700, BLOCK + 512)):
+    def test_it_is_as_large_as_it_is(self) -> None:
+        for length in (0, 1, 511, 512, BLOCK + 700):
             image = self.image(blank_image(self.path, length))
-            self.assertEqual((image.size, image.file_size), (size, length))
-            self.assertEqual(image.trimmed_bytes, length - size)
+            self.assertEqual(image.size, length)
             image.close()
 
     def test_errors_name_the_path_and_the_cause(self) -> None:

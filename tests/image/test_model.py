@@ -12,7 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.image.file import Image
 from support.images import BLOCK, blank_image, random_image
 
-SIZE = 16 * BLOCK + 512
+SIZE = 16 * BLOCK + 511
 
 # Offsets and lengths near the edges of blocks, where mistakes are.
 NEAR = st.tuples(st.integers(0, 16), st.sampled_from((0, 0, 0, 1, 511, 512, 4095))).map(

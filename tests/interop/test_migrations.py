@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +10,8 @@ import pytest
 
 from support.images import BLOCK, MIB, assert_same, random_image, sparse_image
 from support.operator import status, wait_until
-from support.processes import PATIENCE, Child
-from support.programs import Programs
+from support.processes import Child
+from support.programs import Programs, wait_until_it_listens
 from support.servers import SIZE, Servers, stop
 
 EXTENTS = [(0, MIB), (2 * MIB, 64 * 1024), (SIZE - BLOCK, BLOCK)]
@@ -88,17 +87,6 @@ def test_over_as_many_connections_as_a_server_takes(
     source.expect_exit(0)
     assert f"{used + 1} connections are used" not in source.story()
     assert_same(servers.image, servers.copy)
-
-
-def wait_until_it_listens(server: Child, port: int) -> None:
-    """Wait; none of them says it, and one does not survive being knocked at (proc(5): state 0A)."""
-    deadline = time.monotonic() + PATIENCE
-    while time.monotonic() < deadline and server.running:
-        for line in Path("/proc/net/tcp").read_text().splitlines():
-            _, local, _, state, *_ = line.split()
-            if local.endswith(f":{port:04X}") and state == "0A":
-                return
-    raise AssertionError(server.story())
 
 
 class TestListen:

@@ -275,18 +275,6 @@ class TestWhatAClientIsTold:
         stop(server)
         assert servers.image.read_bytes() == before
 
-    def test_the_last_bytes_of_an_odd_size_are_not_served_and_the_operator_is_told(
-        self, servers: Servers
-    ) -> None:
-        with servers.image.open("ab") as image:
-            image.write(b"y" * 511)
-        server = servers.serve()
-        assert servers.client(server).size == SIZE
-        assert status(servers.source_sock)["size"] == str(SIZE)
-        server.wait_for(r"warn .*its last 511 bytes are not served")
-        stop(server)
-        assert servers.image.stat().st_size == SIZE + 511
-
     def test_sparse_stays_sparse(self, servers: Servers) -> None:
         blank_image(servers.image, SIZE)
         client = servers.client(servers.serve())

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 
-from support.processes import run
+from support.processes import PATIENCE, Child, run
 from support.servers import Servers
 
 _PATH = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
@@ -64,3 +65,14 @@ class Served:
         self.host, self.port = self.process.listening()
         tcp = f"nbd://{self.host}:{self.port}"
         self.uri = f"nbd+unix:///?socket={path}" if way == "unix" else tcp
+
+
+def wait_until_it_listens(server: Child, port: int) -> None:
+    """Wait; none of them says it, and one does not survive being knocked at (proc(5): state 0A)."""
+    deadline = time.monotonic() + PATIENCE
+    while time.monotonic() < deadline and server.running:
+        for line in Path("/proc/net/tcp").read_text().splitlines():
+            _, local, _, state, *_ = line.split()
+            if local.endswith(f":{port:04X}") and state == "0A":
+                return
+    raise AssertionError(server.story())
