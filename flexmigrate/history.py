@@ -29,6 +29,10 @@ MOST_TEXT: Final = 500
 Verdict = Literal["complete", "copied", "broken", "failed", "unconfirmed"]
 
 
+SUCCESSES: Final[tuple[Verdict, ...]] = ("complete", "copied")
+"""Those after which the destination has what it was to have."""
+
+
 @dataclass(frozen=True)
 class Sample:
     """A migration at one moment. What is ``None`` was not known, or did not apply."""
@@ -83,7 +87,8 @@ class Summary:
     verified: str | None = field(
         default=None,
         metadata=about(
-            "what was compared with the destination: full, dirty, off, or unable (it can't)"
+            "what was compared with the destination: full, dirty, off, or unable (it can't); left"
+            " out where it did not succeed"
         ),
     )
     bytes_compared: int | None = field(
@@ -92,13 +97,15 @@ class Summary:
     )
     digest: str | None = field(
         default=None,
-        metadata=about("the image's digest, where all of it was compared: see Verification"),
+        metadata=about(
+            "the image's digest, where it succeeded and all of it was compared: see Verification"
+        ),
     )
 
     @property
     def succeeded(self) -> bool:
         """Whether the destination has what it was to have."""
-        return self.verdict in ("complete", "copied")
+        return self.verdict in SUCCESSES
 
 
 @dataclass(frozen=True)

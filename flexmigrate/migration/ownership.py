@@ -196,7 +196,7 @@ class Ownership:
         :raises UncertainError: that can't be written.
         """
         try:
-            self._write(replace(self._known(), state=State.SENDING))
+            self._write(replace(self._known(), state=State.SENDING, digest=""))
         except OSError as error:
             raise UncertainError(
                 f"can't write {journal.path_of(self._beside)}: {error}; it says 'committed'"
@@ -430,13 +430,20 @@ class Ownership:
                 disks.remove(self._disk, path)
             except OSError as error:
                 raise ImageError(f"can't remove {path}: {error.strerror}") from error
-            self.standing = replace(self.standing, record=None)
+            self.overlook()
         if self.standing.marker and self.state is State.OWNER:
             try:
                 self.clear_marker()
             except OSError as error:
                 marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
+
+    def overlook(self) -> None:
+        """Don't take the journal of a file that was unlinked for that of the file which has its
+        name now, and which is open here.
+        """
+        if self.standing.is_of_another_file:
+            self.standing = replace(self.standing, record=None)
 
     # By hand
 

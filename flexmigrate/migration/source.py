@@ -134,6 +134,11 @@ class Core:
         """The migration: see ``log.layouts.About``."""
         return {"migration": self.migration_id}
 
+    @property
+    def is_committing(self) -> bool:
+        """Whether the destination may own the image by now."""
+        return self.phase in ("committing", "given")
+
     def enter(self, phase: str) -> None:
         """Name the state that the migration is in now, for whoever looks on."""
         if phase != self.phase:

@@ -95,6 +95,20 @@ class Standing:
             return "is not there any more"
         return "is another file by now" if self.is_replaced else None
 
+    def is_owned(self, *, serving: bool) -> bool:
+        """Return whether this side owns the image, as far as its journal goes: what all that is
+        told of that comes from.
+
+        At no moment both sides of a handover do: the destination's journal says ``owner`` only
+        once that of the source says ``committed``.
+
+        :param serving: whether the image is served, or was until its handover began; else one waits
+            for it, or receives it.
+        """
+        if serving:
+            return self.state in (State.NONE, State.SENDING, State.OWNER)
+        return self.state is State.OWNER
+
     def to_serve(self) -> tuple[MayServe, str]:
         """Return whether the image may be served, and why not."""
         of_none = self.state in (State.NONE, State.SENDING) or self.is_of_another_file

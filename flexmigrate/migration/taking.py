@@ -34,7 +34,6 @@ class Verdict(Enum):
 class DestinationHandover:
     """The steps of a destination.
 
-    :ivar owned: whether the image is ours.
     :ivar listens_at: tells the addresses at which sources are listened for.
     :ivar by_session: whether it came by a session, whose source may ask again.
     :ivar lost: called with the reason once what was received has no name any more, and nothing of
@@ -56,10 +55,14 @@ class DestinationHandover:
         self.ownership = ownership
         self.listens_at: Callable[[], Sequence[str]] = tuple
         self.lost: Callable[[str], object] = lambda reason: None
-        self.owned = ownership.state is State.OWNER
         self._was_given = False
         self.by_session = self.owned
         self.read_only = False
+
+    @property
+    def owned(self) -> bool:
+        """Whether the image is ours."""
+        return self.ownership.standing.is_owned(serving=False)
 
     @property
     def marker(self) -> str:
@@ -150,7 +153,6 @@ class DestinationHandover:
                 fd=self._image.fd,
             )
             raise
-        self.owned = True
         await self._clear_marker()
         return Verdict.OURS
 
@@ -198,7 +200,7 @@ class DestinationHandover:
         if fault is not None:
             raise ImageLost(f"the image can't be taken over: {fault}")
         await self._background.run(self.ownership.own)
-        self.owned = self.by_session = True
+        self.by_session = True
         await self._clear_marker()
 
     async def _clear_marker(self) -> None:

@@ -212,6 +212,16 @@ class MigratingExport:
         self._ended = Tally()
 
     @property
+    def owns(self) -> bool:
+        """Whether the image is ours, which it isn't any more once its handover is committed."""
+        if self.given_away:
+            return False
+        if self.host.ownership.is_recorded:
+            return self.host.ownership.standing.is_owned(serving=True)
+        # Nothing is recorded before the first act that can't be taken back.
+        return self.migration is None or not self.migration.is_committing
+
+    @property
     def is_mirroring(self) -> bool:
         """Whether a migration is running."""
         return self._source is not None

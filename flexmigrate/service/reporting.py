@@ -9,11 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from flexmigrate.control.grammar import Action
-from flexmigrate.history import Sample, Summary, Verdict, shortened
+from flexmigrate.history import SUCCESSES, Sample, Summary, Verdict, shortened
 from flexmigrate.migration.convergence import Verdict as Outlook
 from flexmigrate.migration.destination import DestinationCore
-from flexmigrate.migration.journal import Record
 from flexmigrate.migration.source import Core
+from flexmigrate.migration.standing import Standing
 from flexmigrate.server.export import Export
 from flexmigrate.status import ListeningPhase, Status
 
@@ -35,7 +35,7 @@ def serving_status(serving: ImageServer, about: MigratingExport, now: float) -> 
     status = Status(
         pid=os.getpid(),
         size=export.size,
-        has_control=not about.given_away,
+        has_control=about.owns,
         clients_allowed=serving.is_open,
         num_clients=len(serving.factory.clients),
         is_mirroring=about.is_mirroring,
@@ -123,6 +123,8 @@ def summary(
     :param parked: for how long clients were, in seconds.
     """
     duration = now - core.began
+    # What was compared until it came to nothing proves nothing.
+    attempt = core.attempt if verdict in SUCCESSES else None
     return Summary(
         verdict=verdict,
         reason=shortened(reason),
@@ -133,9 +135,9 @@ def summary(
         passes=_passes(core),
         attempts=core.attempts,
         parked=parked,
-        verified=core.attempt.verification if core.attempt is not None else None,
+        verified=attempt.verification if attempt is not None else None,
         bytes_compared=core.progress.compared or None,
-        digest=core.attempt.digest if core.attempt is not None else None,
+        digest=attempt.digest if attempt is not None else None,
     )
 
 
@@ -189,16 +191,19 @@ def listening_status(
     return _with_storage(status, export)
 
 
-def settling_status(export: Export, record: Record, phase: SettlingPhase, seconds: float) -> Status:
+def settling_status(
+    export: Export, standing: Standing, phase: SettlingPhase, seconds: float
+) -> Status:
     """Return the status of a server that only has a handover confirmed which was begun before.
 
-    :param record: of the handover.
+    :param standing: of the image.
     :param seconds: since it asks.
     """
+    record = standing.record
     return Status(
         pid=os.getpid(),
         size=export.size,
-        has_control=False,
+        has_control=standing.is_owned(serving=True),
         clients_allowed=False,
         num_clients=0,
         is_mirroring=True,
@@ -207,7 +212,7 @@ def settling_status(export: Export, record: Record, phase: SettlingPhase, second
         migration_duration=int(seconds),
         migration_bytes_left=0,
         migration_phase=phase,
-        migration_address=record.address or None,
+        migration_address=None if record is None else record.address or None,
     )
 
 

@@ -203,6 +203,7 @@ class ServeService(Service):
             if not self._config.read_only:
                 host.ownership.tidy()
                 self._warn_of_writers(host)
+            host.ownership.overlook()
         except ImageError:
             host.image.close()
             raise

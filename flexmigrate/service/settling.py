@@ -202,7 +202,7 @@ class SettleService(Service):
             raise CommandError(f"there is no export {export!r}; there is {name!r}")
         return settling_status(
             self._host.export,
-            self._record,
+            self._host.ownership.standing,
             self._phase,
             self._reactor.seconds() - self._began,
         )

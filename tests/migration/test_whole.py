@@ -207,6 +207,45 @@ class AtOnceTests(SceneCase):
         self.assert_kept(scene)
 
 
+class SummaryTests(SceneCase):
+    """What a migration came to tells of no success where there was none."""
+
+    def told(self, scene: Scene) -> tuple[str, str | None, str | None]:
+        summary = scene.source.service.status(None).summary
+        return summary.verdict, summary.verified, summary.digest
+
+    def test_of_one_that_was_broken_off_once_all_was_compared(self) -> None:
+        for phase in ("copying", "parked", "settling"):
+            scene = Scene(self.folder, self.image)
+            scene.reach(phase)
+            scene.migrations[0].freeze()
+            if phase == "settling":
+                assert scene.migrating.migration.attempt.digest is not None
+            scene.migrating.break_mirror()
+            self.assertEqual(self.told(scene), ("broken", None, None))
+            scene.migrations[0].server.lose(ConnectionLost())
+            self.assert_kept(scene)
+            scene.close()
+
+    def test_of_one_that_is_not_confirmed(self) -> None:
+        scene = self.scene()
+        scene.reach("settling")
+        ownership = scene.migrating.host.ownership
+        scene.world.run_until(lambda: ownership.state is State.COMMITTED)
+        scene.migrations[0].cut()
+        scene.source.signal()
+        scene.world.run_until(lambda: scene.source.is_over, 60)
+        self.assertEqual(self.told(scene), ("unconfirmed", None, None))
+
+    def test_of_one_that_succeeded(self) -> None:
+        scene = self.scene()
+        scene.world.result_of(scene.mirror())
+        scene.finish()
+        verdict, verified, digest = self.told(scene)
+        self.assertEqual((verdict, verified), ("complete", "full"))
+        self.assertIn("blake3", str(digest))
+
+
 class ConvergeTests(SceneCase):
     """Clients that write all the while, more than may be sent."""
 
