@@ -24,7 +24,7 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.image import reads
-from flexmigrate.image.exact import FileSource, Readable
+from flexmigrate.image.exact import FileSource, Held, Readable
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.shares import Share, Shares, share_of
 from flexmigrate.image.short_reads import LONGEST, Ended, ShortReads, Wanted, short_reads
@@ -73,10 +73,8 @@ class Background:
     :param may_have_ring: whether short reads may do without threads.
     :ivar pending: calls whose Deferred's callbacks haven't all run.
     :ivar holds_reads: what ``bring_in`` and ``fetch`` read is in this process's memory until it was
-        sent, and not in the page cache.
+        sent, and not in the page cache: where to send from that might wait, too.
     """
-
-    holds_reads = False
 
     def __init__(
         self,
@@ -89,6 +87,7 @@ class Background:
         self.pending = 0
         # Who has another kind of image overrides whatever uses this.
         self._image: Any = image
+        self.holds_reads = not image.is_local
         self._reactor = reactor
         self._pool = pool
         self._idle: list[Deferred[None]] = []
@@ -105,7 +104,7 @@ class Background:
 
     def write(self, data: Readable, offset: int, asker: object = None) -> Deferred[None]:
         """As :meth:`Image.write`; *data* must stay as it is until the Deferred fires."""
-        return self.run_for(asker, self._image.write, data, offset)
+        return self.run_for(asker, self._image.write_in_thread, data, offset)
 
     def zero(
         self,
@@ -197,11 +196,18 @@ class Background:
         """Return what a range can be sent from without waiting, and its extents: all of it as data
         if it must stay *whole*.
         """
+        if self.holds_reads:
+            reading = self.run_for(asker, self._image.read, offset, length)
+            return reading.addCallback(
+                lambda data: (Held(offset, data), [Extent(offset, length, True)])
+            )
         brought = self.run_for(asker, reads.bring_in, self._image, offset, length, whole)
         return brought.addCallback(lambda pieces: (self._image, pieces))
 
     def fetch(self, offset: int, length: int) -> Deferred[FileSource]:
         """Return what a range can be sent from without waiting."""
+        if self.holds_reads:
+            return self.read(offset, length).addCallback(lambda data: Held(offset, data))
         fetched = self.run(self._image.make_resident, offset, length)
         return fetched.addCallback(lambda _: self._image)
 

@@ -22,33 +22,16 @@ from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Answer, Background
-from flexmigrate.image.exact import FileSource, Readable
+from flexmigrate.image.exact import FileSource, Held, Readable
 from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.file import Image
 from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
+from flexmigrate.image.pace import Pace
 from flexmigrate.image.short_reads import Wanted
 
 log = Logger()
 
 _T = TypeVar("_T")
-
-
-class Held:
-    """Bytes that were read and are to be sent: a source without a descriptor.
-
-    :ivar fd: None.
-    """
-
-    fd = None
-
-    def __init__(self, offset: int, data: bytes) -> None:
-        self._offset = offset
-        self._data = memoryview(data)
-
-    def read(self, offset: int, length: int) -> memoryview:
-        """Return *length* bytes from *offset*, which were read."""
-        start = offset - self._offset
-        return self._data[start : start + length]
 
 
 class DeviceImage:
@@ -66,6 +49,7 @@ class DeviceImage:
     may_have_holes = False
     trust = None
     in_memory = False
+    is_local = False
     fd = None
 
     def __init__(self, device: Any, path: str) -> None:
@@ -78,6 +62,7 @@ class DeviceImage:
         self.size: int = device.size
         self.read_only = bool(device.read_only)
         self.is_closed = False
+        self.pace = Pace()  # it knows itself what may be asked for at once
         self._ready = device if IReadyBlockDevice.providedBy(device) else None
 
     def try_read_into(self, view: memoryview, offset: int) -> bool:
@@ -174,8 +159,6 @@ class DeviceBackground(Background):
     Only ``run`` uses the threads: for what is done about the device, and not by it. A device is
     told at once of all that is asked for: nothing waits here that could be forgotten.
     """
-
-    holds_reads = True
 
     def __init__(self, image: DeviceImage, reactor: IReactorFromThreads, pool: ThreadPool) -> None:
         super().__init__(image, reactor, pool)

@@ -53,3 +53,21 @@ class FileSource(Protocol):
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
         """Return *length* bytes from *offset*, blocking; raise OSError where they aren't there."""
+
+
+class Held:
+    """Bytes that were read and are to be sent: a source without a descriptor.
+
+    :ivar fd: None.
+    """
+
+    fd = None
+
+    def __init__(self, offset: int, data: bytes) -> None:
+        self._offset = offset
+        self._data = memoryview(data)
+
+    def read(self, offset: int, length: int) -> memoryview:
+        """Return *length* bytes from *offset*, which were read."""
+        start = offset - self._offset
+        return self._data[start : start + length]

@@ -16,6 +16,7 @@ from collections.abc import Iterable, Iterator
 
 # By name: a request pays for each attribute that is looked up.
 from os import RWF_NOWAIT, preadv, pwrite
+from time import perf_counter
 from typing import Protocol
 
 from zope.interface import implementer
@@ -25,9 +26,11 @@ from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, merge
+from flexmigrate.image.filesystems import filesystem_of
 from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
 from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
+from flexmigrate.image.pace import Pace
 from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
 
@@ -56,6 +59,8 @@ class Image:
     :ivar size: bytes in the file or on the device when it was opened.
     :ivar identity: (device, inode).
     :ivar disk: where it and what is kept beside it have their names.
+    :ivar is_local: nobody beyond this kernel is asked for what is in the page cache, or goes there.
+    :ivar pace: whether its writes wait.
     :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
     :ivar trust: what is believed of the filesystem below it.
     """
@@ -75,6 +80,8 @@ class Image:
         "identity",
         "in_memory",
         "is_block_device",
+        "is_local",
+        "pace",
         "path",
         "read_only",
         "size",
@@ -96,9 +103,13 @@ class Image:
         # A file on tmpfs has no disk to wait for (but for swap), and refuses RWF_NOWAIT.
         self.in_memory = linux.is_tmpfs(opened.fd) and not opened.is_block_device
         self._read_flags = 0 if self.in_memory else RWF_NOWAIT
+        # A filesystem whose daemon or server may be asked at any time, for whatever it likes to be.
+        self.is_local = opened.is_block_device or filesystem_of(opened.fd).is_local
+        self.pace = Pace(is_slow=not self.is_local)
         # Of a file that it couldn't write, mincore(2) tells a process that all is resident: as good
         # as not knowing, and a size of 0 says that.
-        self._residency = Residency(opened.fd, self.size if opened.writable else 0)
+        may_know = opened.writable and self.is_local
+        self._residency = Residency(opened.fd, self.size if may_know else 0)
         # Nobody has measured yet whether it is worth while with a block device, too.
         self._folios = (
             None if read_only or opened.is_block_device else Folios.of(opened.fd, self.size)
@@ -232,14 +243,17 @@ class Image:
     # Writing
 
     def may_block_write(self, offset: int, length: int) -> bool:
-        """Tell whether writing a range may first have to read the pages at its edges from the disk.
+        """Tell whether writing a range may have to wait: because writes to this image do now (see
+        ``Pace``), or because the pages at its edges have to be read from the disk first.
 
         A whole page is never read before it is overwritten; a part of one is, unless it is in
         memory.
         """
         end = offset + length
         if not (offset | end) & _WITHIN_PAGE or self.in_memory:
-            return False
+            return self.pace.waits
+        if self.pace.waits:
+            return True
         if offset & _WITHIN_PAGE and not self._is_byte_ready(offset):
             return True
         return end & _WITHIN_PAGE != 0 and not self._is_byte_ready(end - 1)
@@ -271,6 +285,14 @@ class Image:
         if written != len(view):
             # Once more from the start: it is the same bytes, and rare.
             write_exact(self.fd, view, offset)
+
+    def write_in_thread(self, view: Readable, offset: int) -> None:
+        """As ``write``, which may wait; it is noted how long that took."""
+        began = perf_counter()
+        try:
+            self.write(view, offset)
+        finally:
+            self.pace.waited(perf_counter() - began)
 
     def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
         """Make a range read as zeroes, to the byte, without writing them if that can be avoided.

@@ -28,6 +28,8 @@ KNOWN: Final = {
     0xCA451A4E: ("bcachefs", "it looks into the page cache before it calls something a hole"),
 }
 
+OVERLAYFS: Final = 0x794C7630
+
 # Of those that aren't, the ones that people have: why what they tell is not believed.
 DOUBTED: Final = {
     0x65735546: "its daemon doesn't know what the kernel has not written back",
@@ -36,7 +38,7 @@ DOUBTED: Final = {
     0xFF534D42: "its server decides, on whatever it has",
     0xFE534D42: "its server decides, on whatever it has",
     0x01021997: "its server decides, on whatever it has",
-    0x794C7630: "what lies beneath it decides, and can't be seen",
+    OVERLAYFS: "what lies beneath it decides, and can't be seen",
 }
 
 _NOT_KNOWN = "it is not known to tell them from what isn't written yet"
@@ -55,6 +57,14 @@ class Filesystem:
     name: str
     magic: int | None
     is_read_only: bool = False
+
+    @property
+    def is_local(self) -> bool:
+        """Whether a write that fits into the page cache is done there, and nobody beyond this
+        kernel is asked: where the filesystem is known, and on overlayfs, which mostly lies above
+        such a one.
+        """
+        return self.magic in KNOWN or self.magic == OVERLAYFS
 
     @property
     def doubt(self) -> str:

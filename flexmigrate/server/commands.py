@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
@@ -22,6 +23,7 @@ from flexmigrate.image import reads
 from flexmigrate.image.background import NotBegun, Outcome
 from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.pace import SLOW
 from flexmigrate.image.short_reads import Wanted
 from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
@@ -148,12 +150,15 @@ class Commands:
             done.addBoth(self._piece_ended)
             self._ended(done)
             return 0
+        began = perf_counter()
         try:
             self._image.write(piece, offset)
         except OSError as error:
             self._failed_change(offset, length, error)
             write.fail(error)
             return 0
+        if perf_counter() - began > SLOW:
+            self._image.pace.turn_was_slow()
         if self._export.observer is not None:
             self._export.observer.mark(offset, length)
         return length

@@ -15,10 +15,12 @@ what may wait for the disk (``server.commands``), sockets (``server.connection``
 from __future__ import annotations
 
 from dataclasses import replace
+from time import perf_counter
 from typing import Any, Protocol
 
 from twisted.internet.defer import Deferred
 
+from flexmigrate.image.pace import SLOW, WRITE
 from flexmigrate.server.commands import SMALL_READ, Commands
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
@@ -214,6 +216,7 @@ class Transmission:
         filled = 0  # bytes of replies that wait to be sent
         reads = bytes_read = writes = bytes_written = 0  # of this batch; see the class
         changed = 0  # bytes of pieces of long writes in this batch, and of its writes in the end
+        began = 0.0  # when the first write of this batch did
 
         while not self.holds:
             payload = self._payload
@@ -278,6 +281,8 @@ class Transmission:
                     commands.write_later(cookie, offset, bytes(piece))
                     self._others += 1
                     continue
+                if not writes:
+                    began = perf_counter()
                 writes += 1
                 try:
                     image.write(piece, offset)
@@ -309,6 +314,8 @@ class Transmission:
             self.writes += writes
             self.bytes_written += bytes_written
             changed += bytes_written
+            if perf_counter() - began > SLOW + writes * WRITE:
+                image.pace.turn_was_slow()
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:

@@ -45,6 +45,8 @@ class FakePool:
 class FakeImage:
     """Records its calls; a flush ends as the test has said."""
 
+    is_local = True
+
     def __init__(self) -> None:
         self.calls: list[Any] = []
         self.flush_errors: deque[OSError | None] = deque()
@@ -89,7 +91,9 @@ class Calls(WithAFakePool):
         ]
         self.assertEqual((self.image.calls, background.pending), ([], 5))
         self.work_all()
-        results: list[Any] = [f"{name} done" for name in ("read", "write", "zero", "trim")]
+        results: list[Any] = [
+            f"{name} done" for name in ("read", "write_in_thread", "zero", "trim")
+        ]
         self.assertEqual(
             [self.successResultOf(answer) for answer in answers], [*results, self.image]
         )
@@ -97,7 +101,7 @@ class Calls(WithAFakePool):
             self.image.calls,
             [
                 ("read", 0, 512),
-                ("write", b"data", 512),
+                ("write_in_thread", b"data", 512),
                 ("zero", 0, 4096, ("may_punch", True), ("fast_only", True)),
                 ("trim", 4096, 4096),
                 ("make_resident", 0, 8192),

@@ -63,7 +63,7 @@ class Way:
         return client
 
 
-@pytest.fixture(params=["tcp", "tls"])
+@pytest.fixture(params=["tcp", "unix", "tls"])
 def way(request: pytest.FixtureRequest, tmp_path: Path, pki: PKI) -> Way:
     return Way(request.param, tmp_path, pki)
 
