@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
-import re
 import stat
 from collections.abc import Iterator
-from pathlib import Path
 
 from flexmigrate.doctor.findings import Finding, ok, problem, warning
-from flexmigrate.errors import ImageError
-from flexmigrate.image import linux
+from flexmigrate.errors import ImageError, in_words
+from flexmigrate.image import linux, places
+from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.filesystems import filesystem_of
+from flexmigrate.image.opening import try_opening
 from flexmigrate.image.trust import Trust, trust_in
 from flexmigrate.migration import standing as standings
 from flexmigrate.migration.standing import MayServe
@@ -22,23 +21,20 @@ from flexmigrate.wire.constants import SECTOR
 
 def look(path: str, *, receives: bool = False, read_only: bool = False) -> Iterator[Finding]:
     """Look at the image at *path*, which is to be served, or is to be received into."""
-    flags = os.O_RDONLY if read_only else os.O_RDWR
+    yield _opening(path, read_only=read_only)
     try:
-        mode = os.stat(path).st_mode
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return  # which was told
+    try:
+        mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
-            yield problem(path, "neither a regular file nor a block device", "name another one")
             return
-        fd = os.open(path, flags | os.O_CLOEXEC)
-    except OSError as error:
-        yield problem(path, f"can't be opened: {error.strerror}", _way_out(error, path))
-        return
-    try:
         is_device = stat.S_ISBLK(mode)
         yield _size(path, os.lseek(fd, 0, os.SEEK_END))
-        yield _in_use(path, os.fstat(fd), is_device, filesystem_of(fd).name)
         yield _standing(path, receives=receives)
         if not read_only:
-            yield _folder(path)
+            yield _folder(path, receives=receives)
         yield _filesystem(path, fd, is_device)
         if not is_device and not read_only:
             yield _room(path, fd)
@@ -46,12 +42,29 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
         os.close(fd)
 
 
-def _way_out(error: OSError, path: str) -> str:
-    if error.errno == errno.ENOENT:
+def _opening(path: str, *, read_only: bool) -> Finding:
+    """Open it as a server would, but for the locks."""
+    try:
+        try_opening(path, read_only=read_only)
+    except ImageError as error:
+        return problem(path, _without(path, str(error)), _way_out(error.__cause__, path))
+    return ok(path, "can be opened, and nobody else has locked it")
+
+
+def _without(path: str, text: str) -> str:
+    """Return an error's text without the name of what it is about, which stands before it."""
+    return text.replace(f"the image {path}", "the image", 1)
+
+
+def _way_out(error: BaseException | None, path: str) -> str:
+    number = error.errno if isinstance(error, OSError) else None
+    if number == errno.ENOENT:
         return f"create it with the size that it is to have: truncate --size N {path}"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "let the user that runs the server read and write it, or use --read-only"
-    return "name another one"
+    if number is None:
+        return "end who has it, make it writable or use --read-only, or name another one"
+    return "end who has it, or name another one"
 
 
 def _size(path: str, size: int) -> Finding:
@@ -65,20 +78,6 @@ def _size(path: str, size: int) -> Finding:
             f" truncate --size %{SECTOR} {path} adds zeroes",
         )
     return ok(path, f"{size} bytes")
-
-
-def _in_use(path: str, status: os.stat_result, is_device: bool, filesystem: str) -> Finding:
-    """Look for the lock of a server in /proc/locks (proc(5)); to try it could disturb one."""
-    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
-    locks = re.compile(rf"FLOCK .* (?P<pid>-?\d+) (?P<device>\S+):{status.st_ino} ")
-    # These tell stat(2) of another device than their locks have.
-    elsewhere = not is_device and filesystem in ("btrfs", "overlay", "bcachefs")
-    with contextlib.suppress(OSError):
-        for found in locks.finditer(Path("/proc/locks").read_text()):
-            if elsewhere or found["device"] == device:
-                text = f"{'seems to be ' if elsewhere else ''}locked by process {found['pid']}"
-                return problem(path, text, "if that is another server, end it first")
-    return ok(path, "not locked by another server")
 
 
 def _standing(path: str, *, receives: bool) -> Finding:
@@ -99,20 +98,28 @@ def _standing(path: str, *, receives: bool) -> Finding:
     return ok(path, "nothing beside it speaks against serving it")
 
 
-def _folder(path: str) -> Finding:
-    folder = os.path.dirname(os.path.realpath(path))
+def _folder(path: str, *, receives: bool) -> Finding:
+    """Look at the folder in which its records are kept (``image.places``)."""
+    try:
+        folder = os.path.dirname(places.beside(SYSTEM, os.path.realpath(path)))
+    except (OSError, ImageError) as error:
+        return problem(path, in_words(error), "the records of devices are kept there")
+    while not os.path.exists(folder):  # that of devices is made when it is needed
+        folder = os.path.dirname(folder)
     if os.access(folder, os.W_OK | os.X_OK):
         if (kind := _kind(folder)) in ("devtmpfs", "tmpfs", "ramfs"):
             return warning(
                 folder,
-                f"a {kind}: records beside the image are gone when the host is started again",
+                f"a {kind}: records of the image are gone when the host is started again",
                 "after that, look at the other side of a migration before this image is served:"
                 " flexmigrate whose",
             )
-        return ok(folder, "records beside the image can be written")
-    return problem(
+        return ok(folder, "records of the image can be written")
+    tell = problem if receives else warning
+    return tell(
         folder,
-        "can't be written to, and a migration keeps its records beside the image",
+        "can't be written to, and a migration keeps its records there: the image can be served, "
+        "and not be given away",
         "let the user that runs the server write to it",
     )
 

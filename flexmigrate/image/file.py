@@ -58,6 +58,7 @@ class Image:
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
     :ivar size: bytes in the file or on the device when it was opened.
     :ivar identity: (device, inode).
+    :ivar unlocked: why QEMU isn't seen there, and doesn't see us; None if it is and does.
     :ivar disk: where it and what is kept beside it have their names.
     :ivar is_local: nobody beyond this kernel is asked for what is in the page cache, or goes there.
     :ivar pace: whether its writes wait.
@@ -86,6 +87,7 @@ class Image:
         "read_only",
         "size",
         "trust",
+        "unlocked",
     )
 
     def __init__(self, path: str, opened: Opened, *, read_only: bool) -> None:
@@ -98,6 +100,7 @@ class Image:
         self.fd = opened.fd
         self.size = opened.size
         self.identity = opened.identity
+        self.unlocked = opened.unlocked
         self.is_block_device = opened.is_block_device
         self._granule = opened.granule
         # A file on tmpfs has no disk to wait for (but for swap), and refuses RWF_NOWAIT.

@@ -22,7 +22,8 @@ FALLOC_FL_ZERO_RANGE = 0x10
 # Says that it can't be done on this filesystem, by this kernel, or to this kind of file.
 FALLOCATE_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
 
-# From linux/fs.h: the ioctls 104 and 119 of its group 0x12.
+# From linux/fs.h: the ioctls 94, 104 and 119 of its group 0x12.
+BLKROGET = 0x125E
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 
@@ -172,6 +173,11 @@ def logical_block_size(fd: int) -> int:
     """Return the alignment, in bytes, that a block device demands of fallocate(2) and discards."""
     answer = fcntl.ioctl(fd, BLKSSZGET, bytes(4))
     return int(struct.unpack("=I", answer)[0])
+
+
+def is_read_only_device(fd: int) -> bool:
+    """Tell whether a block device refuses writes, although it could be opened for them."""
+    return struct.unpack("=I", fcntl.ioctl(fd, BLKROGET, bytes(4))) != (0,)
 
 
 def map_file(fd: int, length: int, offset: int = 0) -> int:

@@ -109,6 +109,13 @@ class ImageHost(Host):
             image.close()
             raise
         tell_trust(image)
+        if image.unlocked is not None:
+            log.info(
+                "{path}: QEMU isn't seen there, and doesn't see us, since such locks can't be had: "
+                "{reason}",
+                path=image.path,
+                reason=image.unlocked,
+            )
         background = Background(image, reactor, pool)
         super().__init__(image, background, ownership, name=name, read_only=read_only)
 

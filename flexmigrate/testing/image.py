@@ -71,6 +71,7 @@ class SimulatedImage(Image):
         self.size = len(file.seen)
         self.identity = (1, file.inode)
         self.is_block_device = False
+        self.unlocked = None
         self.in_memory = False
         self.disk = mount
         self._mount = mount

@@ -81,12 +81,12 @@ class Opening(WithAFolder):
     def test_an_image_that_is_replaced_meanwhile_is_not_served(self) -> None:
         blank_image(self.path, SIZE)
         other = blank_image(self.folder / "other", SIZE)
-        self.patch(opening, "_lock", lambda *_: os.replace(other, self.path))
+        self.patch(opening.locks, "lock", lambda *_, **__: os.replace(other, self.path))
         self.assertIn("was replaced", self.refused(self.path))
 
     def test_an_image_that_is_unlinked_meanwhile_is_not_served(self) -> None:
         blank_image(self.path, SIZE)
-        self.patch(opening, "_lock", lambda *_: os.unlink(self.path))
+        self.patch(opening.locks, "lock", lambda *_, **__: os.unlink(self.path))
         self.assertIn("No such file", self.refused(self.path))
 
     def test_a_read_only_image_cannot_be_written(self) -> None:

@@ -1,0 +1,165 @@
+"""The locks on an open image: ours, and those by which QEMU and its tools know of each other.
+
+Ours is flock(2)'s. QEMU, qemu-img, qemu-nbd and qemu-io lock single bytes of the file (of a device
+node, too) with locks of open file descriptions (fcntl(2), ``F_OFD_SETLK``): byte 100 + n says that
+whoever has the file open makes use of permission n, byte 200 + n that it doesn't share it with
+others. All of these are read locks, so that many can have them; whether somebody has one is found
+out by testing for a write lock. See ``block/file-posix.c`` there (``RAW_LOCK_PERM_BASE``,
+``RAW_LOCK_SHARED_BASE``), and "Image locking" in QEMU's manual. We keep to the same rules: so each
+sees the other.
+
+All of them belong to the open file, and go with the process however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import re
+import stat
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+from flexmigrate.errors import ImageError
+
+# From QEMU's include/block/block-common.h: BLK_PERM_CONSISTENT_READ to BLK_PERM_RESIZE, as numbers
+# of bits.
+READ, WRITE, WRITE_UNCHANGED, RESIZE = range(4)
+
+_IN_USE, _NOT_SHARED = 100, 200  # where their bytes begin
+
+_NAMES = {
+    READ: "read it",
+    WRITE: "write to it",
+    WRITE_UNCHANGED: "write to it what it holds",
+    RESIZE: "change its size",
+}
+
+# Nobody else may write, or change the size: the first would be lost, the second isn't expected.
+_SHARED = frozenset((READ, WRITE_UNCHANGED))
+
+_MOST_TOLD = 3
+"""Processes that are named."""
+
+
+def lock(fd: int, path: str, *, read_only: bool) -> str | None:
+    """Lock an image for ourselves alone, or among those who only read it.
+
+    :return: why locks as QEMU's can't be had there, so that QEMU and we don't see each other; None
+        if they could.
+    :raises ImageError: it is in use; the text names the path and, as far as that is known, by whom.
+    """
+    try:
+        fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ImageError(f"the image {path} is in use by another server") from error
+    used, not_shared = _permissions(read_only)
+    try:
+        # As QEMU does: first taken, then looked at the others', so that of two at least one sees
+        # the other.
+        for byte in (*(_IN_USE + each for each in used), *(_NOT_SHARED + e for e in not_shared)):
+            _ofd(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
+        check(fd, path, read_only=read_only)
+    except BlockingIOError as error:
+        raise ImageError(
+            f"the image {path} is in use: another program has locked it{_told(fd)}"
+        ) from error
+    except OSError as error:
+        # A network filesystem without a lock service, FUSE without locks, an old kernel.
+        return error.strerror or str(error)
+    return None
+
+
+def check(fd: int, path: str, *, read_only: bool) -> None:
+    """See, without taking any, that no lock as QEMU's stands in the way of what we would do.
+
+    :raises ImageError: one does.
+    :raises OSError: such locks can't be had there.
+    """
+    used, not_shared = _permissions(read_only)
+    for each in used:
+        if _is_locked(fd, _NOT_SHARED + each):
+            raise _in_use(fd, path, f"lets nobody else {_NAMES[each]}")
+    for each in not_shared:
+        if _is_locked(fd, _IN_USE + each):
+            raise _in_use(fd, path, f"may {_NAMES[each]}")
+
+
+def check_flock(fd: int, path: str, *, read_only: bool, is_exact: bool) -> None:
+    """See, without taking it, that no other server has our own kind of lock (proc(5), "locks").
+
+    :param read_only: others that only read are no concern.
+    :param is_exact: stat(2) tells the same device of the file as its locks have; else a lock on
+        another file may be taken for one on this.
+    :raises ImageError: one has, or seems to have.
+    """
+    status = os.fstat(fd)
+    device = f"{os.major(status.st_dev):02x}:{os.minor(status.st_dev):02x}"
+    kind = "WRITE" if read_only else r"\S+"
+    locks = re.compile(rf"FLOCK +\S+ +{kind} +(?P<pid>-?\d+) (?P<device>\S+):{status.st_ino} ")
+    with contextlib.suppress(OSError):
+        for found in locks.finditer(Path("/proc/locks").read_text()):
+            if not is_exact or found["device"] == device:
+                seems = "is" if is_exact else "seems to be"
+                raise ImageError(
+                    f"the image {path} {seems} in use by another server: locked by process "
+                    f"{found['pid']}"
+                )
+
+
+def _permissions(read_only: bool) -> tuple[list[int], list[int]]:
+    """Return what we make use of, and what we share with nobody."""
+    used = [READ] if read_only else [READ, WRITE]
+    return used, [each for each in (READ, WRITE, WRITE_UNCHANGED, RESIZE) if each not in _SHARED]
+
+
+def _in_use(fd: int, path: str, how: str) -> ImageError:
+    return ImageError(
+        f"the image {path} is in use by QEMU, or another program that locks as QEMU does, and "
+        f"which {how}{_told(fd)}: end that first"
+    )
+
+
+def _is_locked(fd: int, byte: int) -> bool:
+    """Return whether anybody else has a lock there."""
+    return _ofd(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
+
+
+def _ofd(fd: int, command: int, kind: int, byte: int) -> int:
+    """Make a call about one byte; return the kind of lock that the kernel answers with."""
+    # struct flock, in the machine's own alignment: type, whence, start, length, process (0).
+    asked = struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
+    answer: int = struct.unpack_from("h", fcntl.fcntl(fd, command, asked))[0]
+    return answer
+
+
+def _told(fd: int) -> str:
+    found = list(holders(fd))
+    more = ", …" if len(found) > _MOST_TOLD else ""
+    return f" ({', '.join(found[:_MOST_TOLD])}{more})" if found else ""
+
+
+def holders(fd: int) -> Iterator[str]:
+    """Tell which other processes have the same file open, as far as we may know.
+
+    The kernel doesn't tell who has a lock of an open file description.
+    """
+    ours = os.fstat(fd)
+    for process in Path("/proc").iterdir():
+        if not process.name.isdigit() or int(process.name) == os.getpid():
+            continue
+        with contextlib.suppress(OSError):
+            if any(_is_same(each, ours) for each in (process / "fd").iterdir()):
+                name = (process / "comm").read_text().strip()
+                yield f"process {process.name}, {name}"
+
+
+def _is_same(link: Path, ours: os.stat_result) -> bool:
+    with contextlib.suppress(OSError):
+        theirs = link.stat()
+        if stat.S_ISBLK(ours.st_mode):
+            return stat.S_ISBLK(theirs.st_mode) and theirs.st_rdev == ours.st_rdev
+        return (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino)
+    return False
