@@ -110,7 +110,7 @@ def replace(disk: Disk, path: str, data: bytes, mode: int = PUBLIC_MODE) -> None
     # A name that nobody can have prepared, and that fits wherever *path* does.
     folder = os.path.dirname(os.path.abspath(path))
     new = os.path.join(folder, f".flexmigrate-{secrets.token_hex(8)}{_NEW_SUFFIX}")
-    with _about(path):
+    with about(path):
         fd = disk.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _UNTRUSTING, mode)
         try:
             _fill(disk, fd, data)
@@ -133,15 +133,14 @@ def _fill(disk: Disk, fd: int, data: bytes) -> None:
 
 
 @contextlib.contextmanager
-def _about(path: str) -> Iterator[None]:
+def about(path: str) -> Iterator[None]:
     """Let errors tell which file they are about: those of descriptors don't, and the name of a
     temporary one helps nobody.
     """
     try:
         yield
     except OSError as error:
-        error.filename, error.filename2 = path, None
-        raise
+        raise OSError(error.errno, error.strerror, path) from error
 
 
 def remove(disk: Disk, path: str) -> None:
@@ -150,7 +149,7 @@ def remove(disk: Disk, path: str) -> None:
     :raises OSError: it is still there; or, only if the folder's fsync(2) failed, it is gone but may
         come back after a crash.
     """
-    with _about(path):
+    with about(path):
         with contextlib.suppress(FileNotFoundError):
             disk.unlink(path)
         # Also where there was none: it may have been removed just now, and not durably.
@@ -166,7 +165,7 @@ def read(disk: Disk, path: str, limit: int, owner: int | None = None) -> bytes |
     """
     if not is_there(disk, path, owner):
         return None
-    with _about(path):
+    with about(path):
         # O_NONBLOCK: for what has been put there since.
         fd = disk.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | _UNTRUSTING)
         try:

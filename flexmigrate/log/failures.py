@@ -26,3 +26,22 @@ def tell(logger: Logger, what: str, failure: Failure) -> None:
         logger.error("{what}: {reason}", what=what, reason=reason(failure))
     else:
         logger.failure("{what}", failure, what=what)
+
+
+class Repeated:
+    """Counts how often the same was said: what is tried each second must not fill the log."""
+
+    def __init__(self) -> None:
+        self._said: str | None = None
+        self.times = 0
+
+    def is_news(self, text: str) -> bool:
+        """Return whether *text* should be logged in full: it is another than the last time."""
+        is_other = text != self._said
+        self._said, self.times = text, 1 if is_other else self.times + 1
+        return is_other
+
+    @property
+    def is_due(self) -> bool:
+        """Whether it is time to tell how often it was: at the 2nd, the 4th, the 8th … time."""
+        return self.times & (self.times - 1) == 0

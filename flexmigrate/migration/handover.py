@@ -34,6 +34,7 @@ from flexmigrate.errors import (
     ImageLost,
     MigrationError,
     RequestFailed,
+    in_words,
 )
 from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage
@@ -154,7 +155,7 @@ class Gift:
                 raise _no_journal(self.image, error) from error
             if self.rule is HandoverRule.SESSION:
                 raise MigrationError(
-                    f"no journal can be kept of {self.image.path}: {error}"
+                    f"no journal can be kept of {self.image.path}: {in_words(error)}"
                 ) from error
             return False
         return True
@@ -217,9 +218,9 @@ class Gift:
 
 def _no_journal(image: AnyImage, error: OSError) -> MigrationError:
     return MigrationError(
-        f"can't write the journal of {image.path} ({error}), and without one nobody would know "
-        "after a crash that it was given away: make its folder writable, or use 'nothing' to send "
-        "a copy and keep the image"
+        f"can't write the journal of {image.path} ({in_words(error)}), and without one nobody "
+        "would know after a crash that it was given away: make its folder writable, or use "
+        "'nothing' to send a copy and keep the image"
     )
 
 
@@ -299,7 +300,7 @@ class SourceHandover:
         try:
             await gift.background.run(gift.ownership.probe)
         except OSError as error:
-            return f"the journal of {gift.image.path} can't be written: {error}"
+            return f"the journal of {gift.image.path} can't be written: {in_words(error)}"
         return None
 
     async def prepare(self, digest: str | None = None) -> None:
@@ -355,7 +356,8 @@ class SourceHandover:
         try:
             await gift.background.run(gift.ownership.commit, self._attempt, digest)
         except OSError as error:
-            raise NotGiven(f"can't write the journal of {gift.image.path}: {error}") from error
+            reason = f"can't write the journal of {gift.image.path}: {in_words(error)}"
+            raise NotGiven(reason) from error
         except UncertainError as error:
             raise HandoverUncertain(str(error)) from error
 
@@ -439,7 +441,9 @@ async def finish(
                 await gift.background.run(gift.image.unlink)
             await gift.background.run(gift.ownership.unlinked)
     except (OSError, ImageError) as error:
-        logger.warn("{path} was given away, but: {error}", path=gift.image.path, error=error)
+        logger.warn(
+            "{path} was given away, but: {error}", path=gift.image.path, error=in_words(error)
+        )
     if client is None:
         return
     try:

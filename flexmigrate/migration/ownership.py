@@ -33,7 +33,7 @@ import threading
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flexmigrate.errors import ImageError
+from flexmigrate.errors import ImageError, in_words
 from flexmigrate.image import disk as disks
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
@@ -123,12 +123,13 @@ class Ownership:
 
         :raises OSError: it can't.
         """
-        path = journal.path_of(self._beside) + ".probe"
-        try:
-            disks.replace(self._disk, path, bytes(journal.PROBE_BYTES))
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                self._disk.unlink(path)
+        path = journal.path_of(self._beside)
+        with disks.about(path):
+            try:
+                disks.replace(self._disk, path + ".probe", bytes(journal.PROBE_BYTES))
+            finally:
+                with contextlib.suppress(FileNotFoundError):
+                    self._disk.unlink(path + ".probe")
 
     # A source
 
@@ -187,7 +188,7 @@ class Ownership:
                 self._force(before)
         except (OSError, ImageError):
             raise UncertainError(
-                f"can't write {path}: {error}; it may say 'committed' or 'sending'"
+                f"can't write {path}: {in_words(error)}; it may say 'committed' or 'sending'"
             ) from error
 
     def take_back(self) -> None:
@@ -199,7 +200,7 @@ class Ownership:
             self._write(replace(self._known(), state=State.SENDING, digest=""))
         except OSError as error:
             raise UncertainError(
-                f"can't write {journal.path_of(self._beside)}: {error}; it says 'committed'"
+                f"can't write the journal ({in_words(error)}); it says 'committed'"
             ) from error
 
     def done(self) -> None:

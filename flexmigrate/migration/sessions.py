@@ -137,7 +137,14 @@ class ReceivingSession(OpenSession):
             return f"the image here has {size} bytes, that of the source {opening.size}"
         session = opening if opening is not None and opening.purpose is Purpose.MIGRATE else None
         refusal = self._ownership.refusal(session) or self._busy(session)
-        return refusal or self._core.export.image.size_fault()
+        return refusal or self._core.export.image.size_fault() or self._unrecorded()
+
+    def _unrecorded(self) -> str | None:
+        """Return why nobody could be recorded the last time, and see whether it is so still."""
+        handover = self._core.handover
+        if handover.unrecorded is not None:
+            handover.look_for_room()
+        return handover.unrecorded
 
     def _busy(self, opening: Opening | None) -> str | None:
         """Return who has the sender's place, if whoever says *opening* can't have it instead."""

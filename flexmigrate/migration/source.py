@@ -123,6 +123,7 @@ class Core:
     attempts: int = 0
     phase: str = "new"
     last_error: str | None = None
+    failed: failures.Repeated = field(default_factory=failures.Repeated)
     in_vain: Backoff = field(default_factory=Backoff)
     retry: IDelayedCall | None = None
 
@@ -296,14 +297,21 @@ def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
     error = core.last_error = failures.reason(failure)
     path = core.gift.image.path
-    core.logger.error(
-        "{path} is committed to {place}, which has not confirmed it: {error}; it is asked again in "
-        "{seconds:.0f} s, until it does. See 'flexmigrate whose {path}'",
-        path=path,
-        place=core.gift.address,
-        error=error,
-        seconds=RETRY_SECONDS,
-    )
+    text = "{path} is not confirmed yet: {place} was asked {times} times, and answers the same"
+    if core.failed.is_news(error):
+        text = (
+            "{path} is committed to {place}, which has not confirmed it: {error}; it is asked "
+            "again in {seconds:.0f} s, until it does. See 'flexmigrate whose {path}'"
+        )
+    if core.failed.is_due:
+        core.logger.error(
+            text,
+            path=path,
+            place=core.gift.address,
+            error=error,
+            times=core.failed.times,
+            seconds=RETRY_SECONDS,
+        )
     if not failures.is_expected(failure):
         core.logger.failure("the error was not one that is expected here", failure)
     core.current.let_go(error)
@@ -338,12 +346,17 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     core.progress.restart(core.reactor.seconds())
     seconds = core.in_vain.failed() if core.current.has_parked else RETRY_SECONDS
     core.enter("waiting")
-    core.logger.error(
-        "attempt {number} failed: {error}; the next is in {seconds:.0f} s",
-        number=core.attempts,
-        error=core.last_error,
-        seconds=seconds,
-    )
+    text = "attempt {number} failed as the {times} before: the next is in {seconds:.0f} s"
+    if core.failed.is_news(core.last_error):
+        text = "attempt {number} failed: {error}; the next is in {seconds:.0f} s"
+    if core.failed.is_due:
+        core.logger.error(
+            text,
+            number=core.attempts,
+            error=core.last_error,
+            times=core.failed.times - 1,
+            seconds=seconds,
+        )
     if not failures.is_expected(failure):
         core.logger.failure("the error was not one that is expected here", failure)
     core.abandon(core.last_error)

@@ -13,11 +13,13 @@ from functools import partial
 
 from twisted.internet.defer import Deferred
 from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from flexmigrate.errors import ImageLost, in_words
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.file import Image
+from flexmigrate.log import failures
 from flexmigrate.migration.ownership import Ownership
 from flexmigrate.wire.session import Opening, Outcome, State, fit_text
 
@@ -36,6 +38,7 @@ class DestinationHandover:
 
     :ivar listens_at: tells the addresses at which sources are listened for.
     :ivar by_session: whether it came by a session, whose source may ask again.
+    :ivar unrecorded: why the last sender could not be recorded; None if it could, or could be now.
     :ivar lost: called with the reason once what was received has no name any more, and nothing of
         it can be kept.
     :ivar read_only: whether clients may not change the image, whatever they might at its source.
@@ -56,6 +59,8 @@ class DestinationHandover:
         self.listens_at: Callable[[], Sequence[str]] = tuple
         self.lost: Callable[[str], object] = lambda reason: None
         self._was_given = False
+        self.unrecorded: str | None = None
+        self._is_looking_for_room = False
         self.by_session = self.owned
         self.read_only = False
 
@@ -159,9 +164,29 @@ class DestinationHandover:
     # A session
 
     def receive(self, opening: Opening, address: str) -> Deferred[None]:
-        """Record, before the first byte comes, what is received. Fails with OSError."""
+        """Record, before the first byte comes, what is received. Fails with OSError; then those who
+        come are told why, see ``unrecorded``.
+        """
         receive = partial(self.ownership.receive, read_only=self.read_only)
-        return self._background.run(receive, opening, address, self.listens_at())
+        recording = self._background.run(receive, opening, address, self.listens_at())
+        return recording.addErrback(self._not_recorded)
+
+    def _not_recorded(self, failure: Failure) -> Failure:
+        self.unrecorded = f"what is sent can't be recorded: {failures.reason(failure)}"
+        return failure
+
+    def look_for_room(self) -> None:
+        """See, while those who come are refused for it, whether there can be a record again."""
+        if self._is_looking_for_room:
+            return
+
+        def looked(result: object) -> None:
+            self._is_looking_for_room = False
+            if not isinstance(result, Failure):
+                self.unrecorded = None
+
+        self._is_looking_for_room = True
+        self._background.run(self.ownership.probe).addBoth(looked)
 
     def prepare(
         self, coverage: Coverage, digest: str = "", claimed: str | None = None
@@ -225,7 +250,5 @@ def acknowledge(ownership: Ownership, background: Background) -> Deferred[None]:
     """Record that the source knows that the image is ours. Never fails: it may be asked again."""
     recording = background.run(ownership.acknowledge)
     return recording.addErrback(
-        lambda failure: log.warn(
-            "that the source knows can't be recorded: {error}", error=failure.getErrorMessage()
-        )
+        lambda failure: failures.tell(log, "that the source knows can't be recorded", failure)
     )

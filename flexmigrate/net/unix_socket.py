@@ -56,11 +56,11 @@ def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
     except CannotListenError as failed:
         error = failed.socketError
         raise SocketPathError(
-            f"cannot open the socket {path}: {error.strerror}", error.errno
+            f"cannot open the socket {path}: {error.strerror or error}", error.errno
         ) from failed
     except OSError as failed:
         raise SocketPathError(
-            f"cannot open the socket {path}: {failed.strerror}", failed.errno
+            f"cannot open the socket {path}: {failed.strerror or failed}", failed.errno
         ) from failed
     return port
 

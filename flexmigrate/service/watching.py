@@ -15,6 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from flexmigrate.history import History, Sample, Summary, Verdict
+from flexmigrate.log import failures
 from flexmigrate.migration.source import Core
 from flexmigrate.service import reporting
 
@@ -134,7 +135,7 @@ class Watch:
         if failure.check(DeferredTimeout):
             log.warn("the report was not written within {seconds:g} s", seconds=REPORT_SECONDS)
         elif failure.check(OSError):
-            log.warn("the report can't be written: {error}", error=failure.getErrorMessage())
+            log.warn("the report can't be written: {error}", error=failures.reason(failure))
         else:
             log.failure("the report met a bug", failure)
 

@@ -23,6 +23,7 @@ from flexmigrate.errors import (
 )
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
+from flexmigrate.image.disk import UntrustedFile
 from flexmigrate.image.file import Image
 from flexmigrate.migration.handover import (
     CLOSE_SECONDS,
@@ -373,9 +374,10 @@ class MarkerTests(MarkerCase):
             self.handover.expect()
         self.assertIn(str(self.marker), str(caught.exception))
 
-    def test_a_dangling_link_counts_as_one(self) -> None:
+    def test_a_dangling_link_is_not_taken_for_one(self) -> None:
         self.marker.symlink_to("nowhere")
-        self.assertTrue(incomplete(str(self.path)))
+        error = self.assertRaises(UntrustedFile, incomplete, str(self.path))
+        self.assertIn("it is a symbolic link", str(error))
 
 
 class TakeTests(MarkerCase):
