@@ -20,8 +20,9 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from flexmigrate.log import failures
-from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol
+from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
 from flexmigrate.net.outlet import outlet_for
+from flexmigrate.net.stream import RECORDS_AT_ONCE
 from flexmigrate.net.tuning import probe, tune
 from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
@@ -31,6 +32,10 @@ from flexmigrate.wire.handshake import ServerHandshake
 
 if TYPE_CHECKING:
     from flexmigrate.server.factory import NBDServerFactory
+
+# Bytes that are received at once while negotiating, and TLS records, too: what stands behind an
+# option is kept until its answer is read.
+HAGGLED_AT_ONCE = 16 * 1024
 
 # How long a connection that we close may take to read what was sent to it before, in seconds.
 LINGER_SECONDS = 5.0
@@ -84,6 +89,9 @@ class NBDServerProtocol(Protocol):
         self._served_before = 0
         self._connected = False
         self._negotiation_timeout: Any = None
+        self._turn: Any = None  # goes on with the negotiation
+        self._unread = False  # answers to options wait until the client reads them
+        self._agreed: Agreement | None = None  # once it has read them
         self._linger: Any = None
 
     def __str__(self) -> str:
@@ -104,7 +112,41 @@ class NBDServerProtocol(Protocol):
         self._negotiation_timeout = self.factory.reactor.callLater(
             self.factory.limits.negotiation_seconds, self._negotiation_timed_out
         )
+        self.transport.registerProducer(self, True)
         self._react(self._handshake.greeting())
+
+    def _negotiate(self, data: bytes | memoryview) -> None:
+        """Take *data*, and answer as much of what was received as the client reads."""
+        if self._agreed is not None:
+            self._behind = memoryview(b"".join((self._behind, data)))  # requests
+            return
+        self._react(self._handshake.receive(data))
+        if self._transmission is not None:
+            self._apply_holds(self._transmission.holds)
+            return
+        more = self._handshake.has_more
+        self._apply_holds(self._ending or self._unread or more)
+        if more and not self._unread and self._turn is None:
+            # Others have theirs.
+            self._turn = self.factory.reactor.callLater(0, self._go_on_negotiating)
+
+    def _go_on_negotiating(self) -> None:
+        self._turn = None
+        if self._connected and not self._ending and self._transmission is None:
+            self._negotiate(b"")
+
+    def _answers_are_read(self) -> None:
+        """All that was answered has left."""
+        self._unread = False
+        if self._ending:
+            return
+        agreed, self._agreed = self._agreed, None
+        if agreed is None:
+            self._negotiate(b"")
+        else:
+            self._transmit(agreed)
+            assert self._transmission is not None
+            self._apply_holds(self._transmission.holds)
 
     def _negotiation_timed_out(self) -> None:
         self._negotiation_timeout = None
@@ -115,9 +157,14 @@ class NBDServerProtocol(Protocol):
             if isinstance(event, Send):
                 self.transport.write(event.data)
             elif isinstance(event, Ready):
-                self._transmit(event.agreement)
+                if self._unread:
+                    self._agreed = event.agreement
+                    self._behind = memoryview(self._handshake.leftover)
+                else:
+                    self._transmit(event.agreement)
             elif isinstance(event, StartTLS):
                 self.factory.start_tls(self.transport)
+                self._take_records(HAGGLED_AT_ONCE)
                 self._react(self._handshake.tls_started())
             elif isinstance(event, Close):
                 self.end(event.reason)
@@ -128,17 +175,25 @@ class NBDServerProtocol(Protocol):
             self._negotiation_timeout.cancel()
             self._negotiation_timeout = None
         self.agreement = agreement
+        self._behind = self._behind or memoryview(self._handshake.leftover)
+        self._take_records(RECORDS_AT_ONCE)
+        self.transport.unregisterProducer()
         self.export = self.factory.exports.export(agreement.export.name)
         self._outlet = outlet_for(self.transport, self)
         self._transmission = self.factory.transmission(
             self.export, agreement, self._outlet, self._scratch, self
         )
-        self._behind = memoryview(self._handshake.leftover)
         self.log.info("uses the export {export!r}", export=agreement.export.name)
         self.export.join(self)
         self._wait_for(self.factory.session.transmitting(self))
         if self._behind:
             self._serve_left()
+
+    def _take_records(self, size: int) -> None:
+        """Have a stream transport receive so many bytes of TLS records at once."""
+        stream: Any = self.transport
+        if IOutlet.providedBy(self.transport) and stream.TLS:
+            stream.bufferSize = size
 
     def _wait_for(self, recorded: Deferred[None] | None) -> None:
         """Take no request before what the session has to do first is done."""
@@ -166,7 +221,7 @@ class NBDServerProtocol(Protocol):
             buffer[:left] = self._left
         if self._transmission is not None:
             return buffer[left : self._transmission.room()]
-        return buffer[left:]
+        return buffer[left : left + HAGGLED_AT_ONCE]
 
     @property
     def waits(self) -> bool:
@@ -176,7 +231,7 @@ class NBDServerProtocol(Protocol):
     def buffer_updated(self, size: int) -> None:
         """*size* bytes were received behind what was left."""
         if self._transmission is None:
-            self._react(self._handshake.receive(self._scratch.received_view[:size]))
+            self._negotiate(self._scratch.received_view[:size])
         else:
             self._serve(len(self._left) + size)
 
@@ -201,7 +256,7 @@ class NBDServerProtocol(Protocol):
         if self._ending:
             return
         if self._transmission is None:
-            self._react(self._handshake.receive(data))
+            self._negotiate(data)
             return
         rest = memoryview(data)
         while rest and not self._transmission.holds:
@@ -291,11 +346,15 @@ class NBDServerProtocol(Protocol):
         """
         if self._transmission is not None:
             self._transmission.hold(Holds.OUTPUT)
+        else:
+            self._unread = True
 
     def resumeProducing(self) -> None:
         """The transport can send again."""
         if self._transmission is not None:
             self._transmission.release(Holds.OUTPUT)
+        else:
+            self._answers_are_read()
 
     def stopProducing(self) -> None:
         """The transport is gone; ``connectionLost`` follows."""
@@ -452,6 +511,7 @@ class NBDServerProtocol(Protocol):
             if self._outlet is not None:
                 self._outlet.finish()
             else:
+                self.transport.unregisterProducer()  # with one, it would not be closed
                 self.transport.loseConnection()
 
     def abort(self, reason: str) -> None:
@@ -475,7 +535,7 @@ class NBDServerProtocol(Protocol):
         """Nothing of this client's remains but what is under way at the disk."""
         self._connected = False
         self._drop_backlog()
-        for timer in (self._negotiation_timeout, self._linger):
+        for timer in (self._negotiation_timeout, self._turn, self._linger):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._transmission is not None:

@@ -118,8 +118,12 @@ class ImageServer:
             path = os.path.realpath(address.path)
             ours = (each.socket_path for each in self.ports)
             return any(each is not None and os.path.realpath(each) == path for each in ours)
-        near_end = transport.getHost()
-        return any(client.transport.getPeer() == near_end for client in self.factory.clients)
+        # Both ends: one port of this host can be that of several connections, to different places.
+        ends = transport.getHost(), transport.getPeer()
+        return any(
+            (client.transport.getPeer(), client.transport.getHost()) == ends
+            for client in self.factory.clients
+        )
 
     def dismiss(self, host: Host) -> None:
         """Close the export's clients: they find the image elsewhere, or soon will."""

@@ -3,11 +3,15 @@
 The law of this file: it decides when a frame is whole, who takes it, and which call is allowed in
 which phase. It knows no option and no role. What it holds is bounded: one frame that is not whole
 yet, which its taker has bounded, beside the bytes of the call under way.
+
+One call returns a limited number of bytes to be sent, however many were asked for. What was
+received behind that stays here until the caller, who knows whether the peer reads its answers,
+calls again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from enum import Enum
 from typing import TypeAlias
 
@@ -15,6 +19,9 @@ from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
 
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
+
+ENOUGH_TOLD = 64 * 1024
+"""Bytes to be sent from which on a call takes no more frames."""
 
 
 class Phase(Enum):
@@ -37,6 +44,9 @@ class Negotiation:
         self._frame_length = 0
         self._take: Callable[[bytes], None] = self._nobody
         self._events: list[Event] = []
+        self._is_full = False
+        self._told = 0  # bytes to be sent among these
+        self._rest: Iterator[bytes] = iter(())  # of the answer under way
 
     @property
     def phase(self) -> Phase:
@@ -49,6 +59,11 @@ class Negotiation:
         if self._phase is not Phase.READY:
             raise LocalProtocolError(f"nothing can be left over {self._phase.value}")
         return bytes(self._buffer)
+
+    @property
+    def has_more(self) -> bool:
+        """Whether the last call ended because enough was told: ``receive(b"")`` goes on."""
+        return self._is_full
 
     def receive(self, data: Bytes) -> list[Event]:
         """Take bytes from the peer, cut anywhere, and return what follows from them.
@@ -90,7 +105,12 @@ class Negotiation:
         self._skipping = length
 
     def _send(self, data: bytes) -> None:
+        self._told += len(data)
         self._events.append(Send(data))
+
+    def _send_each(self, pieces: Iterator[bytes]) -> None:
+        """Send *pieces*, which are made as they are sent, before another frame is taken."""
+        self._rest = pieces
 
     def _start_tls(self) -> None:
         self._phase = Phase.STARTING_TLS
@@ -105,16 +125,19 @@ class Negotiation:
         self._events.append(Close(reason, kind))
 
     def _take_events(self) -> list[Event]:
-        events, self._events = self._events, []
+        events, self._events, self._told = self._events, [], 0
         return events
 
     # What receive() does in each phase
 
     def _take_frames(self, data: Bytes) -> None:
         self._buffer += data
+        self._is_full = False
         try:
-            while self._phase is Phase.HAGGLING and self._take_frame():
-                pass
+            while self._phase is Phase.HAGGLING and not self._is_full:
+                if not (self._send_rest() or self._take_frame()):
+                    break
+                self._is_full = self._told >= ENOUGH_TOLD
         except RemoteProtocolError as error:
             self._close(str(error), CloseKind.VIOLATION)
         if self._phase is Phase.STARTING_TLS and not self._buffer:
@@ -130,6 +153,18 @@ class Negotiation:
 
     def _ignore(self, data: Bytes) -> None:
         pass
+
+    def _send_rest(self) -> bool:
+        """Send more of the answer under way, if there is one."""
+        pieces, size = [], 0
+        for piece in self._rest:
+            pieces.append(piece)
+            size += len(piece)
+            if self._told + size >= ENOUGH_TOLD:
+                break
+        if pieces:
+            self._send(b"".join(pieces))
+        return bool(pieces)
 
     def _take_frame(self) -> bool:
         if self._skipping:

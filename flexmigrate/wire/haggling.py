@@ -9,7 +9,7 @@ Specification: proto.md, "Newstyle negotiation", "TLS support", "Option reply ty
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -139,11 +139,19 @@ class Haggling(Negotiation):
 
     def _answer(self, *replies: tuple[int, bytes]) -> None:
         """Send all the replies to the option under way, type and data each."""
-        data = b"".join(frames.option_reply(self._option, kind, part) for kind, part in replies)
-        self._bytes_answered += len(data)
-        if self._bytes_answered > MAX_ANSWERS:
-            raise RemoteProtocolError(f"a client that wants more than {MAX_ANSWERS} bytes told")
-        self._send(data)
+        self._send(b"".join(self._counted(replies)))
+
+    def _answer_at_length(self, replies: Iterable[tuple[int, bytes]]) -> None:
+        """Send many replies likewise, each made when the client has read those before it."""
+        self._send_each(self._counted(replies))
+
+    def _counted(self, replies: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
+        for kind, part in replies:
+            data = frames.option_reply(self._option, kind, part)
+            self._bytes_answered += len(data)
+            if self._bytes_answered > MAX_ANSWERS:
+                raise RemoteProtocolError(f"a client that wants more than {MAX_ANSWERS} bytes told")
+            yield data
 
     def _refuse(self, error: OptionReply, text: str) -> None:
         # EXPORT_NAME has no reply, so there is no other way to refuse it.

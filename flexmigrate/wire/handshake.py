@@ -11,6 +11,7 @@ branch extension-ext-header.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -225,8 +226,10 @@ class ServerHandshake(Haggling):
     def _list(self, _: None) -> None:
         if not self._directory.listable():
             return self._refuse(OptionReply.ERR_POLICY, "exports are not listed here")
-        entries = (frames.export_entry(*entry) for entry in self._directory.names())
-        return self._answer(*((OptionReply.SERVER, entry) for entry in entries), ACK)
+        # A list: there may be others by the time that the client has read the first ones.
+        names = list(self._directory.names())
+        entries = ((OptionReply.SERVER, frames.export_entry(*each)) for each in names)
+        return self._answer_at_length(itertools.chain(entries, (ACK,)))
 
     # Terms
 

@@ -1,5 +1,9 @@
 """A client that doesn't read, or reads slowly, or vanishes: what is held for it; who notices."""
 
+import struct
+from typing import Any
+
+from flexmigrate.server.connection import LINGER_SECONDS
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed, open_descriptors
 from support.serving import (
@@ -72,4 +76,70 @@ class BackPressureSuite(SuiteBase):
         self.assertIsNotNone(write)
 
 
+MANY_NAMES = [(f"{number:04d}" * 100, "") for number in range(1000)]
+LIST = b"IHAVEOPT" + struct.pack(">II", 3, 0)
+GO = b"IHAVEOPT" + struct.pack(">IIIH", 7, 6, 0, 0)
+READ_ONE_BYTE = struct.pack(">IHHQQI", 0x25609513, 0, READ, 1, 0, 1)
+LIST_ANSWER = sum(20 + 4 + len(name) for name, _ in MANY_NAMES) + 20
+
+
+class NegotiatingSuite(SuiteBase):
+    """Who haggles and doesn't read the answers."""
+
+    def asking(self, said: bytes, *, reads: int | None) -> Any:
+        self.served.factory.exports.names = lambda: MANY_NAMES  # type: ignore[method-assign]
+        feed = self.feed(self.bench, self.served.factory)
+        feed.read_limit = reads
+        feed.send(struct.pack(">I", 3) + said)
+        self.bench.settle()
+        return feed
+
+    def held_for(self, feed: Any) -> int:
+        if self.feed is PlainFeed:
+            return int(feed.transport.most_held)
+        return sum(map(len, feed.transport._waiting))
+
+    def test_little_is_held_for_it_until_it_reads(self):
+        feed = self.asking(LIST * 15 + GO + READ_ONE_BYTE, reads=0)
+        self.assertLess(self.held_for(feed), 300_000)
+        self.assertLess(len(feed.protocol._handshake._buffer), 32_000)
+        for amount in (1, 70_000, LIST_ANSWER, 500_000):
+            feed.read_limit = amount
+            self.bench.settle()
+            self.assertLess(self.held_for(feed), 300_000)
+        feed.read_limit = None
+        self.bench.settle()
+        self.assertGreater(len(feed.received), 15 * LIST_ANSWER)
+        self.assertEqual(feed.received[-1:], self.bytes[:1])
+        self.assertEqual(feed.received[-17:-13], b"\x67\x44\x66\x98")
+
+    def test_it_agrees_only_once_it_has_read_what_came_before(self):
+        feed = self.asking(LIST + GO + READ_ONE_BYTE, reads=0)
+        self.assertIsNone(feed.protocol.export)
+        feed.read_limit = None
+        self.bench.settle()
+        self.assertIsNotNone(feed.protocol.export)
+        self.assertEqual(feed.received[-1:], self.bytes[:1])
+
+    def test_its_time_is_limited_all_the_same(self):
+        feed = self.asking(LIST * 10, reads=0)
+        self.bench.advance(self.served.factory.limits.negotiation_seconds)
+        self.bench.advance(LINGER_SECONDS)
+        self.bench.settle()
+        self.assertNotIn(feed.protocol, self.served.factory.clients)
+
+    def test_it_may_vanish(self):
+        feed = self.asking(LIST * 10, reads=1000)
+        feed.vanish()
+        self.bench.settle()
+        self.assertEqual(self.connect().read(0, 1), self.bytes[:1])
+
+    def test_others_have_their_turn_meanwhile(self):
+        other = self.connect()
+        feed = self.asking(LIST * 15, reads=None)
+        self.assertEqual(other.read(0, 1), self.bytes[:1])
+        self.assertEqual(len(feed.received), 18 + 15 * LIST_ANSWER)
+
+
+each_way(NegotiatingSuite, globals())
 each_way(BackPressureSuite, globals())

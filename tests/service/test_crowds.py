@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
+import socket
+import struct
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from support.crowd import Crowd
+from support.images import MIB
 from support.operator import status, wait_until
 from support.processes import Child, script
-from support.raw_nbd import Ended, RawClient
+from support.raw_nbd import OPTION, OPTION_MAGIC, READ, Ended, RawClient, connect, receive, request
 from support.servers import Servers, stop
 
 ALL = 2000
@@ -135,3 +140,65 @@ class TestFewOpenFiles:
             assert status(servers.source_sock)["num_clients"] == "12"
         wait_until(servers.source_sock, num_clients="1")
         assert servers.client(server).read(0, 512)
+
+
+def resident(server: Child) -> int:
+    """Return how many bytes of memory a server has."""
+    pages = Path(f"/proc/{server.pid}/statm").read_text().split()[1]
+    return int(pages) * resource.getpagesize()
+
+
+class TestWhoReadsNothing:
+    """Much is asked for over a hundred connections, and nothing of it is read."""
+
+    FEW = 24 * MIB
+
+    # Of connections of one client, some of what stands in the kernel is looked at (server.export).
+    LOOKED_AT = 96 * MIB
+
+    def asked(self, server: Child, said: bytes, *, negotiates: bool) -> list[socket.socket]:
+        """Connect a hundred clients, which send *said*, or as much of it as the server takes."""
+        found = []
+        for _ in range(100):
+            client = RawClient(connect(*server.listening()))
+            if not negotiates:
+                client.hello()
+            else:
+                receive(client.sock, 18)
+            client.sock.setblocking(False)
+            found.append(client.sock)
+        unsent = dict.fromkeys(found, said)
+        # Each as far as it comes: a server that takes more in the meantime gets more.
+        for _ in range(200):
+            for sock, rest in unsent.items():
+                with contextlib.suppress(BlockingIOError):
+                    unsent[sock] = rest[sock.send(rest) :]
+            time.sleep(0.01)
+        return found
+
+    def test_of_answers_to_options(self, servers: Servers) -> None:
+        names = [f"--export={'n' * 200}{number}" for number in range(50)]
+        paths = [f"={servers.folder}/{number}" for number in range(50)]
+        for path in paths:
+            Path(path[1:]).write_bytes(bytes(4096))
+        server = servers.start(
+            *("serve", "--addr", "127.0.0.1", "--port", "0", "--sock", str(servers.source_sock)),
+            *map("".join, zip(names, paths, strict=True)),
+        )
+        server.listening()
+        before = resident(server)
+        lists = struct.pack(">I", 3) + OPTION.pack(OPTION_MAGIC, 3, 0) * 1000
+        clients = self.asked(server, lists, negotiates=True)
+        assert status(servers.source_sock)["num_clients"] == "100"
+        assert resident(server) - before < self.FEW
+        for each in clients:
+            each.close()
+
+    def test_of_replies(self, servers: Servers) -> None:
+        server = servers.serve()
+        before = resident(server)
+        clients = self.asked(server, request(READ, 1, 0, 4096) * 20000, negotiates=False)
+        assert status(servers.source_sock)["num_clients"] == "100"
+        assert resident(server) - before < self.LOOKED_AT
+        for each in clients:
+            each.close()

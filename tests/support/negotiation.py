@@ -89,7 +89,14 @@ def cuts(wire: bytes) -> Iterator[list[bytes]]:
 
 def feed(machine: Negotiation, pieces: Iterable[bytes]) -> list[Event]:
     """Feed *pieces* one by one, and return all the events."""
-    return [event for piece in pieces for event in machine.receive(piece)]
+    return [event for piece in pieces for event in taken(machine, piece)]
+
+
+def taken(machine: Negotiation, data: bytes) -> Iterator[Event]:
+    """Feed *data*, and yield all that follows, as to a peer that reads its answers."""
+    yield from machine.receive(data)
+    while machine.has_more:
+        yield from machine.receive(b"")
 
 
 def check_feeds(

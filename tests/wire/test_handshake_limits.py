@@ -6,12 +6,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.agreement import CloseKind, Event, Ready, Send
 from flexmigrate.wire.constants import MAX_ANSWERS, MAX_OPTIONS
-from flexmigrate.wire.engine import Phase
+from flexmigrate.wire.engine import ENOUGH_TOLD, Phase
 from flexmigrate.wire.handshake import ServerHandshake
 from support.negotiation import (
     SPARE,
     Exports,
     error,
+    feed,
     greeted,
     last_close,
     option,
@@ -24,7 +25,7 @@ from support.negotiation import (
 ABORT, LIST, PEEK_EXPORT, _, INFO, GO = range(2, 8)
 STRUCTURED_REPLY, SET_META_CONTEXT = 8, 10
 ACK = 1
-UNSUP, POLICY, INVALID, TOO_BIG = 1, 2, 3, 9
+UNSUP, POLICY, INVALID, UNKNOWN, TOO_BIG = 1, 2, 3, 6, 9
 
 
 class PrivateOptions(SynchronousTestCase):
@@ -123,9 +124,34 @@ class HostileClients(SynchronousTestCase):
     def test_short_questions_with_long_answers_close_in_the_end(self) -> None:
         exports = [replace(SPARE, name=str(number) * 50) for number in range(500)]
         server = greeted(directory=Exports(exports))
-        events = server.receive(option(LIST) * MAX_OPTIONS)
+        events = feed(server, [option(LIST) * MAX_OPTIONS])
         self.assertEqual(last_close(events).kind, CloseKind.VIOLATION)
         self.assertLessEqual(len(sent(events)), MAX_ANSWERS)
+
+    def test_more_than_enough_is_not_answered_at_once(self) -> None:
+        exports = [replace(SPARE, name=f"{number:04d}" * 50) for number in range(1000)]
+        whole = sent(feed(greeted(directory=Exports(exports)), [option(LIST)]))
+        self.assertEqual(whole.count(b"\0\x03\xe8\x89"), 1001)
+        server = greeted(directory=Exports(exports))
+        told, calls = sent(server.receive(option(LIST) * 3 + option(GO, wanted(b"no")))), 1
+        while server.has_more:
+            more = server.receive(b"")
+            self.assertLess(len(sent(more)), ENOUGH_TOLD + 4096)
+            told += sent(more)
+            calls += 1
+        self.assertEqual(told[: 3 * len(whole)], whole * 3)
+        self.assertTrue(told[3 * len(whole) :].startswith(error(GO, UNKNOWN)))
+        self.assertGreater(calls, 3 * len(whole) // (ENOUGH_TOLD + 4096))
+
+    def test_exports_that_come_and_go_meanwhile_are_told_as_they_were(self) -> None:
+        exports = [replace(SPARE, name=f"{number:04d}" * 50) for number in range(1000)]
+        directory = Exports(exports)
+        server = greeted(directory=directory)
+        told = sent(server.receive(option(LIST)))
+        exports.clear()
+        while server.has_more:
+            told += sent(server.receive(b""))
+        self.assertEqual(told.count(b"\0\x03\xe8\x89"), 1001)
 
     def test_no_answer_repeats_what_the_client_wrote(self) -> None:
         name = b"\x1b[2Jevil"
