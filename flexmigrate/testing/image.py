@@ -14,6 +14,7 @@ from flexmigrate.image.exact import Readable
 from flexmigrate.image.extents import AllData, ToldExtents
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.pace import Pace
 from flexmigrate.image.probe import Probed
 from flexmigrate.image.trust import judge
 from flexmigrate.image.zeroes import zero_runs
@@ -73,6 +74,8 @@ class SimulatedImage(Image):
         self.is_block_device = False
         self.unlocked = None
         self.in_memory = False
+        self.is_local = True
+        self.pace = Pace()  # which writes wait is the disk's to say
         self.disk = mount
         self._mount = mount
         self._file = file
