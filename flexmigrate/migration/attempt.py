@@ -430,7 +430,7 @@ class Attempt:
         assert record is not None, "it is committed"
         client = await self._dial(Proposal(settling(record, self._gift.name)))
         if client.session is None:
-            client.abort(ConnectionGone("it knows no sessions"))
+            client.leave(ConnectionGone("it knows no sessions"))
             raise NotConfirmed("whoever listens there now knows no sessions")
         self._client = client
         return await confirm(self._reactor, client, self._gift.ownership)
@@ -442,7 +442,7 @@ class Attempt:
         self._stop_watching()
         client, self._client = self._client, None
         if client is not None:
-            client.abort(ConnectionGone(reason))
+            client.leave(ConnectionGone(reason))
         self._ground.dismiss()
         self._free_lock()
 
@@ -500,7 +500,7 @@ class Attempt:
         self._parked_until = self._reactor.seconds()
         self._stop_watching()
         if self._client is not None:
-            self._client.abort(ConnectionGone(reason))
+            self._client.leave(ConnectionGone(reason))
 
     def _stop_marking(self) -> None:
         self._export.observer = None

@@ -138,7 +138,7 @@ class _Ground:
         """Refuse to be our own destination: what is sent late would undo what clients wrote."""
         if self._migrating.front.is_own_connection(client.transport, self._request.address):
             error = OwnDestination("the destination is this server itself")
-            client.abort(error)
+            client.leave(error)
             raise error
         return client
 

@@ -60,15 +60,22 @@ class TestTheAnswer:
         assert first.flush() == 0
 
     @pytest.mark.parametrize("size", [SIZE - 512, SIZE + 512])
-    def test_the_sizes_differ(self, servers: Servers, size: int) -> None:
+    @pytest.mark.parametrize("words", [(), ("--handover", "plain")])
+    @pytest.mark.parametrize("style", [(), ("--oldstyle",)])
+    def test_the_sizes_differ(
+        self, servers: Servers, size: int, words: tuple[str, ...], style: tuple[str, ...]
+    ) -> None:
         servers.serve()
         random_image(servers.copy, size)
-        servers.listen()
-        refused = servers.mirror()
+        destination = servers.listen(*style)
+        refused = servers.mirror(*words)
         assert refused.returncode == 1
         text = f"the destination has {size} bytes, the image {SIZE}\n"
         assert refused.stderr.decode() == f"Remote size does not match local size: {text}"
-        wait_until(servers.destination_sock, listening_phase="waiting")
+        wait_until(servers.destination_sock, listening_phase="waiting", num_clients="0")
+        # It ends in good order, which is nothing to be alarmed by.
+        assert "lost:" not in destination.story()
+        assert " error " not in destination.story()
 
     def test_what_is_no_nbd_server(self, servers: Servers) -> None:
         servers.serve()
