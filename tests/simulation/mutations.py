@@ -204,7 +204,7 @@ MUTATIONS = (
     _one(
         "COMMIT is not said",
         SourceHandover.confirm,
-        "await confirm(self._reactor, self._client)",
+        "await confirm(self._reactor, self._client, self._gift.ownership)",
     ),
     _one(
         "a committed image is served",
@@ -262,7 +262,7 @@ MUTATIONS = (
     _one(
         "what is prepared is overwritten without a record",
         DestinationHandover.receive,
-        "self._background.run(self.ownership.receive, opening, address, awaited_at)",
+        "self._background.run(receive, opening, address, self.listens_at())",
         "self._background.run(int)",
     ),
     Mutation(
