@@ -101,6 +101,13 @@ class Summary:
             "the image's digest, where it succeeded and all of it was compared: see Verification"
         ),
     )
+    flush_failed: str | None = field(
+        default=None,
+        metadata=about(
+            "when a flush of the source's image had failed, and why: what was sent is what clients "
+            "read, which its disk may not have"
+        ),
+    )
 
     @property
     def succeeded(self) -> bool:

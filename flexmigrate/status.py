@@ -33,6 +33,14 @@ class Status:
     num_clients: int = field(metadata=about("clients that are connected", "connections"))
     is_mirroring: bool = field(metadata=about("whether a migration away from here is running"))
 
+    flush_failed: str | None = field(
+        default=None,
+        metadata=about(
+            "when a flush of the image failed, and why: every flush fails since then, and what was "
+            "written before may not be on the disk"
+        ),
+    )
+
     export: str | None = field(
         default=None, metadata=about("name of the export that this is about, if it has one")
     )

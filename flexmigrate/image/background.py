@@ -32,6 +32,7 @@ from flexmigrate.image.short_reads import LONGEST, Ended, ShortReads, Wanted, sh
 if TYPE_CHECKING:
     from flexmigrate.image.device import AnyImage
     from flexmigrate.image.file import Image
+    from flexmigrate.image.flush_failure import FlushFailure
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
@@ -232,6 +233,10 @@ class Background:
     def write_back(self) -> Deferred[None]:
         """As :meth:`Image.write_back`."""
         return self.run(self._image.write_back)
+
+    def flush_failed(self, call: Callable[[FlushFailure], object]) -> None:
+        """Call *call*, in the reactor's thread, when a flush of the image has failed."""
+        self._image.durability.heard = lambda failure: self._reactor.callFromThread(call, failure)
 
     def run(self, function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> Deferred[_T]:
         """Call *function* in a thread; the Deferred has its result or what it raised."""

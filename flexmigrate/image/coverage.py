@@ -94,10 +94,20 @@ class Coverage:
             found -= (last << shift) - end
         return found
 
+    def covers(self, offset: int, length: int) -> bool:
+        """Tell whether all blocks that a range touches are covered wholly."""
+        start = offset - offset % self.block_size
+        return self.bytes_in(start, offset + length - start) == offset + length - start
+
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         """A request failed: what its range holds is unknown, and the attempt can't be made good."""
         if self.spoiled is None:
-            self.spoiled = f"{length} bytes at {offset}: {error}"
+            self.spoiled = f"writing {length} bytes at {offset} failed: {error}"
+
+    def flush_failed(self, error: BaseException) -> None:
+        """A flush failed: what any range holds on the disk is unknown."""
+        if self.spoiled is None:
+            self.spoiled = str(error)
 
     def refused(self, text: str) -> None:
         """A change was refused: the sender means an image that isn't like this one."""

@@ -51,6 +51,8 @@ class DeviceImage:
     in_memory = False
     is_local = False
     fd = None
+    # What a failed flush of such storage means, it knows itself.
+    flush_failure = None
 
     def __init__(self, device: Any, path: str) -> None:
         if not IBlockDevice.providedBy(device):

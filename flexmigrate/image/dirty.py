@@ -94,6 +94,9 @@ class DirtyMap:
                 marks[at : at + len(piece)] = piece
             self.count += clean
 
+    def flush_failed(self, error: BaseException) -> None:
+        """A flush failed, which changed nothing of what is read, and so of what is sent."""
+
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         """A write failed, and may have changed a part of its range: that is a change like any."""
         self.mark(offset, length)

@@ -24,13 +24,16 @@ from zope.interface import implementer
 from flexmigrate.errors import ImageError
 from flexmigrate.image import holes, linux
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
+from flexmigrate.image.durability import Durability
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.filesystems import filesystem_of
+from flexmigrate.image.flush_failure import FileNote, FlushFailure
 from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
 from flexmigrate.image.interfaces import IBlockDevice
 from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.pace import Pace
+from flexmigrate.image.page_cache import PageCache
 from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
 
@@ -62,6 +65,7 @@ class Image:
     :ivar disk: where it and what is kept beside it have their names.
     :ivar is_local: nobody beyond this kernel is asked for what is in the page cache, or goes there.
     :ivar pace: whether its writes wait.
+    :ivar durability: whether what was written is on the disk.
     :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
     :ivar trust: what is believed of the filesystem below it.
     """
@@ -74,8 +78,8 @@ class Image:
         "_name",
         "_read_flags",
         "_residency",
-        "_writing_fd",
         "disk",
+        "durability",
         "fd",
         "given_path",
         "identity",
@@ -120,7 +124,22 @@ class Image:
         self.trust = opened.trust
         self._extents = opened.trust.extents(opened.fd)
         self._may_have_holes = self._extents.has_holes(self.size)
-        self._writing_fd = -1
+        self.durability = Durability(
+            PageCache(
+                opened.fd,
+                self.size,
+                is_block_device=opened.is_block_device,
+                in_memory=self.in_memory,
+            ),
+            FileNote(
+                opened.fd,
+                self._name,
+                opened.identity[1],
+                is_block_device=opened.is_block_device,
+            ),
+            path,
+            read_only=read_only,
+        )
 
     @classmethod
     def open(cls, path: str, *, read_only: bool = False) -> Image:
@@ -335,10 +354,9 @@ class Image:
     def flush(self) -> None:
         """Wait until all that was written, zeroed or trimmed is on stable storage (fdatasync(2)).
 
-        :raises OSError: ``EIO``, ``ENOSPC`` … The kernel tells an error of writing back once: what
-            it was about is lost, and a later flush that succeeds doesn't mean otherwise.
+        :raises OSError: ``EIO``, ``ENOSPC`` …; once one has failed, each does: see ``Durability``.
         """
-        os.fdatasync(self.fd)
+        self.durability.flush()
 
     def write_back(self) -> None:
         """Have the disk begin to write what the page cache has of the image and it has not, once it
@@ -347,18 +365,22 @@ class Image:
         So at any time no more is being written than was changed between two calls, and a flush
         waits for that and for what was changed since. Nothing is durable by it. One call at a time.
 
-        :raises OSError: as sync_file_range(2) and open(2). That something can't be written is also
-            told by the next ``flush``: the kernel tells it once for each time that a file was
-            opened, and this uses a time of its own.
+        :raises OSError: as ``flush``.
         """
-        if self.in_memory:
-            return
-        if self._writing_fd < 0:
-            self._writing_fd = os.open(f"/proc/self/fd/{self.fd}", os.O_RDONLY)
-        linux.sync_file_range(
-            self._writing_fd,
-            *(0, 0, linux.SYNC_FILE_RANGE_WAIT_BEFORE | linux.SYNC_FILE_RANGE_WRITE),
-        )
+        self.durability.write_back()
+
+    @property
+    def flush_failure(self) -> FlushFailure | None:
+        """The failed flush since which what is read may not be what the disk has; else None."""
+        return self.durability.failure
+
+    def empty_cache(self) -> None:
+        """Let the page cache give up what it holds, so that what is read is what the disk has.
+
+        :raises ImageError: it can't be emptied.
+        """
+        self.durability.empty()
+        self._forget_folios(0, self.size)
 
     # The end
 
@@ -453,12 +475,10 @@ class Image:
     def close(self) -> None:
         """Close and unlock the image; nothing may be under way in a thread. Twice is allowed."""
         if self.fd >= 0:
+            self.durability.close()
             self._residency.close()
             if self._folios is not None:
                 self._folios.close()
                 self._folios = None
             fd, self.fd = self.fd, -1
-            os.close(fd)
-        if self._writing_fd >= 0:
-            fd, self._writing_fd = self._writing_fd, -1
             os.close(fd)

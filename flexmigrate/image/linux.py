@@ -22,8 +22,9 @@ FALLOC_FL_ZERO_RANGE = 0x10
 # Says that it can't be done on this filesystem, by this kernel, or to this kind of file.
 FALLOCATE_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
 
-# From linux/fs.h: the ioctls 94, 104 and 119 of its group 0x12.
+# From linux/fs.h: the ioctls 94, 97, 104 and 119 of its group 0x12.
 BLKROGET = 0x125E
+BLKFLSBUF = 0x1261
 BLKSSZGET = 0x1268
 BLKDISCARD = 0x1277
 
@@ -167,6 +168,11 @@ def filesystem_magic(fd: int) -> int | None:
 def discard(fd: int, offset: int, length: int) -> None:
     """Tell a block device that it may forget a range; it need not read as zeroes afterwards."""
     fcntl.ioctl(fd, BLKDISCARD, struct.pack("=QQ", offset, length))
+
+
+def flush_buffers(fd: int) -> None:
+    """Write what the page cache has of a block device, and let it go (BLKFLSBUF, for root)."""
+    fcntl.ioctl(fd, BLKFLSBUF, 0)
 
 
 def logical_block_size(fd: int) -> int:

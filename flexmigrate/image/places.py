@@ -92,8 +92,22 @@ def _check_folder(path: str) -> None:
     )
 
 
+def aside(path: str, status: os.stat_result) -> str:
+    """Return what the names of that begin with which is kept of an open image in the state folder,
+    because it has no place at the file.
+
+    :param path: of the image, absolute and without links.
+    :param status: of what is open.
+    :raises OSError: as `beside`, of a device.
+    """
+    if stat.S_ISBLK(status.st_mode):
+        return os.path.join(_folder(), _name(path, status.st_rdev))
+    return os.path.join(_folder(), f"file-{status.st_dev:x}-{status.st_ino}")
+
+
 def make_folder(path: str) -> None:
-    """Make the state folder, if *path*, as `beside` returned it, is in it, and it isn't there.
+    """Make the state folder, if *path*, as `beside` or `aside` returned it, is in it, and it isn't
+    there.
 
     Where that fails, whoever writes there is told.
     """

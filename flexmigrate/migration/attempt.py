@@ -209,6 +209,13 @@ class Attempt:
         is the same.
         """
         export = self._export
+        if export.image.flush_failure is not None:
+            self._log.warn(
+                "{path}: a flush has failed ({failure}): sent is what clients read, which its disk "
+                "may not have",
+                path=export.image.path,
+                failure=export.image.flush_failure.text,
+            )
         dirty = DirtyMap(export.size)
         assert self._bundle is not None
         assert self._client is not None

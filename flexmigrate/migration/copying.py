@@ -368,7 +368,8 @@ class Copier:
         if self._to_drop:
             ranges, self._to_drop = self._to_drop, []
             self._to_drop_bytes = 0
-            self._background.drop_cached(ranges)
+            if self._image.flush_failure is None:  # else it may be all that there is
+                self._background.drop_cached(ranges)
 
     def _look_ahead(self, position: int) -> None:
         """Have the disk read what is sent next, while this is waited for.

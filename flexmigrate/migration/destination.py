@@ -48,6 +48,9 @@ class Sender(Protocol):
     def abort(self, reason: str) -> None:
         """Close it at once."""
 
+    def fail_changes(self, error: OSError) -> None:
+        """Answer all further changes with *error*, and carry none of them out."""
+
 
 class Destination(Protocol):
     """Inputs."""
@@ -103,6 +106,7 @@ class DestinationCore:
     :ivar since: when the sender came, for people.
     :ivar coverage: what the attempt has brought.
     :ivar digest: made of what was compared with the source's and equal.
+    :ivar is_believed: whether what an attempt finds here is what the disk has.
     :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
         ready: the close of the connection is what tells the sender.
     """
@@ -115,7 +119,8 @@ class DestinationCore:
         self.phase = "waiting"
         self.coverage = Coverage(export.size)
         self.digest = ImageDigest(export.size)
-        self.write_back = WriteBack(export, export.background)
+        self.write_back = WriteBack(export, export.background, self._cannot_write)
+        self.is_believed = True
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
         self.outcome: Deferred[Outcome] | None = None
@@ -157,6 +162,13 @@ class DestinationCore:
         vacancies, self._vacancies = self._vacancies, []
         for each in vacancies:
             each.callback(None)
+
+    def _cannot_write(self, error: OSError) -> None:
+        """The disk doesn't take what is received: the sender is told at once, not in the end."""
+        self.logger.error("what is received can't be written: {error}", error=error.strerror)
+        self.coverage.flush_failed(error)
+        if self.sender is not None:
+            self.sender.fail_changes(error)
 
     def is_from(self, sender: Sender) -> bool:
         """Whether what *sender* does counts: one that was lost, or refused at its DISC, may be

@@ -9,17 +9,15 @@ can't keep pace. How long the last flush takes does not depend on the image's si
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 
-from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.server.export import Export
 from flexmigrate.wire.constants import MAX_REQUEST
-
-log = Logger()
 
 WRITE_BACK_BYTES = 16 * 1024 * 1024
 """So much is received between two times that the disk is told to write: some hundredths of a
@@ -35,21 +33,25 @@ class WriteBack:
     """Keeps what was received, and isn't on its way to the disk yet, below ``BACKLOG_BYTES``.
 
     On the reactor's thread; the disk is told in another, by one call at a time.
+
+    :param failed: called with what is wrong when it can't be written.
     """
 
-    def __init__(self, export: Export, background: Background) -> None:
+    def __init__(
+        self, export: Export, background: Background, failed: Callable[[OSError], object]
+    ) -> None:
         self._export = export
         self._background = background
+        self._tell = failed
         self._received = 0
         self._writing = False
         self._holding = False
         self._active = False
-        self._broken = False
 
     def begin(self) -> None:
         """An attempt begins."""
         self._received = 0
-        self._active = not self._broken
+        self._active = True
 
     def add(self, length: int) -> None:
         """*length* bytes were written into the image."""
@@ -78,11 +80,14 @@ class WriteBack:
             self._keep_pace()
 
     def _failed(self, failure: Failure) -> None:
-        """Leave it all to the flush, which tells the sender of what the disk can't write."""
-        log.warn("writing the image back early failed: {error}", error=failure.getErrorMessage())
+        """What was received, if it was by the last attempt, can't be written: what else comes in
+        this one is of no use.
+        """
         self._writing = False
-        self._broken = True
-        self.end()
+        if self._active:
+            self.end()
+            error = failure.value
+            self._tell(error if isinstance(error, OSError) else OSError(errno.EIO, str(error)))
 
     def _let_go(self) -> None:
         if self._holding:
@@ -124,6 +129,10 @@ class Reception:
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         """A change failed; see ``Coverage``."""
         self._coverage.failed(offset, length, error)
+
+    def flush_failed(self, error: BaseException) -> None:
+        """A flush failed; see ``Coverage``."""
+        self._coverage.flush_failed(error)
 
     def refused(self, text: str) -> None:
         """A change was refused; see ``Coverage``."""

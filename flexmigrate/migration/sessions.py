@@ -163,7 +163,9 @@ class ReceivingSession(OpenSession):
         return self._ownership.retracts(opening, earlier)
 
     def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
-        """It is the sender now; one of a session is recorded before the first byte comes."""
+        """It is the sender now. Before the first byte comes, what is here has to be what the disk
+        has, and the sender of a session is recorded.
+        """
         opening = opening_of(connection)
         if opening is not None and opening.purpose is Purpose.SETTLE:
             self._settles(connection)
@@ -172,15 +174,19 @@ class ReceivingSession(OpenSession):
             return self._enter(connection, opening)
         return Deferred.fromCoroutine(self._replace(connection, opening))
 
-    def _enter(
-        self, connection: NBDServerProtocol, opening: Opening | None
-    ) -> Deferred[None] | None:
+    def _enter(self, connection: NBDServerProtocol, opening: Opening | None) -> Deferred[None]:
         self._destination.sender_connected(connection)
-        if opening is None:
-            return None
-        peer = connection.transport.getPeer()
-        address = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a UNIX socket"
-        return self._core.handover.receive(opening, address)
+        return Deferred.fromCoroutine(self._begin(connection, opening))
+
+    async def _begin(self, connection: NBDServerProtocol, opening: Opening | None) -> None:
+        is_believed = await self._core.handover.begin()
+        if not self._core.is_from(connection):
+            return
+        self._core.is_believed = is_believed
+        if opening is not None:
+            peer = connection.transport.getPeer()
+            address = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a UNIX socket"
+            await self._core.handover.receive(opening, address)
 
     async def _replace(self, connection: NBDServerProtocol, opening: Opening | None) -> None:
         """Have *connection* send, once what its source has given up is over."""
@@ -195,8 +201,8 @@ class ReceivingSession(OpenSession):
         refusal = self._refusal(opening)
         if refusal is not None:
             connection.abort(refusal)
-        elif (recorded := self._enter(connection, opening)) is not None:
-            await recorded
+        else:
+            await self._enter(connection, opening)
 
     def _settles(self, connection: NBDServerProtocol) -> None:
         """*connection* has shown that its source has committed; it has come to say so."""
@@ -245,8 +251,13 @@ class ReceivingSession(OpenSession):
         if fault is not None:
             return _refused(fault)
         coverage, digest = core.coverage, core.digest  # of this attempt, however long it takes
+        # What this attempt has written is in the page cache, and on the disk once it is flushed.
+        believed = [
+            core.is_believed or coverage.covers(each.offset, each.length) for each in claims
+        ]
 
-        def found(verdicts: list[bool]) -> bytes:
+        def found(judged: list[bool]) -> bytes:
+            verdicts = [each and may for each, may in zip(judged, believed, strict=True)]
             for claim, equal in zip(claims, verdicts, strict=True):
                 if equal:
                     coverage.mark(claim.offset, claim.length)

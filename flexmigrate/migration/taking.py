@@ -89,10 +89,13 @@ class DestinationHandover:
         if not coverage.writes:
             return "it sent no data"
         if coverage.spoiled is not None:
-            return f"a write failed ({coverage.spoiled})"
+            return coverage.spoiled
         if self._full_coverage and not coverage.complete:
             missing = coverage.size - coverage.covered
             return f"{missing} of {coverage.size} bytes were never written, zeroed or trimmed"
+        if self._image.durability.is_rewriting and not coverage.complete:
+            # Where not all has to come, this is new to the sender.
+            return "a flush has failed before, and not every byte was written since"
         return None
 
     def look(self) -> Deferred[None]:
@@ -121,6 +124,41 @@ class DestinationHandover:
         fault = await self._background.run(self._image.given_name_fault)
         return fault or self._image.size_fault()
 
+    async def _flush(self) -> None:
+        """Make durable what was received, which is all there is."""
+        await self._background.flush()
+        if self._image.durability.is_rewriting:
+            await self._background.run(self._image.durability.rewritten)
+
+    # The beginning of an attempt
+
+    def begin(self) -> Deferred[bool]:
+        """Make sure, before the first byte comes, that what an earlier attempt has left here can be
+        compared with what the source has; fire with whether it can.
+        """
+        return Deferred.fromCoroutine(self._begin())
+
+    async def _begin(self) -> bool:
+        durability = self._image.durability
+        known = durability.failure
+        trusted = await self._background.run(durability.begin_receiving)
+        failure = known or durability.failure
+        if not trusted:
+            log.warn(
+                "{path}: a flush has failed ({failure}), and the page cache can't be emptied: what "
+                "is there isn't believed, and everything has to be sent again",
+                path=self._image.path,
+                failure=failure.text if failure is not None else "",
+            )
+        elif failure is not None:
+            log.info(
+                "{path}: a flush has failed ({failure}), so the page cache was emptied: what is "
+                "compared is what the disk has",
+                path=self._image.path,
+                failure=failure.text,
+            )
+        return trusted
+
     # The plain handover
 
     def take(self, coverage: Coverage) -> Deferred[Verdict]:
@@ -138,7 +176,7 @@ class DestinationHandover:
             return Verdict.NOT_OURS
         self._was_given = True  # its sender may have removed its own
         try:
-            await self._background.flush()
+            await self._flush()
             fault = await self._fault()
             if fault is not None:
                 raise ImageLost(fault)
@@ -205,7 +243,7 @@ class DestinationHandover:
             refusal = f"the image's digest is {found} here, and {claimed} at the source"
         if refusal is not None:
             return Outcome(self.ownership.state, fit_text(refusal))
-        await self._background.flush()
+        await self._flush()
         # Last of all: from here on it is taken for the image, whatever becomes of its name.
         refusal = await self._fault()
         if refusal is not None:

@@ -344,12 +344,11 @@ class Commands:
         self._later(cookie, offset, length, self._sync(), self._reply_ok)
 
     def _sync(self) -> Deferred[None]:
-        """Flush. The kernel tells of a failure once: whoever flushes after this may be told that
-        all is well, and nobody knows which change was lost, so the observer is told of all.
-        """
+        """Flush, and tell the observer if that fails: nobody knows which change was lost."""
 
         def spoil(failure: Failure) -> Failure:
-            self._failed_change(0, self._terms.size, failure.value)
+            if self._export.observer is not None and failure.value is not None:
+                self._export.observer.flush_failed(failure.value)
             return failure
 
         return self._background.flush().addErrback(spoil)

@@ -19,6 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
+from flexmigrate.errors import to_nbd
 from flexmigrate.log import failures
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
 from flexmigrate.net.outlet import outlet_for
@@ -28,7 +29,9 @@ from flexmigrate.server.export import Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.wire.agreement import Agreement, Close, Ready, Send, StartTLS
+from flexmigrate.wire.constants import ErrorCode
 from flexmigrate.wire.handshake import ServerHandshake
+from flexmigrate.wire.requests import Refusal
 
 if TYPE_CHECKING:
     from flexmigrate.server.factory import NBDServerFactory
@@ -430,6 +433,12 @@ class NBDServerProtocol(Protocol):
     def probe(self) -> None:
         """Find out soon whether the client is there still."""
         probe(self.transport)
+
+    def fail_changes(self, error: OSError) -> None:
+        """Answer all further changes with *error*, and carry none of them out."""
+        if self._transmission is not None:
+            refusal = Refusal(ErrorCode(to_nbd(error)), error.strerror or str(error))
+            self._transmission.fail_changes(refusal)
 
     @property
     def requests_taken(self) -> int:

@@ -53,6 +53,11 @@ class ChangeObserver(Protocol):
     def refused(self, text: str) -> None:
         """A change was refused before it began; *text* says why."""
 
+    def flush_failed(self, error: BaseException) -> None:
+        """A flush failed: of all that was changed before, nobody knows what is on the disk. What is
+        read is as it was.
+        """
+
 
 class Gated(Payer, Protocol):
     """A connection, as an export sees it.

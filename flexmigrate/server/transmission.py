@@ -149,6 +149,7 @@ class Transmission:
         self._pieces = Pieces(self._image)
         self._disconnecting = False
         self._broken: str | None = None
+        self._failing: Refusal | None = None
         self.holds = 0
         self.reads = self.bytes_read = 0
         self.writes = self.bytes_written = 0
@@ -345,7 +346,7 @@ class Transmission:
                 return
         payload = payload_length(self._terms.extended, flags, command, length)
         filtered = command == Command.BLOCK_STATUS and payload
-        refusal = refuse(command, flags, offset, 1 if filtered else length, self._terms)
+        refusal = self._refusal(command, flags, offset, 1 if filtered else length)
         if refusal is None and filtered and payload > MAX_STATUS_PAYLOAD:
             refusal = Refusal(ErrorCode.EINVAL, f"BLOCK_STATUS with {payload} bytes of payload")
         if refusal is not None:
@@ -357,6 +358,12 @@ class Transmission:
         else:
             self._others += 1
             self.commands.begin(command, flags, cookie, offset, length)
+
+    def _refusal(self, command: int, flags: int, offset: int, length: int) -> Refusal | None:
+        refusal = refuse(command, flags, offset, length, self._terms)
+        if refusal is None and self._failing is not None and RULES[command].changes:
+            return self._failing
+        return refusal
 
     def _expect_write(
         self, cookie: int, offset: int, length: int, *, durable: bool = False
@@ -410,6 +417,11 @@ class Transmission:
     def seal(self) -> None:
         """Refuse all further changes, as if the export were read-only."""
         self._terms = replace(self._terms, flags=self._terms.flags | TransmissionFlag.READ_ONLY)
+        self._writable = False
+
+    def fail_changes(self, refusal: Refusal) -> None:
+        """Answer all further changes with *refusal*: they would be of no use."""
+        self._failing = refusal
         self._writable = False
 
     def changed(self, length: int) -> None:

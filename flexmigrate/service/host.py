@@ -15,9 +15,11 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.image.flush_failure import FlushFailure
 from flexmigrate.image.shares import ImageThreads
 from flexmigrate.migration.ownership import Ownership, Unrecorded
 from flexmigrate.server.export import Export
+from flexmigrate.wire.session import State
 
 log = Logger()
 
@@ -78,6 +80,10 @@ class Host:
         try:
             if not self.export.read_only:
                 await self.background.flush()
+        except OSError as error:
+            if self.ownership.state is not State.DONE:
+                raise
+            log.warn("{path} was given away, but: {error}", path=self.image.path, error=error)
         finally:
             await self.background.drained()
             self.background.close()
@@ -118,6 +124,58 @@ class ImageHost(Host):
             )
         background = Background(image, reactor, pool)
         super().__init__(image, background, ownership, name=name, read_only=read_only)
+        background.flush_failed(self._flush_failed)
+        if image.durability.earlier is not None:
+            log.warn(
+                "{path}: a flush failed ({failure}), and this machine was started anew since: what "
+                "was written before that, and not flushed, may be missing",
+                path=image.path,
+                failure=image.durability.earlier.text,
+            )
+
+    def _flush_failed(self, failure: FlushFailure) -> None:
+        path = self.image.path
+        log.error(
+            "{path}: a flush failed ({failure}). Linux won't try again: what was written before "
+            "may be in memory only. From now on every flush fails, reads and writes go on. What "
+            "clients see can be saved by migrating it away; once the disk is mended, start the "
+            "server anew, which then serves what the disk has. See docs: 'A flush that failed'",
+            path=path,
+            failure=failure.text,
+        )
+        unnoted = self.image.durability.unnoted
+        if unnoted is not None:
+            log.error(
+                "{path}: that can't be noted anywhere ({error}), so that the next server won't "
+                "know: before one is started, 'echo 1 > /proc/sys/vm/drop_caches'",
+                path=path,
+                error=unnoted,
+            )
+
+    def trust_cache(self) -> None:
+        """See that what is read is what the disk has: where a flush has failed, empty the page
+        cache. Waits for the disk.
+
+        :raises ImageError: it can't be emptied.
+        """
+        durability = self.image.durability
+        failure = durability.failure
+        if failure is None:
+            return
+        self.image.empty_cache()
+        log.warn(
+            "{path}: a flush failed ({failure}); the page cache was emptied, so that clients see "
+            "what the disk has: of what was written before that, and not flushed, some may be "
+            "missing",
+            path=self.image.path,
+            failure=failure.text,
+        )
+        if durability.unnoted is not None:
+            log.warn(
+                "{path}: the note of that can't be removed, and will be heeded again: {error}",
+                path=self.image.path,
+                error=durability.unnoted,
+            )
 
 
 def tell_trust(image: Image) -> None:

@@ -61,6 +61,7 @@ from flexmigrate.status import ListeningPhase, Status
 from flexmigrate.web.view import Moving, ServerView
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.packing import ID_LENGTH
+from flexmigrate.wire.session import State
 
 log = Logger()
 
@@ -105,6 +106,8 @@ class ListenService(Service):
                 raise ImageError(refusal)
             if config.oldstyle and (text := beyond_oldstyle(self._host)) is not None:
                 raise ImageError(f"{text} could not be received")
+            if self._host.ownership.state is State.OWNER:
+                self._host.trust_cache()  # it may be served, and isn't received
             handover = DestinationHandover(
                 self._host.image,
                 self._host.background,

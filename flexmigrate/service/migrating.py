@@ -449,6 +449,12 @@ class MigratingExport:
             compared=summary.bytes_compared or 0,
             digest=summary.digest or "not all of it",
         )
+        if summary.flush_failed is not None:
+            self.migration.logger.warn(
+                "a flush of the source's image had failed ({failure}): what was sent is what "
+                "clients read, which its disk may not have",
+                failure=summary.flush_failed,
+            )
 
     # The end of the process
 

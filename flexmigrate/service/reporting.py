@@ -39,6 +39,7 @@ def serving_status(serving: ImageServer, about: MigratingExport, now: float) -> 
         clients_allowed=serving.is_open,
         num_clients=len(serving.factory.clients),
         is_mirroring=about.is_mirroring,
+        flush_failed=_flush_failed(export),
         export=export.name or None,
         num_exports=len(serving.exports),
         poll_hits=serving.factory.poller.hits if serving.factory.poller else None,
@@ -138,6 +139,7 @@ def summary(
         verified=attempt.verification if attempt is not None else None,
         bytes_compared=core.progress.compared or None,
         digest=attempt.digest if attempt is not None else None,
+        flush_failed=_flush_failed(core.export),
     )
 
 
@@ -145,6 +147,11 @@ def _handover(core: Core) -> str | None:
     """Return how it is handed over, once that is known; a copy isn't at all."""
     known = core.attempt is not None and core.gift.action is not Action.NOTHING
     return core.attempt.handover_kind if core.attempt is not None and known else None
+
+
+def _flush_failed(export: Export) -> str | None:
+    failure = export.image.flush_failure
+    return None if failure is None else failure.text
 
 
 def _passes(core: Core) -> int:
@@ -181,6 +188,7 @@ def listening_status(
         clients_allowed=core.busy is None,
         num_clients=num_clients,
         is_mirroring=False,
+        flush_failed=_flush_failed(export),
         export=export.name or None,
         listening_phase=phase,
         sender=core.sender.address if core.sender is not None else None,

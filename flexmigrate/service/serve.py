@@ -200,6 +200,7 @@ class ServeService(Service):
                 raise Committed(host)
             if may is not MayServe.SERVE:
                 raise ImageError(reason)
+            host.trust_cache()
             if not self._config.read_only:
                 host.ownership.tidy()
                 self._warn_of_writers(host)

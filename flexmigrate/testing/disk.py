@@ -30,6 +30,7 @@ from flexmigrate.image import linux
 from flexmigrate.image.disk import Disk
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.flush_failure import Boot
 from flexmigrate.image.probe import Probed
 from flexmigrate.testing.file import SimulatedFile
 from flexmigrate.testing.image import SimulatedImage
@@ -73,6 +74,7 @@ class SimulatedDisk:
     :ivar hides_dirty: the filesystem lies about holes: a block is data only if what was synced of
         it is. An image that is opened on a filesystem that is known, and whose probe agrees, is
         misled by that; whether that may happen is the code's to decide (``image/trust.py``).
+    :ivar keeps_cached: whether the page cache can't be emptied, because somebody else uses it, say.
     """
 
     def __init__(self) -> None:
@@ -83,6 +85,8 @@ class SimulatedDisk:
         self.filesystem = Filesystem("ext4", linux.EXT4_MAGIC)
         self.probed: Probed | str = Probed(knows_dirty=True, zeroes=True)
         self.hides_dirty = False
+        self.keeps_cached = False
+        self._boots = 1
         self._inodes = itertools.count(1)
         self._names: dict[str, SimulatedFile] = {}
         self._stable: dict[str, SimulatedFile] = {}
@@ -151,6 +155,8 @@ class SimulatedDisk:
         other.forgets = self.forgets
         other.filesystem, other.probed = self.filesystem, self.probed
         other.hides_dirty = self.hides_dirty
+        other.keeps_cached = self.keeps_cached
+        other._boots = self._boots
         other._inodes = itertools.count(next(self._inodes))
         other._names = copied(self._names)
         other._stable = copied(self._stable)
@@ -159,6 +165,11 @@ class SimulatedDisk:
             for together in self._unsynced
         ]
         return other
+
+    @property
+    def boot(self) -> Boot:
+        """Return what tells the time since the machine was started from all before."""
+        return Boot(self._boots.to_bytes(16, "big"), 0)
 
     def mount(self) -> Mount:
         """Return the disk as a new process has it."""
@@ -169,6 +180,7 @@ class SimulatedDisk:
         rest what *fate*, one of ``FATES``, says.
         """
         keep = _KEEP[fate]
+        self._boots += 1
         for together in self._unsynced:
             if keep(draw):
                 self._change(self._stable, together)
@@ -363,6 +375,16 @@ class Mount(Disk):
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""
         self._begin(call, path)
+
+    @property
+    def boot(self) -> Boot:
+        """See ``SimulatedDisk.boot``."""
+        return self._disk.boot
+
+    @property
+    def keeps_cached(self) -> bool:
+        """See ``SimulatedDisk.keeps_cached``."""
+        return self._disk.keeps_cached
 
     @contextlib.contextmanager
     def forgetting(self, file: SimulatedFile) -> Iterator[None]:

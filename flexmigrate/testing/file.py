@@ -19,13 +19,14 @@ class SimulatedFile:
     :ivar stable: its bytes, as far as they were synced.
     :ivar unsynced: what makes one of the other: (offset, bytes) were written, or (size, None): it
         was cut there.
+    :ivar attributes: its extended attributes, by name, as processes see them.
     :ivar has_lost: *seen* has bytes that aren't *stable* and that nobody is going to write: to
         write them back has failed, and the page cache holds them as if they were on the disk.
     :ivar user: who has it locked.
     """
 
     __slots__ = (
-        *("_errors", "_is_told", "_number", "has_lost"),
+        *("_errors", "_is_told", "_number", "_stable_attributes", "attributes", "has_lost"),
         *("inode", "links", "seen", "stable", "unsynced", "user"),
     )
 
@@ -35,6 +36,8 @@ class SimulatedFile:
         self.seen = bytearray(data)
         self.stable = bytearray(data)
         self.unsynced: list[tuple[int, bytes | None]] = []
+        self.attributes: dict[str, bytes] = {}
+        self._stable_attributes: dict[str, bytes] = {}
         self.has_lost = False
         self._errors = 0
         self._number = 0
@@ -48,6 +51,8 @@ class SimulatedFile:
         other.seen[:] = self.seen
         other.stable[:] = self.stable
         other.unsynced = list(self.unsynced)
+        other.attributes = dict(self.attributes)
+        other._stable_attributes = dict(self._stable_attributes)
         other.has_lost = self.has_lost
         other._errors = self._errors
         other._number = self._number
@@ -71,6 +76,7 @@ class SimulatedFile:
 
     def sync(self) -> None:
         """Make durable what was written and isn't; but for what was lost."""
+        self._stable_attributes = dict(self.attributes)
         if self.unsynced:
             self._apply(self.stable)
             self.unsynced = []
@@ -139,6 +145,9 @@ class SimulatedFile:
                     _put(self.stable, offset + at, piece[: draw.randrange(len(piece) + 1)])
         self.unsynced = []
         self.seen[:] = self.stable
+        if self.attributes != self._stable_attributes and not keep(draw):
+            self.attributes = dict(self._stable_attributes)
+        self._stable_attributes = dict(self.attributes)
         self.has_lost = False
         self._is_told = True
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from collections.abc import Iterable
@@ -10,10 +11,19 @@ from typing import Protocol
 
 from flexmigrate.image import holes
 from flexmigrate.image.disk import Disk
+from flexmigrate.image.durability import Durability
 from flexmigrate.image.exact import Readable
 from flexmigrate.image.extents import AllData, ToldExtents
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.flush_failure import (
+    ATTRIBUTE,
+    Boot,
+    FlushFailure,
+    Found,
+    decode,
+    encode,
+)
 from flexmigrate.image.pace import Pace
 from flexmigrate.image.probe import Probed
 from flexmigrate.image.trust import judge
@@ -41,6 +51,14 @@ class Mounted(Disk, Protocol):
     @property
     def hides_dirty(self) -> bool: ...
 
+    @property
+    def boot(self) -> Boot:
+        """What tells the time since the machine was started from all before."""
+
+    @property
+    def keeps_cached(self) -> bool:
+        """Whether the page cache can't be emptied."""
+
     def may_wait(self, call: str) -> bool:
         """Whether *call* may not be made at once, because it could wait for the disk."""
 
@@ -57,10 +75,84 @@ class Mounted(Disk, Protocol):
         """Let another have the image that is in *file*."""
 
 
+class SimulatedCache:
+    """The page cache of an image: see ``image.page_cache.PageCache``."""
+
+    def __init__(self, mount: Mounted, path: str, file: SimulatedFile) -> None:
+        self._mount = mount
+        self._path = path
+        self._file = file
+        # For flushes, and for writing back, which uses a descriptor of its own.
+        self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
+
+    def sync(self) -> None:
+        self._begin("fdatasync")
+        self._file.sync()
+        self._tell_error("fdatasync")
+
+    def write_back(self) -> None:
+        self._begin("write back")
+        self._tell_error("write back")
+
+    def look(self) -> None:
+        self._mount.begin_image_call("look for errors", self._path)
+        self._tell_error("write back")
+
+    def empty(self) -> bool:
+        with contextlib.suppress(OSError):
+            self.sync()
+        self._mount.begin_image_call("empty cache", self._path)
+        if self._mount.keeps_cached or self._file.unsynced:
+            return False
+        self._file.evict()
+        return True
+
+    def close(self) -> None:
+        pass
+
+    def _begin(self, call: str) -> None:
+        try:
+            with self._mount.forgetting(self._file):
+                self._mount.begin_image_call(call, self._path)
+        except OSError:
+            self._next_error(call)  # it is told by this
+            raise
+
+    def _tell_error(self, call: str) -> None:
+        if number := self._next_error(call):
+            raise OSError(number, os.strerror(number), self._path)
+
+    def _next_error(self, call: str) -> int:
+        number, self._errors_seen[call] = self._file.error_since(self._errors_seen[call])
+        return number
+
+
+class SimulatedNote:
+    """The note of a failed flush, in an extended attribute."""
+
+    def __init__(self, mount: Mounted, path: str, file: SimulatedFile) -> None:
+        self._mount = mount
+        self._path = path
+        self._file = file
+
+    def load(self) -> Found | None:
+        data = self._file.attributes.get(ATTRIBUTE)
+        return None if data is None else decode(data, self._file.inode, self._mount.boot)
+
+    def keep(self, failure: FlushFailure) -> None:
+        self._mount.begin_image_call("setxattr", self._path)
+        boot = self._mount.boot
+        self._file.attributes[ATTRIBUTE] = encode(failure, self._file.inode, boot)
+
+    def remove(self) -> None:
+        self._mount.begin_image_call("removexattr", self._path)
+        self._file.attributes.pop(ATTRIBUTE, None)
+
+
 class SimulatedImage(Image):
     """An image on a :class:`SimulatedDisk`: what it does to bytes, it does there."""
 
-    __slots__ = ("_errors_seen", "_file", "_mount")
+    __slots__ = ("_file", "_mount")
 
     def __init__(
         self, mount: Mounted, path: str, fd: int, file: SimulatedFile, *, read_only: bool
@@ -79,12 +171,16 @@ class SimulatedImage(Image):
         self.disk = mount
         self._mount = mount
         self._file = file
-        # For flushes, and for writing back, which uses a descriptor of its own.
-        self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
         self.trust = judge(mount.filesystem, mount.probed)
         told = ToldExtents(self._lseek, lambda: len(file.seen))
         self._extents = told if self.trust.holes else AllData()
         self._may_have_holes = self._extents.has_holes(self.size)
+        self.durability = Durability(
+            SimulatedCache(mount, path, file),
+            SimulatedNote(mount, path, file),
+            path,
+            read_only=read_only,
+        )
 
     def _lseek(self, position: int, whence: int) -> int:
         """Do what lseek(2) does, as far as the filesystem tells the truth."""
@@ -133,26 +229,6 @@ class SimulatedImage(Image):
     def make_resident(self, offset: int, length: int) -> None:
         self._mount.begin_image_call("make resident", self.path)
 
-    def write_back(self) -> None:
-        self._begin_to_disk("write back")
-        self._tell_error("write back")
-
-    def _begin_to_disk(self, call: str) -> None:
-        try:
-            with self._mount.forgetting(self._file):
-                self._mount.begin_image_call(call, self.path)
-        except OSError:
-            self._next_error(call)  # it is told by this
-            raise
-
-    def _tell_error(self, call: str) -> None:
-        if number := self._next_error(call):
-            raise OSError(number, os.strerror(number), self.path)
-
-    def _next_error(self, call: str) -> int:
-        number, self._errors_seen[call] = self._file.error_since(self._errors_seen[call])
-        return number
-
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
         self._mount.begin_image_call("will need", self.path)
 
@@ -187,10 +263,8 @@ class SimulatedImage(Image):
         if self._mount.touches("fallocate", offset, length, bytes(length)):
             self._file.write(offset, bytes(length))
 
-    def flush(self) -> None:
-        self._begin_to_disk("fdatasync")
-        self._file.sync()
-        self._tell_error("fdatasync")
+    def empty_cache(self) -> None:
+        self.durability.empty()
 
     def close(self) -> None:
         if self.fd >= 0:

@@ -115,6 +115,12 @@ OF_EXPORTS: Final = (
     _of_status("export_size_bytes", "size"),
     _plain("export_clients", "gauge", "clients that use this export", lambda view: view.clients),
     _of_status("export_owned", "has_control"),
+    _plain(
+        "export_flush_failed",
+        "gauge",
+        "1 if a flush has failed, and every flush fails since then; else 0",
+        lambda view: int(view.status.flush_failed is not None),
+    ),
     Metric(
         "request_duration_seconds",
         "histogram",

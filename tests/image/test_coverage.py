@@ -48,7 +48,9 @@ class Completeness(SynchronousTestCase):
         attempt.failed(0, 1, OSError(5, "Input/output error"))
         attempt.mark(0, 8192)
         self.assertFalse(attempt.complete)
-        self.assertEqual(attempt.spoiled, "1024 bytes at 512: [Errno 28] No space left on device")
+        self.assertEqual(
+            attempt.spoiled, "writing 1024 bytes at 512 failed: [Errno 28] No space left on device"
+        )
 
 
 class AgainstASetOfBytes(SynchronousTestCase):

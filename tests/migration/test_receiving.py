@@ -64,7 +64,8 @@ class WriteBackTests(SynchronousTestCase):
         disk: Any = RecordedDisk()
         self.export: RecordedExport = export
         self.disk: RecordedDisk = disk
-        self.write_back = WriteBack(export, disk)
+        self.told: list[OSError] = []
+        self.write_back = WriteBack(export, disk, self.told.append)
         self.write_back.begin()
 
     def add(self, length: int) -> None:
@@ -128,22 +129,41 @@ class WriteBackTests(SynchronousTestCase):
         self.disk.done()
         self.assertFalse(self.export.parked)
 
-    def test_where_it_fails_all_is_left_to_the_flush(self) -> None:
+    def fail(self) -> OSError:
+        error = OSError(5, "Input/output error")
+        self.disk.told[-1].errback(Failure(error))
+        return error
+
+    def test_where_it_fails_that_is_told_and_nothing_more_is_written(self) -> None:
         self.add(WRITE_BACK_BYTES + BACKLOG_BYTES)
-        self.disk.told[-1].errback(Failure(OSError(5, "Input/output error")))
+        self.assertEqual(self.told, [self.fail()])
         self.assertFalse(self.export.parked)
-        self.write_back.begin()
         self.add(2 * BACKLOG_BYTES)
         self.assertEqual(len(self.disk.told), 1)
-        self.assertFalse(self.export.parked)
+        self.write_back.begin()
+        self.add(WRITE_BACK_BYTES)
+        self.assertEqual(len(self.disk.told), 2)
+
+    def test_what_fails_between_two_attempts_is_found_by_the_next(self) -> None:
+        self.add(WRITE_BACK_BYTES)
+        self.write_back.end()
+        self.fail()
+        self.assertEqual(self.told, [])
+
+    def test_what_the_last_attempt_has_left_and_fails_in_this_is_told(self) -> None:
+        self.add(WRITE_BACK_BYTES)
+        self.write_back.end()
+        self.write_back.begin()
+        self.assertEqual(self.told, [self.fail()])
 
 
 class ReceptionTests(SynchronousTestCase):
     def setUp(self) -> None:
         export: Any = RecordedExport()
         self.disk: Any = RecordedDisk()
+        self.told: list[OSError] = []
         self.coverage = Coverage(4 * MAX_REQUEST)
-        write_back = WriteBack(export, self.disk)
+        write_back = WriteBack(export, self.disk, self.told.append)
         write_back.begin()
         self.reception = Reception(self.coverage, write_back)
 
@@ -160,6 +180,7 @@ class ReceptionTests(SynchronousTestCase):
     def test_what_failed_or_was_refused_spoils_the_attempt(self) -> None:
         for tell in (
             lambda: self.reception.failed(0, 512, OSError(28, "No space left on device")),
+            lambda: self.reception.flush_failed(OSError(5, "Input/output error")),
             lambda: self.reception.refused("a write of 512 bytes at 2048"),
         ):
             self.coverage.spoiled = None

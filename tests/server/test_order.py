@@ -74,7 +74,7 @@ class OrderSuite(SuiteBase):
                 self.assertEqual([event[0] for event in self.events], ["failed", "answered"])
                 self.assertEqual(self.events[0][1], offset)
 
-    def test_a_flush_that_fails_makes_all_doubtful_before_it_is_answered(self):
+    def test_a_flush_that_fails_is_told_to_the_observer_before_it_is_answered(self):
         self.served.image.faults["flush"] = OSError(errno.EIO, "some write was lost")
         asked = (
             lambda: self.client.ask(Command.FLUSH),
@@ -84,7 +84,7 @@ class OrderSuite(SuiteBase):
         for ask in asked:
             self.events.clear()
             self.assertEqual(self.client.error(ask()), errno.EIO)
-            self.assertEqual(self.events[-2:], [("failed", 0, SIZE), ("answered",)])
+            self.assertEqual(self.events[-2:], [("flush failed",), ("answered",)])
 
     def test_a_fast_zero_that_would_not_be_fast_changes_nothing(self):
         self.served.image.faults["zero"] = OSError(errno.ENOTSUP, "not fast")

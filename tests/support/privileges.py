@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -97,3 +98,33 @@ def filesystem_in_a_file(path: Path, kind: str) -> Iterator[Path]:
     _must(f"mkfs.{kind}", "-q", str(path))
     with mounted("-o", "loop", path) as folder:
         yield folder
+
+
+@dataclass(frozen=True)
+class FailingDevice:
+    """A block device that can't be written, until there is room for it.
+
+    :ivar path: of the device.
+    :ivar backing: the file that has what is really on it.
+    """
+
+    path: Path
+    backing: Path
+    room: SmallFilesystem
+
+    def mend(self) -> None:
+        """Let everything fit."""
+        self.room.resize(2 * self.backing.stat().st_size + (16 << 20))
+
+
+@contextlib.contextmanager
+def failing_device(folder: Path, size: int, *, room: int) -> Iterator[FailingDevice]:
+    """Make a block device of *size* bytes on a sparse file, whose filesystem has *room* for so many
+    of them, while the body runs: what is written beyond fails with EIO, once it is written back.
+    """
+    with small_filesystem(folder, room) as small:
+        backing = folder / "backing"
+        with backing.open("wb") as file:
+            file.truncate(size)
+        with block_device(backing) as device:
+            yield FailingDevice(device, backing, small)

@@ -353,6 +353,9 @@ class Recorder:
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         self.events.append(("failed", offset, length))
 
+    def flush_failed(self, error: BaseException) -> None:
+        self.events.append(("flush failed",))
+
     def refused(self, text: str) -> None:
         self.events.append(("refused", text))
 
