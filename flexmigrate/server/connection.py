@@ -333,6 +333,10 @@ class NBDServerProtocol(Protocol):
             if transmission is not None and not transmission.holds:
                 self._apply_holds(0)
 
+    def turn_over(self) -> None:
+        """See ``transmission.Host``."""
+        self.factory.reactor.callLater(0, self._release, Holds.TURN)
+
     def _apply_holds(self, holds: int) -> None:
         # TLS ends when each side has told the other, and so has to read to the end.
         hold = bool(holds) and not (self._ending and ISSLTransport.providedBy(self.transport))
