@@ -125,7 +125,7 @@ def _run(config: Config) -> int:
     from flexmigrate.log.observer import start_logging
     from flexmigrate.service import run
 
-    start_logging(config.log, context=config.subject)
+    start_logging(config.log, context=config.subject, later=run.later)
     if isinstance(config, ReadConfig):
         return run.run_read(config)
     if isinstance(config, WriteConfig):

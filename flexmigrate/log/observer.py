@@ -14,6 +14,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
 from flexmigrate.log.layouts import layout_of
+from flexmigrate.log.repeats import Repeats
 from flexmigrate.log.settings import OURS, LogSettings, shown_namespace
 
 # The lowest level shown of flexmigrate's own events, and of all others, by verbosity.
@@ -52,6 +53,7 @@ class LineObserver:
     :param settings: events below their levels cost one look into a table.
     :param write: ``os.write``, or what stands for it in a test.
     :param context: what flexnbd's layout names beside the process: the image.
+    :ivar repeats: decides which lines are only counted; None: all are written.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class LineObserver:
         write: Callable[[int, bytes], int] = os.write,
         context: str = "",
     ) -> None:
+        self.repeats: Repeats | None = None
         self._fd = fd
         settings = settings or LogSettings()
         self._layout = layout_of(settings, context)
@@ -82,6 +85,11 @@ class LineObserver:
         namespace = str(event.get("log_namespace", "-"))
         if event.get("log_level", LogLevel.info) < self._floors[namespace]:
             return
+        if self.repeats is None or self.repeats.admits(event):
+            self.write(event)
+
+    def write(self, event: LogEvent) -> None:
+        """Write *event*, whatever its level, and however often it has come."""
         line = self._layout(event)
         if line:
             self._lines.append(self._priority(event) + line)
@@ -164,13 +172,20 @@ class _Floors(dict[str, Any]):
         return self._theirs
 
 
-def start_logging(settings: LogSettings, fd: int = 2, context: str = "") -> None:
+def start_logging(
+    settings: LogSettings,
+    fd: int = 2,
+    context: str = "",
+    later: Callable[[float, Callable[[], None]], object] | None = None,
+) -> None:
     """Send the process's log to *fd* from now on, with what was logged since it began.
 
     To be called once. Standard output and standard error stay what they are: the one may carry an
     image's bytes.
 
     :param context: see `LineObserver`.
+    :param later: see `Repeats`.
     """
     observer = LineObserver(fd, settings, context=context)
+    observer.repeats = Repeats(observer.write, later)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

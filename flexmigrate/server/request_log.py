@@ -80,6 +80,7 @@ class _LoggedStyle(ReplyStyle):
                 length=length,
                 offset=offset,
                 flags=name_of(CommandFlag, flags),
+                log_every=True,
             )
             if command != Command.DISC:
                 self._taken.setdefault(cookie, []).append(self._seconds())
@@ -97,6 +98,7 @@ class _LoggedStyle(ReplyStyle):
             cookie=cookie,
             result=name_of(ErrorCode, code) if code else "ok",
             milliseconds=milliseconds,
+            log_every=True,
         )
 
     # The face of a reply style

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import select
 import sys
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, BinaryIO
 
 from twisted.internet.defer import Deferred
@@ -47,6 +47,12 @@ PIECE = 1024 * 1024
 
 INPUT_SECONDS = 0.01
 """Between two looks whether standard input has something: nobody notices, and it costs nothing."""
+
+
+def later(seconds: float, call: Callable[[], None]) -> None:
+    """Have the process's reactor call *call* after so many seconds; from any thread."""
+    the_reactor = process_reactor()
+    the_reactor.callFromThread(the_reactor.callLater, seconds, call)
 
 
 def run_service(config: ServeConfig | ListenConfig) -> int:
