@@ -247,7 +247,8 @@ TLS_CERTIFICATES = Option(
 TLS_VERIFY_PEER = Flag(
     "tls-verify-peer",
     "",
-    "let in only clients with a certificate signed by ca-cert.pem (default: all)",
+    "let in only clients with a certificate signed by ca-cert.pem; needs --tls require (default:"
+    " all)",
 )
 TLS_HOSTNAME = Option(
     "tls-hostname",

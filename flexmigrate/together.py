@@ -210,9 +210,14 @@ def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLS
         if not server:
             given.refuse(TLS_HOSTNAME, _NOT_ENCRYPTED)
         if verify:
-            raise UsageError(f"--tls-verify-peer: {_NOT_ENCRYPTED}")
+            raise UsageError(f"{given.name(TLS_VERIFY_PEER)}: {_NOT_ENCRYPTED}")
     elif certificates is None:
         raise UsageError(f"--tls-certificates is required with {because}")
+    elif verify and rule != "require":
+        raise UsageError(
+            f"{given.name(TLS_VERIFY_PEER)}: with --tls {rule}, clients without TLS show no"
+            " certificate and are let in all the same; say --tls require"
+        )
     return TLSConfig(rule, certificates, verify, hostname)
 
 

@@ -53,6 +53,7 @@ from flexmigrate.service.serve import (
     beyond_oldstyle,
     handshake_style,
     root_cause,
+    tell_what_has_no_effect,
     tls_context,
     transmission_kind,
 )
@@ -90,7 +91,7 @@ class ListenService(Service):
         self._pool = pool or new_pool()
         self._meter = Meter()
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
-        self._tls_context = tls_context(config.tls)
+        self._tls_context = tls_context(config.tls, oldstyle=config.oldstyle)
         self._most_clients = MAX_CLIENTS if config.rebind is None else fitting(MAX_CLIENTS)
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
@@ -165,6 +166,7 @@ class ListenService(Service):
         with 1.
         """
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
+        tell_what_has_no_effect(self._config)
         self._pool.start()
         self._lifetime.heed_signals(self.terminate)
         try:

@@ -13,10 +13,10 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
-from flexmigrate.config import ExportConfig, ServeConfig, TLSConfig
+from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig, TLSConfig
 from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import ControlPort, listen_control
-from flexmigrate.errors import FlexmigrateError, ImageError
+from flexmigrate.errors import FlexmigrateError, ImageError, UsageError
 from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
@@ -82,14 +82,40 @@ def transmission_kind(log: LogSettings, meter: Meter | None) -> Callable[..., Tr
     return LoggedTransmission if log.requests else Transmission
 
 
-def tls_context(config: TLSConfig) -> Any:
+def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> Any:
     """Return what a server's ``startTLS`` takes, or None without TLS.
 
-    :raises UsageError: the certificates can't be used.
+    :param oldstyle: the handshake is the oldstyle one.
+    :raises UsageError: the certificates can't be used, or something that was asked for would not
+        hold.
     """
-    if config.rule == "off" or config.certificates is None:
+    if config.verify_peer and config.rule != "require":
+        raise UsageError(
+            f"verify_peer with TLS {config.rule!r}: clients without TLS show no certificate and"
+            " would be let in all the same; it needs 'require'"
+        )
+    if config.rule == "off":
+        if config.certificates is not None:
+            raise UsageError("certificates with TLS 'off': nothing would be encrypted")
         return None
+    if oldstyle:
+        raise UsageError("the oldstyle handshake has no TLS")
+    if config.certificates is None:
+        raise UsageError(f"TLS {config.rule!r} needs certificates")
     return server_context(config.certificates, verify_peer=config.verify_peer)
+
+
+def tell_what_has_no_effect(config: ServeConfig | ListenConfig) -> None:
+    """Log that an access list lets everybody in, where all addresses are UNIX sockets."""
+    if (config.acl or config.default_deny) and all(map(_is_unix, config.places)):
+        log.warn(
+            "the access list has no effect here: who may connect to a UNIX socket is decided by"
+            " its file's mode and folder"
+        )
+
+
+def _is_unix(place: Place) -> bool:
+    return place.startswith("unix:") if isinstance(place, str) else place.is_unix
 
 
 class Committed(FlexmigrateError):
@@ -127,7 +153,7 @@ class ServeService(Service):
         self._meter = Meter()
         self._control: ControlPort | None = None
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
-        context = tls_context(config.tls)
+        context = tls_context(config.tls, oldstyle=config.oldstyle)
         with ExitStack() as undo:
             self._hosts: list[Host] = []
             for each in config.exports:
@@ -229,6 +255,7 @@ class ServeService(Service):
     def startService(self) -> None:
         """Open the operator's socket and the serving addresses; status 1 where that fails."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
+        tell_what_has_no_effect(self._config)
         self._pool.start()
         self._lifetime.heed_signals(self.terminate)
         try:

@@ -256,8 +256,13 @@ class TLSTests(CommandLineTestCase):
             for rule in ("on", "require"):
                 line = f"{name} {SERVE} --tls {rule} --tls-certificates d"
                 self.assertEqual(self.tls(line), TLSConfig(rule, "d"))  # type: ignore[arg-type]
-                verified = self.tls(f"{line} --tls-verify-peer")
-                self.assertEqual((verified.certificates, verified.verify_peer), ("d", True))
+            verified = self.tls(f"{line} --tls-verify-peer")
+            self.assertEqual((verified.certificates, verified.verify_peer), ("d", True))
+
+    def test_who_wants_certificates_of_clients_lets_nobody_in_without_tls(self) -> None:
+        for name in ("serve", "listen"):
+            line = f"{name} {SERVE} --tls on --tls-certificates d --tls-verify-peer"
+            self.assert_wrong(line, "--tls-verify-peer", "--tls on", "--tls require")
 
     def test_a_client(self) -> None:
         for name in ("read", "write"):

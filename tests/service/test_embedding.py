@@ -15,6 +15,7 @@ from twisted.trial.unittest import TestCase
 
 import flexmigrate
 from flexmigrate import Action, Address, ExportService, ListenService, MirrorRequest, connect_uri
+from flexmigrate.config import TLSConfig
 from flexmigrate.errors import CommandError, ImageError, RequestFailed, UsageError
 from flexmigrate.history import Sample
 from flexmigrate.service.embedding import NeverServed, StartedBefore
@@ -220,6 +221,20 @@ class Beginnings(Embedded):
         with self.assertRaises(UsageError):
             ListenService(reactor, path, ["nowhere"])
         await self.served({"": path})  # it isn't in use
+
+    def test_what_would_not_hold_is_refused(self) -> None:
+        path = str(self.file(bytes(MIB)))
+        for tls, oldstyle in (
+            (TLSConfig("on", "folder", verify_peer=True), False),
+            (TLSConfig("off", verify_peer=True), False),
+            (TLSConfig("off", "folder"), False),
+            (TLSConfig("require"), False),
+            (TLSConfig("on", "folder"), True),
+        ):
+            with self.assertRaises(UsageError):
+                ExportService(reactor, {"": path}, [ANYWHERE], tls=tls, oldstyle=oldstyle)
+            with self.assertRaises(UsageError):
+                ListenService(reactor, path, [ANYWHERE], tls=tls, oldstyle=oldstyle)
 
     async def test_it_is_started_once(self) -> None:
         service = await self.served({"": str(self.file(bytes(MIB)))})

@@ -473,3 +473,12 @@ def test_a_wrong_command_line_ends_with_two(
     server.expect_exit(2)
     server.wait_for(re.escape(complaint))
     assert not any("Traceback" in line for line in server.lines)
+
+
+def test_an_access_list_that_has_no_effect_is_told_of(servers: Servers) -> None:
+    path = str(servers.folder / "nbd")
+    server = servers.start("serve", "--addr", path, "--file", str(servers.image), "--default-deny")
+    server.wait_for("warn .*the access list has no effect here")
+    stop(server)
+    server = servers.serve("--default-deny", f"--endpoint=unix:{path}")
+    assert "has no effect" not in server.story()
