@@ -9,6 +9,7 @@ or connected to, and Twisted is not imported.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import functools
 import textwrap
 from collections.abc import Callable, Sequence
@@ -535,12 +536,22 @@ def parse(name: str, words: Sequence[str], prog: str) -> Config:
     if path is None:
         return command.read(Given(given))
     try:
-        return command.read(_with_file(name, given, path))
+        config = command.read(_with_file(name, given, path))
+        assert isinstance(config, (ServeConfig, ListenConfig))
+        return dataclasses.replace(
+            config, reread=functools.partial(_parse_again, name, tuple(words), prog)
+        )
     except UsageError as error:
         if path in str(error):
             raise
         # What is missing, say, has no place.
         raise UsageError(f"{error} (on the command line, or in {path})") from error
+
+
+def _parse_again(name: str, words: Sequence[str], prog: str) -> ServeConfig | ListenConfig:
+    config = parse(name, words, prog)
+    assert isinstance(config, (ServeConfig, ListenConfig))
+    return config
 
 
 def file_settings() -> dict[str, dict[str, Flag | Option[Any] | Words]]:

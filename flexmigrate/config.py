@@ -6,7 +6,8 @@ them sound is `flexmigrate.commands`.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import Literal
 
 from flexmigrate.log.settings import LogSettings
@@ -106,6 +107,8 @@ class ServeConfig:
     :ivar metrics: where metrics are offered, over HTTP; ``None`` for nowhere.
     :ivar web: where a page to look on is offered, likewise.
     :ivar log: see `LogSettings`.
+    :ivar reread: where a configuration file is a part of this: reads it again, and returns what it
+        comes to now, or raises UsageError.
     """
 
     places: tuple[Place, ...]
@@ -126,6 +129,9 @@ class ServeConfig:
     metrics: Place | None = None
     web: Place | None = None
     log: LogSettings = _LOG
+    reread: Callable[[], ServeConfig | ListenConfig] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def subject(self) -> str:
@@ -163,6 +169,9 @@ class ListenConfig:
     metrics: Place | None = None
     web: Place | None = None
     log: LogSettings = _LOG
+    reread: Callable[[], ServeConfig | ListenConfig] | None = field(
+        default=None, compare=False, repr=False
+    )
 
     @property
     def subject(self) -> str:

@@ -73,7 +73,7 @@ def _dates(path: Path, now: datetime) -> Iterator[Finding]:
             yield warning(
                 about,
                 f"expires on {end:%Y-%m-%d}, in {(end - now).days} days",
-                "have another one issued; servers read it when they start",
+                "have another one issued; servers read it when they start, and after a SIGHUP",
             )
         else:
             yield ok(about, f"valid until {end:%Y-%m-%d}")

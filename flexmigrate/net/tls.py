@@ -50,6 +50,33 @@ def server_context(folder: str, *, verify_peer: bool) -> Any:
     )
 
 
+class ServerCertificates:
+    """What ``startTLS`` takes at a server, which can be read again while connections use it: they
+    stay as they are, later ones get what is new.
+
+    :raises UsageError: see `server_context`.
+    """
+
+    def __init__(self, folder: str, *, verify_peer: bool) -> None:
+        self._verify_peer = verify_peer
+        self._context = self.read(folder)
+
+    def read(self, folder: str) -> Any:
+        """Return what stands in *folder*, to be used.
+
+        :raises UsageError: see `server_context`.
+        """
+        return server_context(folder, verify_peer=self._verify_peer)
+
+    def use(self, context: Any) -> None:
+        """Use what `read` has returned, from the next connection on."""
+        self._context = context
+
+    def getContext(self) -> Any:  # noqa: N802  # as IOpenSSLContextFactory has it
+        """Return what the next connection is made with."""
+        return self._context.getContext()
+
+
 def client_context(folder: str, hostname: str) -> Any:
     """Return what ``startTLS`` takes at a client, which verifies the server.
 

@@ -20,7 +20,7 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.history import Sample, Summary
 from flexmigrate.service import build
 from flexmigrate.service.host import new_pool
-from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.lifetime import Lifetime, Reload
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.supervisor import Describe
 
@@ -94,7 +94,9 @@ class _Lifetime(Lifetime):
         self.opened: _Event[None] = _Event()
         self.ended: _Event[Ended] = _Event()
 
-    def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
+    def heed_signals(
+        self, terminate: Callable[[str], Deferred[int]], reload: Reload | None = None
+    ) -> None:
         """Signals are the program's."""
 
     def ready(self, describe: Describe, *, serving: bool = True) -> None:

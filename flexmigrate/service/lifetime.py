@@ -15,7 +15,7 @@ import atexit
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from types import FrameType
 from typing import Any
 
@@ -26,7 +26,9 @@ from flexmigrate.service.supervisor import Describe, Supervisor
 
 log = Logger()
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP)
+
+Reload = Callable[[], None]
 
 
 class Lifetime:
@@ -77,27 +79,56 @@ class Lifetime:
         if not self._settled:
             self.status = self.status or 1
 
-    def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
-        """Ask *terminate* for the exit status when a signal comes, and end with that.
+    def heed_signals(
+        self, terminate: Callable[[str], Deferred[int]], reload: Reload | None = None
+    ) -> None:
+        """Ask *terminate* for the exit status when a signal comes, and end with that; call *reload*
+        when SIGHUP comes, which ends the process as the others do where there is nothing to reload.
 
         A server says that it listens before the reactor runs, and may be told to end as soon as it
         has said so; and the reactor, when it begins to run, installs handlers of its own, which
         would end without asking. So signals wait until ours are in their place, however short that
         time is.
-        """
-        signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
-        self._reactor.callWhenRunning(self._install, terminate)
 
-    def _install(self, terminate: Callable[[str], Deferred[int]]) -> None:
+        Once the reactor has stopped they wait for ever: the exit status is decided, and Twisted,
+        and then the interpreter, would give back to each signal what it does by default.
+
+        A SIGHUP that is ignored already stays so, as nohup(1) wants it.
+        """
+        heeded = [
+            each
+            for each in SIGNALS
+            if each != signal.SIGHUP or signal.getsignal(each) != signal.SIG_IGN
+        ]
+        signal.pthread_sigmask(signal.SIG_BLOCK, heeded)
+        self._reactor.callWhenRunning(self._install, heeded, terminate, reload)
+        self._reactor.addSystemEventTrigger(
+            "after", "shutdown", signal.pthread_sigmask, signal.SIG_BLOCK, heeded
+        )
+
+    def _install(
+        self,
+        heeded: Sequence[signal.Signals],
+        terminate: Callable[[str], Deferred[int]],
+        reload: Reload | None,
+    ) -> None:
         def received(number: int, frame: FrameType | None) -> None:
             # A handler runs between any two instructions of the main thread; the reactor is its
             # own master.
             name = signal.Signals(number).name
-            self._reactor.callFromThread(self._signalled, name, terminate)
+            if number == signal.SIGHUP and reload is not None:
+                self._reactor.callFromThread(self._told_to_reload, name, reload)
+            else:
+                self._reactor.callFromThread(self._signalled, name, terminate)
 
-        for number in SIGNALS:
+        for number in heeded:
             signal.signal(number, received)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, heeded)
+
+    def _told_to_reload(self, name: str, reload: Reload) -> None:
+        log.info("received {name}", name=name)
+        if self.status is None:
+            reload()
 
     def _signalled(self, name: str, terminate: Callable[[str], Deferred[int]]) -> None:
         log.info("received {name}", name=name)

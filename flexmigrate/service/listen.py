@@ -48,6 +48,7 @@ from flexmigrate.service.publishing import (
     sending,
     server_view,
 )
+from flexmigrate.service.reloading import Reloading
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
 from flexmigrate.service.serve import (
     beyond_oldstyle,
@@ -92,6 +93,7 @@ class ListenService(Service):
         self._meter = Meter()
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         self._tls_context = tls_context(config.tls, oldstyle=config.oldstyle)
+        self._reloading = Reloading(config, self._tls_context, self._use_acl)
         self._most_clients = MAX_CLIENTS if config.rebind is None else fitting(MAX_CLIENTS)
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
@@ -168,7 +170,7 @@ class ListenService(Service):
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         tell_what_has_no_effect(self._config)
         self._pool.start()
-        self._lifetime.heed_signals(self.terminate)
+        self._lifetime.heed_signals(self.terminate, self._reloading.when_told)
         try:
             if self._config.sock is not None:
                 self._control = listen_control(self._reactor, self._config.sock, self)
@@ -381,7 +383,10 @@ class ListenService(Service):
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list; connected clients that it doesn't allow are closed."""
-        self._acl = AccessList(entries, self._config.default_deny)
+        self._use_acl(AccessList(entries, self._reloading.default_deny))
+
+    def _use_acl(self, acl: AccessList) -> None:
+        self._acl = acl
         self._factory.set_acl(self._acl)
         if self._serving is not None:
             self._serving.set_acl(self._acl)

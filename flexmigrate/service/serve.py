@@ -24,7 +24,7 @@ from flexmigrate.migration.sessions import ServingSession
 from flexmigrate.migration.standing import MayServe
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
-from flexmigrate.net.tls import server_context
+from flexmigrate.net.tls import ServerCertificates
 from flexmigrate.server.export import ExportDirectory
 from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
 from flexmigrate.server.measuring import Meter
@@ -45,6 +45,7 @@ from flexmigrate.service.publishing import (
     sending,
     server_view,
 )
+from flexmigrate.service.reloading import Reloading
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.supervisor import describe
 from flexmigrate.status import Status
@@ -82,7 +83,7 @@ def transmission_kind(log: LogSettings, meter: Meter | None) -> Callable[..., Tr
     return LoggedTransmission if log.requests else Transmission
 
 
-def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> Any:
+def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> ServerCertificates | None:
     """Return what a server's ``startTLS`` takes, or None without TLS.
 
     :param oldstyle: the handshake is the oldstyle one.
@@ -102,7 +103,7 @@ def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> Any:
         raise UsageError("the oldstyle handshake has no TLS")
     if config.certificates is None:
         raise UsageError(f"TLS {config.rule!r} needs certificates")
-    return server_context(config.certificates, verify_peer=config.verify_peer)
+    return ServerCertificates(config.certificates, verify_peer=config.verify_peer)
 
 
 def tell_what_has_no_effect(config: ServeConfig | ListenConfig) -> None:
@@ -154,6 +155,7 @@ class ServeService(Service):
         self._control: ControlPort | None = None
         self._publishing = Publishing(reactor, config.metrics, config.web, self._look)
         context = tls_context(config.tls, oldstyle=config.oldstyle)
+        self._reloading = Reloading(config, context, self._use_acl)
         with ExitStack() as undo:
             self._hosts: list[Host] = []
             for each in config.exports:
@@ -257,7 +259,7 @@ class ServeService(Service):
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         tell_what_has_no_effect(self._config)
         self._pool.start()
-        self._lifetime.heed_signals(self.terminate)
+        self._lifetime.heed_signals(self.terminate, self._reloading.when_told)
         try:
             if self._config.sock is not None:
                 self._control = listen_control(self._reactor, self._config.sock, self)
@@ -341,7 +343,9 @@ class ServeService(Service):
 
     def set_acl(self, entries: list[str]) -> None:
         """Replace the access list; connected clients that it doesn't allow are closed."""
-        acl = AccessList(entries, self._config.default_deny)
+        self._use_acl(AccessList(entries, self._reloading.default_deny))
+
+    def _use_acl(self, acl: AccessList) -> None:
         self.serving.set_acl(acl)
         self._answering.set_acl(acl)
 

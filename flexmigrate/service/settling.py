@@ -80,7 +80,7 @@ class SettleService(Service):
         """Begin to ask."""
         super().startService()  # type: ignore[no-untyped-call]  # Twisted's
         self._pool.start()
-        self._lifetime.heed_signals(self.terminate)
+        self._lifetime.heed_signals(self.terminate)  # there is nothing to reload
         self._be_seen()
         # Whoever waits for a server to be ready shouldn't take what comes for its failure to begin.
         self._lifetime.ready(

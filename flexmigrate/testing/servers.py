@@ -14,7 +14,7 @@ from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.image.file import Image
 from flexmigrate.net.address import Address
 from flexmigrate.service import build
-from flexmigrate.service.lifetime import Lifetime
+from flexmigrate.service.lifetime import Lifetime, Reload
 from flexmigrate.testing.machine import Machine
 from flexmigrate.testing.threads import Threads
 
@@ -26,7 +26,9 @@ class _Lifetime(Lifetime):
 
     terminate: Callable[[str], Deferred[int]]
 
-    def heed_signals(self, terminate: Callable[[str], Deferred[int]]) -> None:
+    def heed_signals(
+        self, terminate: Callable[[str], Deferred[int]], reload: Reload | None = None
+    ) -> None:
         self.terminate = terminate
 
 

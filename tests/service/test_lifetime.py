@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,7 @@ class Reactor:
     def __init__(self) -> None:
         self.running = False
         self.calls: list[tuple[Callable[..., Any], tuple[Any, ...]]] = []
+        self.triggers: list[Callable[[], Any]] = []
         self.stopped = 0
 
     def call_when_running(self, call: Callable[..., Any], *args: Any) -> None:
@@ -32,6 +34,12 @@ class Reactor:
         self.running = True
         for call, args in self.calls:
             call(*args)
+
+    def addSystemEventTrigger(
+        self, phase: str, event: str, call: Callable[..., Any], *args: Any
+    ) -> None:
+        assert (phase, event) == ("after", "shutdown")
+        self.triggers.append(lambda: call(*args))
 
     def stop(self) -> None:
         self.stopped += 1
@@ -77,7 +85,40 @@ class Signals(SynchronousTestCase):
         self.reactor.run()
         for number in SIGNALS:
             signal.raise_signal(number)
-        self.assertEqual(self.told, ["SIGTERM", "SIGINT", "SIGQUIT"])
+        self.assertEqual(self.told, ["SIGTERM", "SIGINT", "SIGQUIT", "SIGHUP"])
+
+    def test_none_changes_anything_once_the_reactor_has_stopped(self) -> None:
+        self.lifetime.heed_signals(self.terminate)
+        self.reactor.run()
+        signal.raise_signal(signal.SIGTERM)
+        for trigger in self.reactor.triggers:
+            trigger()
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)  # as Twisted and the interpreter do
+            signal.pthread_kill(threading.get_ident(), number)
+        self.assertEqual(signal.sigpending() & set(SIGNALS), set(SIGNALS))
+        self.assertEqual(self.lifetime.status, 0)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # which forgets them
+        self.assertEqual(signal.sigpending() & set(SIGNALS), set())
+
+    def test_sighup_reloads_where_something_can_be(self) -> None:
+        reloaded: list[str] = []
+        self.lifetime.heed_signals(self.terminate, lambda: reloaded.append("once"))
+        self.reactor.run()
+        signal.raise_signal(signal.SIGHUP)
+        self.assertEqual((self.told, reloaded, self.lifetime.status), ([], ["once"], None))
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGHUP)
+        self.assertEqual(reloaded, ["once"])
+
+    def test_a_sighup_that_is_ignored_stays_so(self) -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        self.lifetime.heed_signals(self.terminate)
+        self.reactor.run()
+        signal.raise_signal(signal.SIGHUP)
+        self.assertEqual(self.told, [])
+        self.assertEqual(signal.getsignal(signal.SIGHUP), signal.SIG_IGN)
 
     def test_an_ending_that_fails_is_no_success(self) -> None:
         self.lifetime.heed_signals(lambda reason: fail(ValueError("no")))
