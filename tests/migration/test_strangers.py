@@ -4,17 +4,21 @@ overheard, but no key: he gets nothing.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
+from unittest import mock
 
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 
 from flexmigrate.client import NBDClientProtocol, ask, connect
-from flexmigrate.errors import FlexmigrateError, RequestFailed
+from flexmigrate.control.grammar import MirrorRequest
+from flexmigrate.errors import CommandError, FlexmigrateError, RequestFailed
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal
+from flexmigrate.migration import journal, openings, sessions
+from flexmigrate.migration.handover import Gift
 from flexmigrate.testing import Machine
 from flexmigrate.wire.client_handshake import SessionWish, Wish
 from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key
@@ -27,6 +31,7 @@ from flexmigrate.wire.session import (
     Purpose,
     State,
     parse_answer,
+    parse_opening,
     parse_outcome,
 )
 from support.scene import INTAKE, Scene, SceneCase
@@ -253,6 +258,65 @@ class ReplaceTests(StrangerCase):
         began = scene.world.clock.seconds()
         self.assert_moves(scene)
         self.assertLess(scene.world.clock.seconds() - began, 3)
+
+
+class OldPeerTests(SceneCase):
+    """With a side that knows of no keys: as it would say it, and as it would read it."""
+
+    def old_source(self) -> Any:
+        opening = Gift.opening
+
+        def say(gift: Gift, attempt: int, **more: Any) -> Opening:
+            return replace(opening(gift, attempt, **more), version=1)
+
+        return mock.patch.object(Gift, "opening", say)
+
+    def old_destination(self) -> Any:
+        told, parse = Answer.encode, sessions.parse_opening
+
+        def answer(answer: Answer) -> bytes:
+            return told(replace(answer, version=1))
+
+        def read(data: bytes) -> Opening:
+            return parse_opening(replace(parse(data), version=1).encode())
+
+        stack = ExitStack()
+        stack.enter_context(mock.patch.object(Answer, "encode", answer))
+        stack.enter_context(mock.patch.object(sessions, "parse_opening", read))
+        stack.enter_context(mock.patch.object(openings, "parse_opening", read))
+        return stack
+
+    def test_is_refused_and_told_what_to_do(self) -> None:
+        for old in (self.old_source, self.old_destination):
+            with old():
+                scene = Scene(self.folder, self.image)
+                with self.assertRaisesRegex(CommandError, "rejected: .*--allow-old-peers"):
+                    scene.world.result_of(scene.mirror())
+                self.assert_kept(scene)
+                scene.close()
+
+    def test_goes_by_a_session_where_that_is_allowed(self) -> None:
+        said: list[int] = []
+        commit = sessions.ReceivingSession.private
+
+        def private(self: Any, connection: Any, command: int, *more: Any) -> Any:
+            if command == PrivateCommand.COMMIT:
+                said.append(len(more[-1]))
+            return commit(self, connection, command, *more)
+
+        # To a destination that knows of no keys, none is said: it would read it as a request.
+        for old, key_length in ((self.old_source, 32), (self.old_destination, 0)):
+            said.clear()
+            with old(), mock.patch.object(sessions.ReceivingSession, "private", private):
+                scene = Scene(self.folder, self.image)
+                scene.destination.service._host.ownership.allows_old_peers = True
+                request = MirrorRequest(INTAKE, allow_old_peers=True)
+                scene.world.result_of(scene.source.service.mirror(request))
+                self.assertEqual(scene.migrating.migration.attempt.handover_kind, "session")
+                scene.finish()
+                self.assert_moved(scene)
+                scene.close()
+            self.assertEqual(set(said), {key_length})
 
 
 class AskTests(StrangerCase):

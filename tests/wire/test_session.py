@@ -353,6 +353,81 @@ class AgreeingTests(SynchronousTestCase):
         self.assertIn("it waits for its source", plain.client_events[-1].reason)
 
 
+class JudgingTests(SynchronousTestCase):
+    """What a client makes of the answers to what it says of itself."""
+
+    def joined(self, wish: SessionWish, reply: Callable[[Opening], list[tuple[int, bytes]]]) -> Any:
+        """Return how both ended, and what was said of sessions."""
+        said: list[Opening] = []
+
+        def answer(data: bytes) -> list[tuple[int, bytes]]:
+            said.append(parse_opening(data))
+            return reply(said[-1])
+
+        machine = ServerHandshake(Exports(), private_options={SESSION_OPTION: answer})
+        joined = Pair(ClientHandshake(replace(WISH, session=wish)), machine).run()
+        return joined.client_events[-1], said
+
+    def replying(self, answer: Answer) -> list[tuple[int, bytes]]:
+        return [(SESSION_REPLY, answer.encode()), (OptionReply.ACK, b"")]
+
+    def test_may_say_something_else_and_the_last_counts(self) -> None:
+        again = replace(OPENING, key=RETRACT_KEY)
+        wish = SessionWish(OPENING.encode(), lambda data: again.encode())
+        end, said = self.joined(
+            wish, lambda opening: self.replying(ANSWER if opening == again else REFUSING)
+        )
+        self.assertIsInstance(end, Ready)
+        self.assertEqual(said, [OPENING, again])
+
+    def test_says_something_else_once(self) -> None:
+        wish = SessionWish(OPENING.encode(), lambda data: OPENING.encode())
+        end, said = self.joined(wish, lambda opening: self.replying(REFUSING))
+        self.assertEqual(end, Close(REFUSING.refusal, CloseKind.DECLINED))
+        self.assertEqual(len(said), 2)
+
+    def test_may_leave_whatever_the_answer(self) -> None:
+        wish = SessionWish(OPENING.encode(), lambda data: "it is too old")
+        end, _ = self.joined(wish, lambda opening: self.replying(ANSWER))
+        self.assertEqual(end, Close("it is too old", CloseKind.DECLINED))
+
+    def test_only_who_does_not_know_the_option_is_gone_on_with(self) -> None:
+        for error, expected in (
+            (OptionReply.ERR_UNSUP, Ready),
+            (OptionReply.ERR_POLICY, Close),
+            (OptionReply.ERR_INVALID, Close),
+            (OptionReply.ERR_UNKNOWN, Close),
+            (OptionReply.ERR_TLS_REQD, Close),
+        ):
+            wish = SessionWish(OPENING.encode())
+            end, _ = self.joined(wish, lambda opening, error=error: [(error, b"why")])
+            self.assertIsInstance(end, expected, error)
+            if expected is Close:
+                self.assertRegex(end.reason, f"{error.name} to SESSION: why")
+            end, _ = self.joined(
+                replace(wish, optional=True), lambda opening, error=error: [(error, b"why")]
+            )
+            self.assertIsInstance(end, Ready, error)
+
+    def test_who_says_that_the_option_is_not_known_and_answers_a_probe_is_left(self) -> None:
+        probe = Opening(Purpose.ASK, ID, 0, State.NONE, 0)
+        wish = SessionWish(OPENING.encode(), probe=probe.encode())
+
+        def reply(opening: Opening) -> list[tuple[int, bytes]]:
+            if opening.purpose is Purpose.ASK:
+                return self.replying(replace(ANSWER, version=1))
+            return [(OptionReply.ERR_UNSUP, b"no migration is waited for here")]
+
+        end, said = self.joined(wish, reply)
+        self.assertEqual([each.purpose for each in said], [Purpose.MIGRATE, Purpose.ASK])
+        self.assertEqual(end.kind, CloseKind.DECLINED)
+        self.assertIn("host-b:/images/disk knows sessions", end.reason)
+        end, said = self.joined(wish, lambda opening: [(OptionReply.ERR_UNSUP, b"")])
+        self.assertIsInstance(end, Ready)
+        self.assertEqual(end.agreement.private, ())
+        self.assertEqual(len(said), 2)
+
+
 class RepliesTests(SynchronousTestCase):
     def parse(self, structured: bool, extended: bool, data: bytes, piece: int) -> bytes | None:
         parser = ReplyParser(structured=structured, extended=extended)
