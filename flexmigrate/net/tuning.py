@@ -71,11 +71,11 @@ def probe(transport: Any) -> None:
     if not isinstance(handle, socket.socket) or handle.family == socket.AF_UNIX:
         return
     for option, value in (
+        # The limit is a time, not a number of probes: there is one each time that this is called,
+        # and none of what was sent and isn't acknowledged (tcp(7)).
+        (socket.TCP_USER_TIMEOUT, PROBE_SECONDS * 1000),
         (socket.TCP_KEEPIDLE, 1),
         (socket.TCP_KEEPINTVL, 1),
-        (socket.TCP_KEEPCNT, PROBE_SECONDS - 1),
-        # Of what was sent and isn't acknowledged, there are no probes (tcp(7)).
-        (socket.TCP_USER_TIMEOUT, PROBE_SECONDS * 1000),
     ):
         with contextlib.suppress(OSError):  # the connection may be gone just now
             handle.setsockopt(socket.IPPROTO_TCP, option, value)

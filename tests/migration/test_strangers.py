@@ -260,6 +260,20 @@ class ReplaceTests(StrangerCase):
         self.assertLess(scene.world.clock.seconds() - began, 3)
 
 
+    def test_so_does_its_source_once_it_was_started_again(self) -> None:
+        scene = self.scene()
+        scene.reach("converging")
+        scene.migrations[0].freeze()
+        scene.source.signal()
+        scene.world.run_until(lambda: scene.source.is_over, 60)
+        self.assertFalse(scene.migrations[0].is_over)
+        scene.start_source()
+        began = scene.world.clock.seconds()
+        self.assertEqual(scene.world.result_of(scene.mirror()), "Mirror started")
+        self.assert_moves(scene)
+        self.assertLess(scene.world.clock.seconds() - began, 3)
+
+
 class OldPeerTests(SceneCase):
     """With a side that knows of no keys: as it would say it, and as it would read it."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shutil
 import subprocess
 import tempfile
@@ -30,6 +31,60 @@ def _must(*argv: str) -> str:
     if done.returncode:
         pytest.skip(f"{' '.join(argv)}: {done.stderr.strip()}")
     return done.stdout.strip()
+
+
+class Link:
+    """Two network namespaces, ``near`` and ``far``, with a link between them that can be cut.
+
+    :cvar NEAR: address of the one.
+    :cvar FAR: address of the other.
+    """
+
+    NEAR, FAR = "192.0.2.1", "192.0.2.2"
+
+    def __init__(self) -> None:
+        self._names = {
+            end: f"fm-{os.getpid()}-{secrets.token_hex(3)}-{end}" for end in ("near", "far")
+        }
+
+    def within(self, end: str) -> tuple[str, ...]:
+        """Return what stands in front of a command that is to run in ``near`` or ``far``."""
+        return ("ip", "netns", "exec", self._names[end])
+
+    def make(self) -> None:
+        """Make them; skip the test where that can't be done."""
+        near, far = self._names.values()
+        for name in (near, far):
+            _must("ip", "netns", "add", name)
+            _must("ip", "-n", name, "link", "set", "lo", "up")
+        _must("ip", "-n", near, "link", "add", "v", "type", "veth", "peer", "v", "netns", far)
+        for name, address in ((near, self.NEAR), (far, self.FAR)):
+            _must("ip", "-n", name, "address", "add", f"{address}/24", "dev", "v")
+            _must("ip", "-n", name, "link", "set", "v", "up")
+
+    def cut(self) -> None:
+        """Let nothing pass any more, and tell nobody at the far end."""
+        _must("ip", "-n", self._names["near"], "link", "set", "v", "down")
+
+    def restore(self) -> None:
+        """Let all pass again."""
+        _must("ip", "-n", self._names["near"], "link", "set", "v", "up")
+
+    def remove(self) -> None:
+        """Remove what there is of them."""
+        for name in self._names.values():
+            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+@contextlib.contextmanager
+def linked_namespaces() -> Iterator[Link]:
+    """Give two network namespaces, while the body runs."""
+    link = Link()
+    try:
+        link.make()
+        yield link
+    finally:
+        link.remove()
 
 
 @contextlib.contextmanager
