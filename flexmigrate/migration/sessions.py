@@ -96,6 +96,8 @@ class ReceivingSession(OpenSession):
 
     # Who gets in
 
+    tells_refusals = True
+
     def options(self) -> Mapping[int, PrivateOption]:
         """A session can be had."""
         return {SESSION_OPTION: self._answer}

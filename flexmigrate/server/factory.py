@@ -26,7 +26,12 @@ from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.transmission import Scratch, Transmission
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.handshake import HandshakeStyle, PrivateOption, ServerHandshake
+from flexmigrate.wire.handshake import (
+    HandshakeStyle,
+    PrivateOption,
+    RefusingHandshake,
+    ServerHandshake,
+)
 
 log = Logger()
 
@@ -34,6 +39,9 @@ KILLSWITCH_SECONDS = 120
 """What flexnbd's killswitch allows a request to take."""
 
 TICK_SECONDS = 1.0
+
+MOST_TOLD = 64
+"""Connections beside which one more is told why it isn't let in; beyond, it is dropped."""
 
 # Who has one address of IPv6 usually has all that share its first 64 bits (RFC 4291, 2.5.4).
 _IPV6_NETWORK_BITS = 64
@@ -64,7 +72,13 @@ class Limits:
 
 
 class Session(Protocol):
-    """What connections mean to the server that they reach."""
+    """What connections mean to the server that they reach.
+
+    :cvar tells_refusals: whether who isn't let in is told why, where the handshake can say so: the
+        operator of a source reads it, and clients of a server are only dropped.
+    """
+
+    tells_refusals: bool
 
     def admits(self, host: str | None) -> str | None:
         """Return why a connection from *host* (None: a UNIX socket) isn't wanted now, or None if
@@ -104,6 +118,8 @@ class Session(Protocol):
 
 class OpenSession:
     """Clients come and go as they like."""
+
+    tells_refusals = False
 
     def admits(self, host: str | None) -> str | None:
         """Everybody is welcome."""
@@ -207,25 +223,36 @@ class NBDServerFactory(ServerFactory):
 
     def buildProtocol(self, addr: Any) -> Any:
         """Return a connection, or None (it is closed before a byte is sent) with the reason in
-        the log.
+        the log. A destination says the reason in the handshake, unless it is busy.
         """
         host = None if isinstance(addr, UNIXAddress) else getattr(addr, "host", None)
         refusal = self._refusal(host) or self.session.admits(host)
         if refusal is not None:
             log.warn("refused a connection from {host}: {refusal}", host=host, refusal=refusal)
-            return None
-        handshake = ServerHandshake(
-            self.exports,
-            style=self._style,
-            tls=self._tls,
-            default_export=self._default_export,
-            private_options=self.session.options(),
-            gate=self.session.gate,
-        )
+            if not self._tells_refusals:
+                return None
+            handshake: ServerHandshake = RefusingHandshake(
+                self.exports, f"{host or 'this host'} is refused: {refusal}"
+            )
+        else:
+            handshake = ServerHandshake(
+                self.exports,
+                style=self._style,
+                tls=self._tls,
+                default_export=self._default_export,
+                private_options=self.session.options(),
+                gate=self.session.gate,
+            )
         connection = NBDServerProtocol(self, next(self._numbers), handshake, _shown(addr))
         self._hosts[connection] = host
         connection.log.info("connected from {host}", host=host or "a UNIX socket")
         return connection
+
+    @property
+    def _tells_refusals(self) -> bool:
+        is_newstyle = self._style is HandshakeStyle.FIXED_NEWSTYLE
+        few = len(self.clients) < min(MOST_TOLD, self.limits.clients)
+        return self.session.tells_refusals and is_newstyle and few
 
     def _refusal(self, host: str | None) -> str | None:
         if not self.acl.allows(host):

@@ -55,6 +55,7 @@ __all__ = [
     "HandshakeStyle",
     "PrivateOption",
     "Ready",
+    "RefusingHandshake",
     "Send",
     "ServerHandshake",
     "StartTLS",
@@ -295,6 +296,22 @@ class ServerHandshake(Haggling):
         elif final is None or not final & OPTION_ERROR_BIT:
             raise LocalProtocolError(f"no final reply to the private option {self._option}")
         self._answer(*answered.replies)
+
+
+class RefusingHandshake(ServerHandshake):
+    """A negotiation in which nothing is to be had: each option is refused for the same reason.
+
+    :param reason: what the client is told.
+    """
+
+    def __init__(self, directory: Directory, reason: str) -> None:
+        super().__init__(directory)
+        self._reason = reason
+
+    def _refusal(self, length: int) -> tuple[OptionReply, str] | None:
+        if self._option == Option.ABORT:
+            return super()._refusal(length)
+        return OptionReply.ERR_POLICY, self._reason
 
 
 @dataclass(frozen=True)

@@ -259,7 +259,6 @@ class ReplaceTests(StrangerCase):
         self.assert_moves(scene)
         self.assertLess(scene.world.clock.seconds() - began, 3)
 
-
     def test_so_does_its_source_once_it_was_started_again(self) -> None:
         scene = self.scene()
         scene.reach("converging")

@@ -16,11 +16,11 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.image.digests import ImageDigest
-from flexmigrate.wire.agreement import Close, CloseKind, Ready, Told
+from flexmigrate.wire.agreement import Close, CloseKind, Ready, TLSMode, Told
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, SessionWish, Wish
 from flexmigrate.wire.constants import MAX_OPTION_REPLY, OptionReply
-from flexmigrate.wire.handshake import ServerHandshake
+from flexmigrate.wire.handshake import RefusingHandshake, ServerHandshake
 from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key, key_digest
 from flexmigrate.wire.replies import reply_style
 from flexmigrate.wire.reply_parser import ReplyParser
@@ -426,6 +426,23 @@ class JudgingTests(SynchronousTestCase):
         self.assertIsInstance(end, Ready)
         self.assertEqual(end.agreement.private, ())
         self.assertEqual(len(said), 2)
+
+
+class RefusingTests(SynchronousTestCase):
+    def test_each_option_is_refused_for_the_same_reason(self) -> None:
+        for wish in (
+            WISH,
+            Wish("disk"),
+            Wish("disk", tls=TLSMode.REQUIRE),
+            replace(WISH, session=SessionWish(OPENING.encode(), optional=True)),
+        ):
+            refusing = RefusingHandshake(Exports(), "the access list doesn't allow it")
+            joined = Pair(ClientHandshake(wish), refusing).run()
+            end = joined.client_events[-1]
+            self.assertIsInstance(end, Close)
+            self.assertIn("ERR_POLICY", end.reason)
+            self.assertIn("the access list doesn't allow it", end.reason)
+            self.assertEqual(joined.server_events[-1].kind, CloseKind.ENDED)
 
 
 class RepliesTests(SynchronousTestCase):
