@@ -49,7 +49,8 @@ _PART = re.compile(
 # Constants of the protocol's reference, with what their numbers count. The reasons stand beside
 # the constants.
 LIMITS = (
-    ("wire.constants", "MAX_REQUEST", "bytes read or written by one request"),
+    ("wire.constants", "MAX_PAYLOAD", "bytes of one request, as it is advertised, and as we send"),
+    ("wire.constants", "MAX_REQUEST", "bytes read or written by one request, if a client asks"),
     ("wire.requests", "MAX_DRAIN", "bytes of a refused payload that are read and thrown away"),
     ("wire.requests", "MAX_EFFECT", "bytes that one request without payload may affect"),
     ("wire.constants", "MAX_STRING", "bytes of a name, a description or a message"),

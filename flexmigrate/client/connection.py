@@ -25,7 +25,7 @@ from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import (
     MAX_MIN_BLOCK,
-    MAX_REQUEST,
+    MAX_PAYLOAD,
     Command,
     CommandFlag,
     TransmissionFlag,
@@ -336,7 +336,7 @@ class NBDClientProtocol(Link):
     @cached_property
     def _largest_payload(self) -> int:
         minimum, _, maximum = self.agreement.export.block_sizes
-        largest = min(maximum, MAX_REQUEST)
+        largest = min(maximum, MAX_PAYLOAD)
         return largest - largest % minimum
 
     @cached_property

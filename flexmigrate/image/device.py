@@ -33,6 +33,10 @@ log = Logger()
 
 _T = TypeVar("_T")
 
+LONGEST = 32 * 1024 * 1024
+"""Bytes that a device is asked for at a time (see ``IBlockDevice.read``): clients may ask for more.
+Of what they write, it is given less."""
+
 
 class DeviceImage:
     """What is known at once of a device; the names are those of ``Image``, and mean the same.
@@ -170,6 +174,8 @@ class DeviceBackground(Background):
 
     def read(self, offset: int, length: int) -> Deferred[bytes]:
         """Read, and see that it is as much as was asked for."""
+        if length > LONGEST:
+            return Deferred.fromCoroutine(self._read_long(offset, length))
 
         def check(data: Any) -> bytes:
             found = bytes(data)
@@ -178,6 +184,11 @@ class DeviceBackground(Background):
             return found
 
         return self._checked(check, self._device.read, offset, length)
+
+    async def _read_long(self, offset: int, length: int) -> bytes:
+        end = offset + length
+        starts = range(offset, end, LONGEST)
+        return b"".join([await self.read(at, min(LONGEST, end - at)) for at in starts])
 
     def write(self, data: Readable, offset: int, asker: object = None) -> Deferred[None]:
         """Write; *data* must stay as it is until the Deferred fires."""

@@ -17,7 +17,6 @@ from twisted.python.failure import Failure
 from flexmigrate.image.background import Background
 from flexmigrate.image.coverage import Coverage
 from flexmigrate.server.export import Export
-from flexmigrate.wire.constants import MAX_REQUEST
 
 WRITE_BACK_BYTES = 16 * 1024 * 1024
 """So much is received between two times that the disk is told to write: some hundredths of a
@@ -122,9 +121,8 @@ class Reception:
         if fault is not None and self._coverage.spoiled is None:
             self._coverage.refused(fault)
             self._spoiled(fault)
-        # What is longer than any write can be has no bytes that a disk would have to write.
-        if length <= MAX_REQUEST:
-            self._write_back.add(length)
+        # Zeroes, too: where a filesystem can't make them otherwise, they were written.
+        self._write_back.add(length)
 
     def failed(self, offset: int, length: int, error: BaseException) -> None:
         """A change failed; see ``Coverage``."""

@@ -30,6 +30,7 @@ from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds
 from flexmigrate.wire.constants import (
     BASE_ALLOCATION,
+    MAX_PAYLOAD,
     Command,
     CommandFlag,
     ErrorCode,
@@ -47,10 +48,10 @@ SMALL_READ = 64 * 1024
 MAX_UNDER_WAY = 64
 
 # What long reads of one connection may hold of this process's memory, in bytes, before no further
-# request is taken: as much as the longest request. Such reads are those of devices; what is in a
-# file is sent from the page cache. Twice as much is held at most, by a request that was taken with
-# nearly all of this in use.
-MOST_HELD = 32 * 1024 * 1024
+# request is taken: as much as the longest request that we advertise. Such reads are those of
+# devices; what is in a file is sent from the page cache. A request that was taken with nearly all
+# of this in use may hold MAX_REQUEST bytes more.
+MOST_HELD = MAX_PAYLOAD
 
 _FUA = int(CommandFlag.FUA)
 

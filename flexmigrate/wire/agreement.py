@@ -16,7 +16,7 @@ from flexmigrate.wire.constants import (
     DEFAULT_PREFERRED_BLOCK,
     MAX_EXPORT_SIZE,
     MAX_MIN_BLOCK,
-    MAX_REQUEST,
+    MAX_PAYLOAD,
     TransmissionFlag,
 )
 from flexmigrate.wire.frames import encode_string
@@ -24,7 +24,7 @@ from flexmigrate.wire.frames import encode_string
 BlockSizes: TypeAlias = "tuple[int, int, int]"
 """Minimum block, preferred block and maximum payload, in bytes (proto.md, "Size constraints")."""
 
-DEFAULT_BLOCK_SIZES: BlockSizes = (DEFAULT_MIN_BLOCK, DEFAULT_PREFERRED_BLOCK, MAX_REQUEST)
+DEFAULT_BLOCK_SIZES: BlockSizes = (DEFAULT_MIN_BLOCK, DEFAULT_PREFERRED_BLOCK, MAX_PAYLOAD)
 
 
 class TLSMode(Enum):

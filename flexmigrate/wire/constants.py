@@ -184,9 +184,14 @@ some other servers, one way or the other, and the kernel's client."""
 MAX_STRING = 4096
 """Bytes of UTF-8 in any name, description or message (proto.md, "Conventions")."""
 
-MAX_REQUEST = 32 * 1024 * 1024
+MAX_PAYLOAD = 32 * 1024 * 1024
 """Bytes of payload in one request: what every server is expected to take and what clients assume
-where nothing is said ("Size constraints"), so also what we advertise and never exceed."""
+where nothing is said ("Size constraints"), so also what we advertise, and what our client never
+exceeds."""
+
+MAX_REQUEST = 64 * 1024 * 1024
+"""Bytes of payload in one request that the server takes all the same, as nbdkit does: the most that
+libnbd sends to a server whatever that advertises. It is carried out piece by piece."""
 
 DEFAULT_MIN_BLOCK = 1
 """Bytes; the block sizes that hold where a server advertises none ("Size constraints")."""

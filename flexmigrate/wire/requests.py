@@ -28,10 +28,9 @@ from flexmigrate.wire.constants import (
 REQUEST = Struct(">IHHQQI")
 EXTENDED_REQUEST = Struct(">IHHQQQ")
 
-# A payload longer than what we advertise is read and thrown away, so that the client gets its
-# error and the connection lives; past this it isn't worth the network's time, and the connection
-# is closed.
-MAX_DRAIN = 4 * MAX_REQUEST
+# A payload longer than what we take is read and thrown away, so that the client gets its error and
+# the connection lives; past this it isn't worth the network's time, and the connection is closed.
+MAX_DRAIN = 2 * MAX_REQUEST
 
 # A command without payload, and with an effect longer than this, is refused with EINVAL: the
 # largest that the compact layout can ask for. It keeps one request's work bounded.

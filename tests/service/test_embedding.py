@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import random
 import socket
@@ -11,6 +12,7 @@ from typing import Any
 from twisted.internet import reactor
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
+from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import TestCase
 
 import flexmigrate
@@ -23,6 +25,7 @@ from flexmigrate.wire.session import State
 from support.examples import example
 from support.journals import leave_committed, leave_owner, state_of
 from support.ports import held_port
+from support.raw_nbd import RawClient
 
 MIB = 1024 * 1024
 ANYWHERE = Address.tcp("127.0.0.1", 0)
@@ -112,6 +115,28 @@ class Devices(Embedded):
         reads = [client.read(0, 32 * MIB) for _ in range(4)]
         for read in reads:
             self.assertEqual(len(await read), 32 * MIB)
+
+    async def test_it_is_never_asked_for_more_than_it_was_told(self) -> None:
+        asked: list[int] = []
+
+        class RecordedDevice(SlowDevice):
+            def read(self, offset: int, length: int) -> bytes:
+                asked.append(length)
+                return bytes(super().read(offset, length))
+
+        content = self.content(64 * MIB)
+        service = await self.served({"": RecordedDevice(content)})
+        (place,) = service.places
+        assert isinstance(place, Address)
+        port = place.port
+
+        def read() -> bytes:
+            client = RawClient.to("127.0.0.1", port)
+            with contextlib.closing(client):
+                return client.read(0, 64 * MIB)
+
+        self.assertEqual(await deferToThread(read), content)
+        self.assertEqual(asked, [32 * MIB, 32 * MIB])
 
     def test_what_is_no_device_is_refused(self) -> None:
         with self.assertRaisesRegex(ImageError, "does not provide IBlockDevice"):
