@@ -258,7 +258,9 @@ class SourceHandover:
         self._client = client
         self._log = Logger(source=about)
         self._keeps_journal = gift.action is not Action.NOTHING and gift.ownership.is_recorded
-        self.is_session = gift.may_be_session and client.session is not None
+        # Without a record the destination was only asked (see `Gift.opening`).
+        may_be = gift.may_be_session and gift.ownership.is_recorded
+        self.is_session = may_be and client.session is not None
 
     async def begin(self) -> None:
         """Record that the image is being sent, before the first byte is.
