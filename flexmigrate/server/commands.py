@@ -158,8 +158,9 @@ class Commands:
             self._failed_change(offset, length, error)
             write.fail(error)
             return 0
-        if perf_counter() - began > SLOW:
-            self._image.pace.turn_was_slow()
+        took = perf_counter() - began
+        if took > SLOW:
+            self._image.pace.turn_was_slow(took)
         if self._export.observer is not None:
             self._export.observer.mark(offset, length)
         return length

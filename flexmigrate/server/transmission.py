@@ -355,8 +355,9 @@ class Transmission:
             self.writes += writes
             self.bytes_written += bytes_written
             changed += bytes_written
-            if perf_counter() - began > SLOW + writes * WRITE:
-                image.pace.turn_was_slow()
+            took = perf_counter() - began
+            if took > SLOW + writes * WRITE:
+                image.pace.turn_was_slow(took)
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:

@@ -9,7 +9,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import KNOWN, OVERLAYFS, Filesystem
-from flexmigrate.image.pace import FIRST_REST, LONGEST_REST, SLOW, Pace
+from flexmigrate.image.pace import FIRST_REST, LONGEST_REST, SLOW, Pace, _seen, had_processor
 from support.feeds import StreamFeed
 from support.images import blank_image
 from support.serving import SIMPLE, Served
@@ -20,11 +20,12 @@ QUICK = SLOW / 100
 class Times(SynchronousTestCase):
     def setUp(self):
         self.clock = Clock()
-        self.pace = Pace(seconds=self.clock.seconds)
+        self.had_processor = True
+        self.pace = Pace(seconds=self.clock.seconds, was_running=lambda seconds: self.had_processor)
 
     def episode(self):
         """Be slow once; return how long it takes from the last slow write on until it's over."""
-        self.pace.turn_was_slow()
+        self.pace.turn_was_slow(2 * SLOW)
         self.pace.waited(2 * SLOW)
         began = self.clock.seconds()
         while self.pace.waits:
@@ -37,7 +38,7 @@ class Times(SynchronousTestCase):
 
     def test_a_turn_that_was_long_for_another_reason_costs_a_moment(self):
         for _ in range(20):
-            self.pace.turn_was_slow()
+            self.pace.turn_was_slow(2 * SLOW)
             self.assertTrue(self.pace.waits)
             self.pace.waited(QUICK)
             self.assertTrue(self.pace.waits)
@@ -45,8 +46,25 @@ class Times(SynchronousTestCase):
             self.pace.waited(QUICK)
             self.assertFalse(self.pace.waits)
 
+    def test_who_had_no_processor_has_not_waited_for_a_disk(self):
+        self.had_processor = False
+        self.pace.turn_was_slow(2 * SLOW)
+        self.assertFalse(self.pace.waits)
+        self.had_processor = True
+        self.pace.turn_was_slow(2 * SLOW)
+        self.had_processor = False
+        self.clock.advance(FIRST_REST)
+        self.pace.waited(2 * SLOW)
+        self.assertFalse(self.pace.waits)
+
+    def test_the_kernel_tells_who_had_one(self):
+        had_processor(1.0)
+        self.assertTrue(had_processor(1e9))
+        _seen.waited = -1e9
+        self.assertFalse(had_processor(1.0))
+
     def test_they_stay_away_as_long_as_some_are_slow(self):
-        self.pace.turn_was_slow()
+        self.pace.turn_was_slow(2 * SLOW)
         for _ in range(100):
             self.pace.waited(2 * SLOW)
             self.pace.waited(QUICK)
@@ -83,7 +101,8 @@ class Images(SynchronousTestCase):
         image = Image.open(str(path))
         self.addCleanup(image.close)
         self.assertFalse(image.may_block_write(0, 4096))
-        image.pace.turn_was_slow()
+        image.pace = Pace(was_running=lambda seconds: True)
+        image.pace.turn_was_slow(2 * SLOW)
         self.assertTrue(image.may_block_write(0, 4096))
         self.assertTrue(image.may_block_write(0, 100))
         while image.may_block_write(0, 4096):  # until one is quick, on a busy machine
@@ -100,7 +119,7 @@ class NoticedByTheServer(SynchronousTestCase):
         self.served = Served(bytes(1 << 20))
         self.addCleanup(self.served.close)
         self.image = self.served.image
-        self.image.pace = Pace()
+        self.image.pace = Pace(was_running=lambda seconds: True)
         self.client = self.served.client(StreamFeed, SIMPLE)
 
     def slow_down(self):

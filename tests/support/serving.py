@@ -44,7 +44,7 @@ class Unhurried(Pace):
     what a client sends in one packet is done in its order, which tests like to rely on.
     """
 
-    def turn_was_slow(self) -> None:
+    def turn_was_slow(self, seconds: float) -> None:
         """Don't mind."""
 
 
