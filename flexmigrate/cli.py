@@ -6,11 +6,12 @@ talk to a running server never import Twisted: a supervisor asks for the status 
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import MutableMapping, Sequence
 
-from flexmigrate import __version__, watch
+from flexmigrate import __version__, output, watch
 from flexmigrate.commands import COMMANDS, parse, parser_of
 from flexmigrate.config import (
     CallConfig,
@@ -27,6 +28,7 @@ from flexmigrate.config import (
 from flexmigrate.control import caller
 from flexmigrate.control.grammar import OK
 from flexmigrate.errors import FlexmigrateError, UsageError
+from flexmigrate.output import OutputError
 
 PROG = "flexmigrate"
 
@@ -34,9 +36,18 @@ PROG = "flexmigrate"
 def main(words: Sequence[str] | None = None) -> int:
     """Carry out the command line *words* (by default the process's own); return the exit status."""
     words = sys.argv[1:] if words is None else words
+    output.prepare()
     name_sockets(os.environ)
     try:
-        return _dispatch(*words)
+        try:
+            return _dispatch(*words)
+        finally:
+            sys.stdout.flush()
+    except OutputError as error:
+        output.give_up()
+        if error.errno != errno.EPIPE:  # whoever doesn't read on knows that
+            _complain(f"{PROG}: {error}")
+        return 1
     except UsageError as error:
         hint = f"{PROG} help {words[0]}" if words and words[0] in COMMANDS else f"{PROG} help"
         _complain(f"{PROG}: {error}\nTry '{hint}'.")
@@ -45,10 +56,6 @@ def main(words: Sequence[str] | None = None) -> int:
         _complain(f"{PROG}: {error}")
         return 1
     except KeyboardInterrupt:
-        return 1
-    except BrokenPipeError:
-        # Nobody reads what we write, and the interpreter would complain of that when it ends.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
 
 

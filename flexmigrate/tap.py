@@ -7,6 +7,8 @@ is 1, which a supervisor would read as a migration that failed; here it is 2, as
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -14,7 +16,7 @@ from typing import NoReturn
 from twisted.application.service import IService
 from twisted.python import usage
 
-from flexmigrate import __version__
+from flexmigrate import __version__, output
 from flexmigrate.commands import COMMANDS, parse
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError
@@ -85,6 +87,7 @@ class Options(usage.Options):
         raise SystemExit(0)
 
     def parseOptions(self, options: Sequence[str] | None = None) -> None:
+        output.open_missing()
         try:
             super().parseOptions(options)  # type: ignore[no-untyped-call]  # Twisted's
         except usage.UsageError as error:
@@ -103,8 +106,11 @@ _chosen: ServeConfig | ListenConfig
 
 
 def stdout_observer() -> LineObserver:
-    """Return an observer that writes to standard output, as twistd's own does."""
-    return LineObserver(1, _chosen.log, context=_chosen.subject)
+    """Return an observer that writes to standard output, as twistd's own does; to nowhere, if that
+    was closed: its descriptor may be another file's.
+    """
+    out = 1 if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY)
+    return LineObserver(out, _chosen.log, context=_chosen.subject)
 
 
 def _choose_log(twistd: usage.Options, config: ServeConfig | ListenConfig) -> None:
@@ -129,5 +135,6 @@ def makeService(options: Options) -> IService:
 
 
 def _exit(status: int, text: str) -> NoReturn:
-    sys.stderr.write(f"{PROG}: {text}\n")
+    with contextlib.suppress(OSError, AttributeError):  # there may be no standard error
+        sys.stderr.write(f"{PROG}: {text}\n")
     raise SystemExit(status)

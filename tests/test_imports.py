@@ -18,7 +18,7 @@ PACKAGE = Path(flexmigrate.__file__).parent
 
 # From the ground up. What stands in one line may know of each other, but not in a circle.
 STOREYS = (
-    ("errors", "fields", "history", "log", "status", "units"),
+    ("errors", "fields", "history", "log", "output", "status", "units"),
     ("wire", "display", "report"),
     ("image",),
     ("net",),
@@ -47,7 +47,7 @@ NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "tim
 WITHOUT_TWISTED = (
     *("option_kinds", "option_values", "options", "together", "config_file", "commands", "cli"),
     *("config", "errors", "status"),
-    *("wire", "display", "fields", "history", "units", "watch"),
+    *("wire", "display", "fields", "history", "output", "units", "watch"),
 )
 WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.caller",

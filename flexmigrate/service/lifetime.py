@@ -12,6 +12,7 @@ under way |
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import signal
 import sys
@@ -148,8 +149,10 @@ def exit_with_status_of(lifetime: Lifetime) -> None:
 
     def leave() -> None:
         if lifetime.status:
-            sys.stdout.flush()
-            sys.stderr.flush()
+            for stream in (sys.stdout, sys.stderr):
+                # One may be closed, or full; the status is told all the same.
+                with contextlib.suppress(AttributeError, OSError, ValueError):
+                    stream.flush()
             os._exit(lifetime.status)
 
     atexit.register(leave)

@@ -24,6 +24,7 @@ from flexmigrate.config import (
 )
 from flexmigrate.errors import FlexmigrateError, UsageError
 from flexmigrate.net.endpoints import client_endpoint
+from flexmigrate.output import OutputError
 from flexmigrate.service import build, process_reactor
 from flexmigrate.service.descriptors import raise_limit
 from flexmigrate.service.lifetime import Lifetime
@@ -108,15 +109,19 @@ async def _write(client: NBDClientProtocol, config: TransferConfig, source: int)
 def _run_transfer(config: TransferConfig, transfer: Any) -> int:
     the_reactor = process_reactor()
     outcome: list[int] = []
+    no_output: list[OutputError] = []
 
     def ended(status: int) -> None:
         outcome.append(status)
         the_reactor.stop()
 
     def failed(failure: Failure) -> None:
+        if isinstance(failure.value, OutputError):
+            no_output.append(failure.value)
+            return ended(1)
         failure.trap(FlexmigrateError, OSError)
         sys.stderr.write(f"flexmigrate: {failure.getErrorMessage()}\n")
-        ended(2 if failure.check(UsageError) else 1)
+        return ended(2 if failure.check(UsageError) else 1)
 
     def met_a_bug(failure: Failure) -> None:
         failure.printTraceback(sys.stderr)
@@ -129,6 +134,8 @@ def _run_transfer(config: TransferConfig, transfer: Any) -> int:
 
     the_reactor.callWhenRunning(begin)
     the_reactor.run()
+    if no_output:
+        raise no_output[0]
     return outcome[0] if outcome else 1
 
 

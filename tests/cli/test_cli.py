@@ -146,6 +146,7 @@ class ServiceTests(CliTestCase):
         service, run = ModuleType("flexmigrate.service"), ModuleType("flexmigrate.service.run")
         for name in ("run_service", "run_read", "run_write"):
             setattr(run, name, self.recorder(name))
+        run.later = None  # type: ignore[attr-defined]  # a module made by hand has no attributes
         setattr(service, "run", run)  # noqa: B010  # a module made by hand has no attributes
         modules = mock.patch.dict(sys.modules, {service.__name__: service, run.__name__: run})
         modules.start()
@@ -153,7 +154,7 @@ class ServiceTests(CliTestCase):
         self.patch(
             observer,
             "start_logging",
-            lambda settings, context: self.calls.append(("log", settings.verbosity)),
+            lambda settings, **_: self.calls.append(("log", settings.verbosity)),
         )
 
     def recorder(self, name: str) -> Any:
