@@ -12,7 +12,7 @@ from __future__ import annotations
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -146,4 +146,7 @@ def _endpoint(reactor: Any, uri: NBDURI, timeout: float) -> IStreamClientEndpoin
         endpoint_class: Any = UNIXClientEndpoint  # its methods have no types
         endpoint: IStreamClientEndpoint = endpoint_class(reactor, uri.socket, timeout=timeout)
         return endpoint
+    if ":" in uri.host:
+        # To look it up would lose the link of a link-local address.
+        return TCP6ClientEndpoint(reactor, uri.host, uri.port, timeout=timeout)
     return HostnameEndpoint(reactor, uri.host, uri.port, timeout=timeout)

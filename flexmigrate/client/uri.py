@@ -13,6 +13,7 @@ from typing import Any
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from flexmigrate.errors import UsageError
+from flexmigrate.net.address import parse_host
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import DEFAULT_PORT, MAX_STRING
@@ -116,13 +117,35 @@ def _unix_place(parts: SplitResult, socket: str | None) -> NBDURI:
 
 
 def _tcp_place(parts: SplitResult) -> NBDURI:
-    host = _decoded(parts.hostname or "")
+    host = _host(parts)
     if not host and parts.port is not None:
         raise ValueError("a port without a host")
     port = DEFAULT_PORT if parts.port is None else parts.port
     if not port:
         raise ValueError("nobody can be connected to at port 0")
     return NBDURI(host=host or "localhost", port=port)
+
+
+def _host(parts: SplitResult) -> str:
+    """Return the name or address of the host.
+
+    Behind a link-local address, ``%25`` and the percent-encoded name of a link (RFC 6874). That
+    name may also stand behind a plain ``%``, as people type it, and as libnbd takes it.
+    """
+    place = parts.netloc.rpartition("@")[2]
+    if not place.startswith("["):
+        if place.count(":") > 1:
+            raise ValueError("an IPv6 address stands in brackets")
+        return _decoded(parts.hostname or "")
+    text, bracket, behind = place[1:].partition("]")
+    if not bracket or behind[:1] not in ("", ":"):
+        raise ValueError("only a port may stand behind the brackets")
+    address, percent, zone = text.partition("%")
+    if ":" not in address:
+        raise ValueError("only an IPv6 address stands in brackets")
+    if zone.startswith("25"):
+        zone = _decoded(zone[2:])
+    return parse_host(f"{address}{percent}{zone}")
 
 
 def _export(path: str) -> str:

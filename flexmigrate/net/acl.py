@@ -71,8 +71,13 @@ def _unmapped(host: str) -> _Host:
 def _parse_entry(entry: str) -> _Network:
     try:
         if "%" in entry:
-            raise ValueError("a zone")
+            raise BadEntry(
+                f"bad spec: {entry!r}: an access list says who a peer is, and not on which link: "
+                f"leave out what begins with %"
+            )
         network = ipaddress.ip_network(entry, strict=False)
+    except BadEntry:
+        raise
     except ValueError:
         raise BadEntry(f"bad spec: {entry!r} is neither an IP address nor a network") from None
     if isinstance(network, ipaddress.IPv6Network) and network.subnet_of(_IPV4_MAPPED):

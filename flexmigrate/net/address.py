@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from dataclasses import dataclass
 
 from flexmigrate.errors import FlexmigrateError
 
 MAX_PORT = 65535
+# What the kernel takes as the name of a network interface (dev_valid_name).
+_ZONE = re.compile(r"[^\s/:%]{1,15}")
 # unix(7): sun_path has 108 bytes, the last of which is the NUL that ends the path.
 MAX_SOCKET_PATH = 107
 
@@ -62,11 +65,19 @@ class Address:
 
 
 def parse_host(text: str) -> str:
-    """Return the IPv4 or IPv6 address *text* in its usual spelling, or raise `BadAddress`."""
+    """Return the IPv4 or IPv6 address *text* in its usual spelling, or raise `BadAddress`.
+
+    A link-local IPv6 address has its link behind it, by name or number (RFC 4007):
+    ``fe80::1%eth0``.
+    """
     try:
-        return str(ipaddress.ip_address(text))
+        address = ipaddress.ip_address(text)
     except ValueError:
         raise BadAddress(f"{text!r} is neither an IPv4 nor an IPv6 address") from None
+    zone = getattr(address, "scope_id", None)
+    if zone is not None and not _ZONE.fullmatch(zone):
+        raise BadAddress(f"{zone!r} in {text!r} is not the name of a link")
+    return str(address)
 
 
 def parse_port(text: str, lowest: int = 0) -> int:

@@ -87,7 +87,7 @@ def client_context(folder: str, hostname: str) -> Any:
     if (Path(folder) / "client-cert.pem").exists():
         shown = _private(folder, "client")
     return optionsForClientTLS(
-        hostname,
+        hostname.partition("%")[0],  # a certificate knows nothing of links
         trustRoot=trustRootFromCertificates(_certificates(folder, "ca-cert.pem")),
         clientCertificate=shown,
     )

@@ -46,6 +46,9 @@ class ParseAddressTests(SynchronousTestCase):
 
     def test_the_link_of_a_link_local_host_is_kept(self) -> None:
         self.assertEqual(parse_address("fe80::1%eth0", "1").host, "fe80::1%eth0")
+        for zone in ("a b", "sixteen-letters-", "a:b"):
+            with self.assertRaisesRegex(BadAddress, "not the name of a link|neither"):
+                parse_address(f"fe80::1%{zone}", "1")
 
     def test_a_unix_socket_has_no_port(self) -> None:
         for none in (None, 0, "0"):
