@@ -129,7 +129,7 @@ class Commands:
         if self._gone:
             return
         self._gone = True
-        self._export.orphaned(self._changing)
+        self._export.orphaned(self, self._changing)
         if is_abandoned:
             self._background.forget(self)
 
@@ -324,7 +324,7 @@ class Commands:
         def ended(result: Any) -> Any:
             self._changing -= 1
             if self._gone:
-                self._export.orphan_ended()
+                self._export.orphan_ended(self)
             return result
 
         done.addBoth(ended)

@@ -130,8 +130,8 @@ class Export:
         self._hang_ups: HangUps[Gated] = HangUps()
         self._ahead: set[Gated] = set()  # of which was read to see whether they have hung up
         self._under_way = 0
-        self._orphans = 0
-        self._behind_orphans: list[Gated] = []
+        self._orphans: dict[object, int] = {}  # changes that lost connections left under way
+        self._behind_orphans: dict[Gated, set[object]] = {}  # who waits for which of them
         self._idle_waiters: list[Deferred[None]] = []
 
     @property
@@ -173,7 +173,8 @@ class Export:
         for other in self._stale(connection):
             other.abandon()
         if self._orphans:
-            self._behind_orphans.append(connection)
+            # Not for those of others that are lost later: there might always be some.
+            self._behind_orphans[connection] = set(self._orphans)
             connection.wait_for_orphans()
 
     def _stale(self, served: Gated | None = None) -> list[Gated]:
@@ -208,8 +209,7 @@ class Export:
         self._connections.pop(connection, None)
         self._ahead.discard(connection)
         self._hang_ups.remove(connection)
-        if connection in self._behind_orphans:
-            self._behind_orphans.remove(connection)
+        self._behind_orphans.pop(connection, None)
         if self.throttle is not None:
             self.throttle.leave(connection)
 
@@ -227,16 +227,23 @@ class Export:
             for waiter in waiters:
                 waiter.callback(None)
 
-    def orphaned(self, changes: int) -> None:
-        """A connection is gone, and so many changes that it asked for are under way."""
-        self._orphans += changes
+    def orphaned(self, whose: object, changes: int) -> None:
+        """A connection is gone, and so many changes that it asked for are under way; *whose* tells
+        them from others'.
+        """
+        if changes:
+            self._orphans[whose] = changes
 
-    def orphan_ended(self) -> None:
+    def orphan_ended(self, whose: object) -> None:
         """One of these is done."""
-        self._orphans -= 1
-        if not self._orphans:
-            waiting, self._behind_orphans = self._behind_orphans, []
-            for connection in waiting:
+        self._orphans[whose] -= 1
+        if self._orphans[whose]:
+            return
+        del self._orphans[whose]
+        for connection, awaited in list(self._behind_orphans.items()):
+            awaited.discard(whose)
+            if not awaited:
+                del self._behind_orphans[connection]
                 connection.orphans_gone()
 
     def idle(self) -> Deferred[None]:

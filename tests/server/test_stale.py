@@ -168,6 +168,23 @@ class ComingBack(SynchronousTestCase):
         self.bench.pool.work()
         self.assert_newer(again, cookie)
 
+    def test_who_comes_later_waits_only_for_what_was_left_before(self):
+        other = self.connect()
+        other.read(0, 1)
+        self.bench.pool.at_once = False
+        self.image.cold = True
+        self.client.write(8192, b"first")
+        self.bench.settle()
+        other.write(16384, b"second")
+        self.bench.settle()
+        again, cookie = self.come_back()
+        self.assertFalse(again.is_answered(cookie))
+        other.feed.vanish()
+        self.bench.settle()
+        self.image.cold = False
+        self.bench.pool.work()  # the first; the second goes on for ever
+        self.assertEqual(again.error(cookie), 0)
+
     def test_waiting_for_a_thread(self):
         self.served.background._share = Share(Shares(threads=0))
         recorder = self.export.observer = Recorder()
