@@ -27,6 +27,7 @@ from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.durability import Durability
 from flexmigrate.image.exact import Readable, read_exact, write_exact
 from flexmigrate.image.extents import Extent, merge
+from flexmigrate.image.faults import located, locating
 from flexmigrate.image.filesystems import filesystem_of
 from flexmigrate.image.flush_failure import FileNote, FlushFailure
 from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
@@ -168,16 +169,18 @@ class Image:
 
         :raises OSError: ``EIO`` also when the file was truncated under us.
         """
-        read_exact(self.fd, view, offset)
+        with locating("reading", len(view), offset, self.path):
+            read_exact(self.fd, view, offset)
 
     def read(self, offset: int, length: int) -> bytes:
         """Return *length* bytes from *offset*; may wait for the disk. Raises as ``read_into``."""
-        data = os.pread(self.fd, length, offset)
-        if len(data) == length:
-            return data
-        rest = bytearray(length - len(data))
-        read_exact(self.fd, memoryview(rest), offset + len(data))
-        return data + rest
+        with locating("reading", length, offset, self.path):
+            data = os.pread(self.fd, length, offset)
+            if len(data) == length:
+                return data
+            rest = bytearray(length - len(data))
+            read_exact(self.fd, memoryview(rest), offset + len(data))
+            return data + rest
 
     @property
     def may_have_holes(self) -> bool:
@@ -213,7 +216,7 @@ class Image:
         end = offset + length
         while offset < end:
             piece = scratch[: end - offset]
-            read_exact(self.fd, piece, offset)
+            self.read_into(piece, offset)
             offset += len(piece)
         self._forget_folios(end - length, length)
 
@@ -242,7 +245,8 @@ class Image:
 
         :raises OSError: ``EIO`` (in the midst of it) when the file was truncated under us.
         """
-        return merge(self._extents.walk(offset, offset + length))
+        with locating("looking for holes in", length, offset, self.path):
+            yield from merge(self._extents.walk(offset, offset + length))
 
     def is_all_hole(self, offset: int, length: int) -> bool:
         """Tell whether a range is nothing but a hole. Raises as ``extents``."""
@@ -252,7 +256,8 @@ class Image:
         """Return where data begins, from *offset* on; *end* if that comes first. Raises as
         ``extents``.
         """
-        return self._extents.next_data(offset, end)
+        with locating("looking for data in", end - offset, offset, self.path):
+            return self._extents.next_data(offset, end)
 
     def extent_at(self, offset: int) -> Extent:
         """Return what *offset* lies in, from there to its end, however far that is.
@@ -260,7 +265,8 @@ class Image:
         :param offset: less than ``size``.
         :raises OSError: as ``extents``.
         """
-        return next(self._extents.walk(offset, self.size))
+        with locating("looking for holes in", self.size - offset, offset, self.path):
+            return next(self._extents.walk(offset, self.size))
 
     # Writing
 
@@ -291,22 +297,25 @@ class Image:
         :raises OSError: as pwrite(2): ``ENOSPC``, ``EIO`` … Some of it may have been written by
             then.
         """
-        if self._may_have_holes and (runs := zero_runs(view, offset)):
-            holes.write_around(self.fd, self._extents, view, offset, runs)
-            return
-        folios = self._folios
-        if folios is None:
-            written = pwrite(self.fd, view, offset)
-        elif len(view) > SHORT:
-            folios.forget(offset, len(view))
-            written = pwrite(self.fd, view, offset)
-        elif folios.marks[offset >> GRANULE & WITHIN]:
-            written = pwrite(self.fd, view, offset)
-        else:
-            written = folios.write(view, offset)
-        if written != len(view):
-            # Once more from the start: it is the same bytes, and rare.
-            write_exact(self.fd, view, offset)
+        try:
+            if self._may_have_holes and (runs := zero_runs(view, offset)):
+                holes.write_around(self.fd, self._extents, view, offset, runs)
+                return
+            folios = self._folios
+            if folios is None:
+                written = pwrite(self.fd, view, offset)
+            elif len(view) > SHORT:
+                folios.forget(offset, len(view))
+                written = pwrite(self.fd, view, offset)
+            elif folios.marks[offset >> GRANULE & WITHIN]:
+                written = pwrite(self.fd, view, offset)
+            else:
+                written = folios.write(view, offset)
+            if written != len(view):
+                # Once more from the start: it is the same bytes, and rare.
+                write_exact(self.fd, view, offset)
+        except OSError as error:
+            raise located(error, "writing", len(view), offset, self.path) from error
 
     def write_in_thread(self, view: Readable, offset: int) -> None:
         """As ``write``, which may wait; it is noted how long that took."""
@@ -325,15 +334,16 @@ class Image:
         """
         self._may_have_holes = self._may_have_holes or self._extents.may_come
         self._forget_folios(offset, length)
-        holes.zero(
-            self.fd,
-            offset,
-            length,
-            granule=self._granule,
-            may_punch=may_punch,
-            fast_only=fast_only,
-            is_trusted=self.trust.zeroes,
-        )
+        with locating("zeroing", length, offset, self.path):
+            holes.zero(
+                self.fd,
+                offset,
+                length,
+                granule=self._granule,
+                may_punch=may_punch,
+                fast_only=fast_only,
+                is_trusted=self.trust.zeroes,
+            )
 
     def trim(self, offset: int, length: int) -> None:
         """Give back the storage of a range, where that is supported: it is advice.
@@ -344,7 +354,8 @@ class Image:
         """
         self._may_have_holes = self._may_have_holes or self._extents.may_come
         self._forget_folios(offset, length)
-        holes.trim(self.fd, offset, length, granule=self._granule)
+        with locating("trimming", length, offset, self.path):
+            holes.trim(self.fd, offset, length, granule=self._granule)
 
     def _forget_folios(self, offset: int, length: int) -> None:
         """What is in the page cache of a range isn't, or won't be, what short writes left there."""

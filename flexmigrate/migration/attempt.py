@@ -185,6 +185,14 @@ class Attempt:
             raise proposal.declined(error) from error
 
     @property
+    def destination(self) -> str:
+        """Return the destination as it calls itself, host and path, if it does; and its address."""
+        address = self._gift.address
+        if self._client is None or self._client.session is None:
+            return address
+        return f"{parse_answer(self._client.session).name} ({address})"
+
+    @property
     def handover_kind(self) -> str | None:
         """How it will be handed over, "session" or "plain"; None before that is known."""
         if self._handover is None:

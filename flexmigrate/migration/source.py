@@ -24,7 +24,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.control.grammar import Action, ConvergeChange
-from flexmigrate.errors import Broken, ImageLost
+from flexmigrate.errors import Broken, ImageLost, MigrationError, RequestFailed
 from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.log import failures
 from flexmigrate.migration.attempt import Attempt
@@ -232,9 +232,21 @@ def _step(
         core.logger.info("migration: {phase}", phase=phase)
     core.enter(phase)
     step = Deferred.fromCoroutine(work)
-    step.addCallbacks(lambda _: done(), failed or (lambda failure: _fail(source, failure)))
+    step.addCallbacks(
+        lambda _: done(), failed or (lambda failure: _fail(source, _placed(failure, core)))
+    )
     step.addErrback(lambda failure: core.logger.failure("a bug in the migration's states", failure))
     return step
+
+
+def _placed(failure: Failure, core: Core) -> Failure:
+    """Return *failure* with what it doesn't say by itself: at which side it was."""
+    error = failure.value
+    if isinstance(error, RequestFailed):
+        return Failure(MigrationError(f"at the destination, {core.current.destination}: {error}"))
+    if isinstance(error, OSError):
+        return Failure(MigrationError(f"at the source: {error.strerror or error}"))
+    return failure
 
 
 def _fail(source: Source, failure: Failure) -> None:

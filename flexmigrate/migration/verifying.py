@@ -352,7 +352,11 @@ class Verifier:
                 PrivateCommand.VERIFY, payload=encode_claims(claims)
             )
         except RequestFailed as error:
-            raise MigrationError(f"the destination could not compare: {error}") from error
+            first, last = claims[0], claims[-1]
+            raise MigrationError(
+                f"the destination could not compare what it has between {first.offset} and "
+                f"{last.offset + last.length}: {error}"
+            ) from error
         for claim, equal in zip(claims, parse_verdicts(answer, len(claims)), strict=True):
             self._judge(claim, equal)
 

@@ -84,6 +84,7 @@ class StreamTransport(_Connection):
     protocol: Any
     producer: Any
     _lost = False
+    _fault: str | None = None
     _reading: Any = False  # a bool, which changes while we serve
     _buffered: Any = None  # the protocol, once it is known to have a buffer
 
@@ -341,19 +342,28 @@ class StreamTransport(_Connection):
             except OSError as error:
                 # The header has promised these bytes: only ending the connection can take that
                 # back.
-                self._log().info("sending a file failed: {error}", error=error)
-                self._lose()
+                self._cannot_send(part, error)
                 return False
             if not sent:
-                self._log().error(
-                    "the image ended at {offset}, before its size", offset=part.offset
-                )
-                self._lose()
+                self._cannot_send(part, None)
                 return False
             part.offset += sent
             part.length -= sent
             turn -= sent
         return not part.length
+
+    def _cannot_send(self, part: _FilePart, error: OSError | None) -> None:
+        """End the connection, and find out whether it was the file's fault, which sendfile(2)
+        doesn't tell: then that is the reason for the connection's end.
+        """
+        try:
+            part.source.read(part.offset, 1)
+        except OSError as fault:
+            self._fault = f"this side could not read what it was to send: {fault.strerror}"
+            self._log().error("{fault}", fault=self._fault)
+        else:
+            self._log().info("sending a file failed: {error}", error=error or "it had ended")
+        self._lose()
 
     def _log(self) -> Logger:
         return Logger(source=self.protocol)
@@ -394,6 +404,8 @@ class StreamTransport(_Connection):
             # The reactor was to write, was told that the other side has closed its UNIX socket, and
             # doesn't know that we read from it, too.
             reason = Failure(main.CONNECTION_DONE)
+        if self._fault is not None:
+            reason = Failure(ConnectionLost(self._fault))
         self.ended_in_order = reason.check(ConnectionDone) is not None
         self._waiting.clear()
         self._records.clear()

@@ -138,13 +138,13 @@ class Zero(WithAnImage):
         image.zero(0, SIZE, may_punch=False)
         self.assertGreaterEqual(self.allocated(image), SIZE)
 
-    def test_what_follows_the_last_sector_is_left_alone(self) -> None:
+    def test_what_follows_the_last_sector_is_zeroed_as_well(self) -> None:
         with random_image(self.path, SIZE).open("ab") as longer:
             longer.write(b"tail")
         image = self._opened(self.path)
         for may_punch in (True, False):
             image.zero(0, image.size, may_punch=may_punch)
-        self.assertEqual(self.path.read_bytes(), bytes(SIZE) + b"tail")
+        self.assertEqual(self.path.read_bytes(), bytes(SIZE + len(b"tail")))
 
     def test_where_only_writing_would_do_fast_only_fails_and_changes_nothing(self) -> None:
         self.unsupported()

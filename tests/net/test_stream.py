@@ -1,6 +1,7 @@
 """The stream transport: what Twisted's own does, with another way in and out for who wants it."""
 
 import contextlib
+import errno
 import os
 import socket
 import ssl
@@ -91,6 +92,12 @@ class Source:
         file.write(content)
         file.flush()
         self.file, self.fd = file, file.fileno()
+
+    def read(self, offset, length):
+        data = os.pread(self.fd, length, offset)
+        if len(data) < length:
+            raise OSError(errno.EIO, f"there is no byte {offset + len(data)}")
+        return data
 
 
 def context():
@@ -408,6 +415,8 @@ class SendingTests(WithSockets):
         self.is_at_end(self.client)
         self.bench.until(lambda: self.protocol.lost)
         self.assertFalse(self.protocol.lost.check(ConnectionDone))
+        fault = "could not read what it was to send: there is no byte 5"
+        self.assertIn(fault, self.protocol.lost.getErrorMessage())
 
     def test_a_file_that_is_truncated_while_it_waits_ends_the_connection(self):
         source = Source(self, PAYLOAD * 16)
