@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
+import os
 import signal
 import time
 from collections.abc import Iterator
@@ -174,6 +175,8 @@ def migration(
     # The image is migrated again and again: nobody but us knows that the last copy was thrown away.
     for each in (image, copy):
         each.with_name(f"{each.name}.handover").unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        os.removexattr(image, "user.flexmigrate.handover")
     certificates = stage.certificates if tls else None
     protection = ("--tls", "require", "--tls-certificates", str(certificates)) if tls else ()
     with crew() as children:

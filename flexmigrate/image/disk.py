@@ -88,6 +88,15 @@ class Disk(Protocol):
     def fstat(self, fd: int) -> os.stat_result:
         """Tell about what is open."""
 
+    def getxattr(self, path: str, attribute: str, /) -> bytes:
+        """Return an extended attribute of what *path* leads to."""
+
+    def setxattr(self, fd: int, attribute: str, value: bytes, /) -> None:
+        """Give what is open an extended attribute."""
+
+    def removexattr(self, fd: int, attribute: str, /) -> None:
+        """Take it away."""
+
 
 SYSTEM: Disk = os
 """The disk of this machine: the module itself."""

@@ -195,16 +195,29 @@ def store(disk: Disk, path: str, record: Record) -> None:
     disks.replace(disk, path, encode(record), mode)
 
 
+def as_json(record: Record) -> dict[str, Any]:
+    """Return the fields of a record as JSON has them."""
+    return {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+
+
+def field_of(name: str, value: Any) -> Any:
+    """Return the field *name* of a record, of which JSON has *value*.
+
+    :raises ValueError: it can't be.
+    """
+    return _READERS[name](name, value)
+
+
 def encode(record: Record) -> bytes:
     """Return the bytes of a journal."""
-    body = {each.name: _plain(getattr(record, each.name)) for each in fields(record)}
+    body = as_json(record)
     if not record.awaited_at:
         del body["awaited_at"]  # the first ones didn't know it
     for name, nothing in _NEWER_FIELDS.items():
         if body[name] == nothing:
             del body[name]
     body["version"] = VERSION if _NEWER_FIELDS.keys() & body.keys() else 1
-    body["checksum"] = _checksum(body)
+    body["checksum"] = checksum_of(body)
     lines = (f"  {json.dumps(name)}: {json.dumps(value)}" for name, value in body.items())
     return ("{\n" + ",\n".join(lines) + "\n}\n").encode()
 
@@ -261,7 +274,7 @@ def decode(data: bytes) -> Record:
     if version not in (1, VERSION) or isinstance(version, bool):
         kind = NewerError if isinstance(version, int) and version > VERSION else ValueError
         raise kind(f"its version is {version!r}, and {VERSION} is what is known")
-    if checksum != _checksum({**body, "version": version}):
+    if checksum != checksum_of({**body, "version": version}):
         raise ValueError("its checksum is wrong")
     # The first ones hadn't these.
     body.setdefault("file", "")
@@ -286,7 +299,8 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _checksum(body: dict[str, Any]) -> str:
+def checksum_of(body: dict[str, Any]) -> str:
+    """Return what stands in *body*, as JSON has it, as its checksum."""
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
 
 

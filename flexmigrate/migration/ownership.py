@@ -37,7 +37,9 @@ from flexmigrate.errors import ImageError, in_words
 from flexmigrate.image import disk as disks
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
+from flexmigrate.migration import attribute as attributes
 from flexmigrate.migration import journal
+from flexmigrate.migration.attribute import FORBIDDING
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.standing import MARKER_SUFFIX, Standing, look
 from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key
@@ -394,6 +396,7 @@ class Ownership:
             if journal.load(self._disk, path, self.standing.owner) != before:
                 if before is None:
                     disks.remove(self._disk, path)
+                    self._mark(None)
                 else:
                     self._force(before)
 
@@ -421,7 +424,8 @@ class Ownership:
 
     def tidy(self) -> None:
         """Remove what has no meaning any more: a marker beside an owner, where the process died
-        before it did that; the journal of a file that was unlinked, when another has its name.
+        before it did that; the journal of a file that was unlinked, when another has its name. And
+        write the file's attribute, where that is missing.
 
         :raises ImageError: it can't be removed.
         """
@@ -438,6 +442,11 @@ class Ownership:
             except OSError as error:
                 marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
+        standing = self.standing
+        is_ours = not standing.recorded_at and not standing.is_replaced
+        if standing.record is not None and is_ours and not standing.is_marked:
+            # Its process died in between, or the record is older than attributes are.
+            self._mark(replace(standing.record, file=standing.mark))
 
     def overlook(self) -> None:
         """Don't take the journal of a file that was unlinked for that of the file which has its
@@ -488,8 +497,49 @@ class Ownership:
     def _force(self, record: Record) -> None:
         with self._writing:
             record = replace(record, time=journal.now(), file=self.standing.mark)
-            journal.store(self._disk, journal.path_of(self._beside), record)
-            self.standing = replace(self.standing, record=record)
+            forbids = record.state in FORBIDDING
+            self._announce(record, forbids)
+            try:
+                journal.store(self._disk, journal.path_of(self._beside), record)
+            except OSError:
+                if forbids and self.standing.attribute is not None:
+                    self._mark(self.standing.record)  # as it was, as far as is known
+                raise
+            if not forbids:
+                self._mark(record)
+            self.standing = replace(self.standing, record=record, recorded_at="")
+
+    def _announce(self, record: Record, forbids: bool) -> None:
+        """Write into the file's attribute, before the journal says *record*, what may not be
+        missing, or left there, if we died in between: see ``attribute``.
+        """
+        standing, own = self.standing, journal.path_of(self._beside)
+        if forbids:
+            self._mark(record)
+        elif standing.is_the_recorded_file:
+            _, recorded_at = attributes.combined(record, standing.attribute, own, None)
+            if recorded_at:
+                self._mark(None, durable=True)  # it would count more than the journal
+
+    def _mark(self, record: Record | None, *, durable: bool = False) -> None:
+        """Write the file's attribute, or remove it; what can't be had there is left out.
+
+        :raises OSError: only if *durable*.
+        """
+        path, mark = journal.path_of(self._beside), self.standing.mark
+        attributes.write(self._disk, self._path, mark, record, path, durable=durable)
+        is_marked = record is not None and bool(mark)
+        told = attributes.Attribute(record, path) if record is not None and is_marked else None
+        self.standing = replace(self.standing, attribute=told)
+
+    def make_attribute_durable(self) -> None:
+        """Sync the file's attribute, if it has one: when nobody waits for that any more.
+
+        :raises OSError: it can't be.
+        """
+        with self._writing:
+            if self.standing.is_marked:
+                self._mark(self.record, durable=True)
 
     def _set_marker(self) -> None:
         with self._writing:

@@ -125,6 +125,10 @@ def _alone(standing: Standing) -> Judgement:
             f"that it is about was removed or renamed: {path} {lost}. Put it back, or look at "
             f"{record.other_side}.{by_hand}",
         )
+    if standing.recorded_at:
+        by_hand += (
+            f" (An attribute of the file says so: it was recorded in {standing.recorded_at}.)"
+        )
     return Judgement(verdict, sentence + by_hand)
 
 

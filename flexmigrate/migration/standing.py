@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import enum
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM, Disk
+from flexmigrate.migration import attribute as attributes
 from flexmigrate.migration import journal
+from flexmigrate.migration.attribute import FORBIDDING, Attribute
 from flexmigrate.migration.journal import Record
 from flexmigrate.wire.session import State
 
@@ -40,6 +42,9 @@ class Standing:
     :ivar mark: what tells the file that has its name now from others; empty where unknown.
     :ivar is_missing: whether nothing has its name.
     :ivar owner: the user whose file it is, and who may have written what lies beside it.
+    :ivar attribute: what its attribute says, whatever file that is about; None without one.
+    :ivar recorded_at: the journal's path, if the record isn't that of the journal beside it but was
+        found by its attribute: another name's, or one that is gone; else empty.
     """
 
     path: str
@@ -49,6 +54,8 @@ class Standing:
     mark: str = ""
     is_missing: bool = False
     owner: int | None = None
+    attribute: Attribute | None = None
+    recorded_at: str = ""
 
     @property
     def place(self) -> str:
@@ -74,7 +81,35 @@ class Standing:
         """Whether the journal is that of a file which was unlinked once it was given away: what has
         its name now is another.
         """
-        return self.record is not None and self.state is State.DONE and self.record.unlinked
+        is_gone = self.record is not None and self.state is State.DONE and self.record.unlinked
+        return is_gone and not self.is_the_recorded_file
+
+    @property
+    def is_the_recorded_file(self) -> bool:
+        """Whether the file itself says that a journal is about it."""
+        return self.attribute is not None and "" != self.attribute.record.file == self.mark
+
+    def by_its_attribute(self, own: str, others: Record | None = None) -> Standing:
+        """Return how it stands with what the file's attribute says: see ``attribute.combined``."""
+        record, recorded_at = attributes.combined(self.record, self.attribute, own, others)
+        return replace(self, record=record, recorded_at=recorded_at)
+
+    @property
+    def is_marked(self) -> bool:
+        """Whether the file's attribute says what the journal beside it says."""
+        found = self.attribute
+        return (
+            self.record is not None
+            and found is not None
+            and self.is_the_recorded_file
+            and (found.record.state, found.record.session)
+            == (self.record.state, self.record.session)
+        )
+
+    @property
+    def is_a_copy(self) -> bool:
+        """Whether it has the attribute of another file, from which it was copied."""
+        return self.attribute is not None and not self.is_the_recorded_file
 
     @property
     def is_replaced(self) -> bool:
@@ -123,6 +158,8 @@ class Standing:
         advice = f"see 'flexmigrate whose {self.path}'"
         if self.what_came_is_lost is not None:
             return MayServe.REFUSE, self._other_file
+        if self.recorded_at and record.state in FORBIDDING:
+            return MayServe.REFUSE, self._recorded_elsewhere
         if record.state is State.COMMITTED and not record.plain:
             return MayServe.SETTLE, f"{self.path} was handed over to {place}"
         text = {
@@ -148,12 +185,25 @@ class Standing:
             f"{self.path}' if it is of no use any more"
         )
 
+    @property
+    def _recorded_elsewhere(self) -> str:
+        assert self.record is not None
+        return (
+            f"{self.path}: the file's own record (of {self.recorded_at}) says: "
+            f"{self.state.name.lower()}, with {self.record.other_side} ({self.record.time}). See "
+            f"'flexmigrate whose {self.path}', and use it by the name that it was recorded by; or, "
+            f"if this copy is to be used all the same, say 'flexmigrate take {self.path}', or "
+            f"'flexmigrate release {self.path}' if it is of no use any more"
+        )
+
     def to_receive(self) -> str | None:
         """Return why nothing may be received over the image, or None."""
         if self.record is None or self.state in (State.DONE, State.RECEIVING):
             return None
         if self.what_came_is_lost is not None:
             return self._other_file
+        if self.recorded_at and self.state in (State.COMMITTED, State.PREPARED):
+            return self._recorded_elsewhere
         if self.state is State.PREPARED:
             return None
         if self.state is State.OWNER and not self.record.acknowledged:
@@ -187,5 +237,13 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
             f"none is kept: if it is about what is on the device now, move it to "
             f"{journal.path_of(where)}, else remove it"
         )
-    record = journal.load(disk, journal.path_of(where), owner)
-    return Standing(real, record, marker, where, mark, is_missing, owner)
+    own = journal.path_of(where)
+    record = journal.load(disk, own, owner)
+    found = attributes.read(disk, real) if mark else None
+    standing = Standing(real, record, marker, where, mark, is_missing, owner, found)
+    if found is None or not standing.is_the_recorded_file:
+        return standing
+    others = None
+    if found.journal != own:
+        others = attributes.record_elsewhere(disk, found, owner)
+    return standing.by_its_attribute(own, others)

@@ -11,7 +11,7 @@ from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
-from flexmigrate.errors import ImageError
+from flexmigrate.errors import ImageError, in_words
 from flexmigrate.image.background import Background
 from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
 from flexmigrate.image.file import Image, Opener
@@ -87,7 +87,21 @@ class Host:
         finally:
             await self.background.drained()
             self.background.close()
+            await self._keep_attribute()
             await maybeDeferred(self.image.close)
+
+    async def _keep_attribute(self) -> None:
+        """Make durable what the file's attribute says: all else of it was flushed."""
+        if not self.ownership.is_recorded or self.export.read_only:
+            return
+        try:
+            await self.background.run(self.ownership.make_attribute_durable)
+        except OSError as error:
+            log.warn(
+                "{path}: its attribute can't be made durable: {error}",
+                path=self.image.path,
+                error=in_words(error),
+            )
 
 
 class ImageHost(Host):
@@ -115,6 +129,12 @@ class ImageHost(Host):
             image.close()
             raise
         tell_trust(image)
+        if ownership.standing.is_a_copy:
+            log.info(
+                "{path}: it has the record of another file, of which it is a copy: that means "
+                "nothing here",
+                path=image.path,
+            )
         if image.unlocked is not None:
             log.info(
                 "{path}: QEMU isn't seen there, and doesn't see us, since such locks can't be had: "

@@ -109,6 +109,15 @@ class SimulatedDisk:
         file = self._stable.get(path)
         return None if file is None else bytes(file.stable)
 
+    def attribute(self, path: str, name: str, *, after_failure: bool = False) -> bytes | None:
+        """Return an extended attribute of the file at *path*, as `find` and `find_after_failure`
+        return its bytes; None without one.
+        """
+        file = (self._stable if after_failure else self._names).get(path)
+        if file is None:
+            return None
+        return (file.stable_attributes if after_failure else file.attributes).get(name)
+
     @property
     def is_synced(self) -> bool:
         """Whether nothing would be lost if the machine failed."""
@@ -328,6 +337,22 @@ class Mount(Disk):
     def fstat(self, fd: int) -> os.stat_result:
         self._begin("fstat", "")
         return _status(self._file(fd)[0])
+
+    def getxattr(self, path: str, attribute: str, /) -> bytes:
+        self._begin("getxattr", path)
+        try:
+            return self._disk.named(path).attributes[attribute]
+        except KeyError:
+            raise _error(errno.ENODATA, path) from None
+
+    def setxattr(self, fd: int, attribute: str, value: bytes, /) -> None:
+        self._begin("setxattr", "")
+        self._file(fd)[0].attributes[attribute] = value
+
+    def removexattr(self, fd: int, attribute: str, /) -> None:
+        self._begin("removexattr", "")
+        if self._file(fd)[0].attributes.pop(attribute, None) is None:
+            raise _error(errno.ENODATA, "")
 
     # The image
 

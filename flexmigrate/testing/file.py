@@ -20,13 +20,14 @@ class SimulatedFile:
     :ivar unsynced: what makes one of the other: (offset, bytes) were written, or (size, None): it
         was cut there.
     :ivar attributes: its extended attributes, by name, as processes see them.
+    :ivar stable_attributes: likewise, as far as they were synced.
     :ivar has_lost: *seen* has bytes that aren't *stable* and that nobody is going to write: to
         write them back has failed, and the page cache holds them as if they were on the disk.
     :ivar user: who has it locked.
     """
 
     __slots__ = (
-        *("_errors", "_is_told", "_number", "_stable_attributes", "attributes", "has_lost"),
+        *("_errors", "_is_told", "_number", "stable_attributes", "attributes", "has_lost"),
         *("inode", "links", "seen", "stable", "unsynced", "user"),
     )
 
@@ -37,7 +38,7 @@ class SimulatedFile:
         self.stable = bytearray(data)
         self.unsynced: list[tuple[int, bytes | None]] = []
         self.attributes: dict[str, bytes] = {}
-        self._stable_attributes: dict[str, bytes] = {}
+        self.stable_attributes: dict[str, bytes] = {}
         self.has_lost = False
         self._errors = 0
         self._number = 0
@@ -52,7 +53,7 @@ class SimulatedFile:
         other.stable[:] = self.stable
         other.unsynced = list(self.unsynced)
         other.attributes = dict(self.attributes)
-        other._stable_attributes = dict(self._stable_attributes)
+        other.stable_attributes = dict(self.stable_attributes)
         other.has_lost = self.has_lost
         other._errors = self._errors
         other._number = self._number
@@ -71,12 +72,12 @@ class SimulatedFile:
 
     @property
     def is_synced(self) -> bool:
-        """Whether nothing of it would be lost if the machine failed."""
+        """Whether none of its bytes would be lost if the machine failed."""
         return not self.unsynced and not self.has_lost
 
     def sync(self) -> None:
         """Make durable what was written and isn't; but for what was lost."""
-        self._stable_attributes = dict(self.attributes)
+        self.stable_attributes = dict(self.attributes)
         if self.unsynced:
             self._apply(self.stable)
             self.unsynced = []
@@ -145,9 +146,9 @@ class SimulatedFile:
                     _put(self.stable, offset + at, piece[: draw.randrange(len(piece) + 1)])
         self.unsynced = []
         self.seen[:] = self.stable
-        if self.attributes != self._stable_attributes and not keep(draw):
-            self.attributes = dict(self._stable_attributes)
-        self._stable_attributes = dict(self.attributes)
+        if self.attributes != self.stable_attributes and not keep(draw):
+            self.attributes = dict(self.stable_attributes)
+        self.stable_attributes = dict(self.attributes)
         self.has_lost = False
         self._is_told = True
 

@@ -168,7 +168,7 @@ class JournalTests(JournalCase):
         body = {"version": 3, "state": "owner"}
         for more, fault in (({}, "its version is 3"), ({"version": 1}, "fields are wrong")):
             said = {**body, **more}
-            said["checksum"] = journal._checksum(said)
+            said["checksum"] = journal.checksum_of(said)
             with self.assertRaisesRegex(ValueError, fault):
                 journal.decode(journal.json.dumps(said).encode())
 
@@ -280,7 +280,7 @@ class JournalTests(JournalCase):
                         continue
                 elif name == "digest" and isinstance(value, str):
                     continue
-                said["checksum"] = journal._checksum(said)
+                said["checksum"] = journal.checksum_of(said)
                 with self.assertRaises(ValueError, msg=(name, value)):
                     journal.decode(journal.json.dumps(said).encode())
 
@@ -528,6 +528,8 @@ class DestinationTests(JournalCase):
     def test_what_has_the_name_of_an_unlinked_file_is_another(self) -> None:
         self.assertEqual(self.put(State.DONE, unlink=True).standing.to_serve()[0], MayServe.REFUSE)
         self.ownership().unlinked()
+        self.image.unlink()
+        self.image.write_bytes(bytes(SIZE))
         ownership = self.ownership()
         self.assertEqual(ownership.standing.to_serve(), (MayServe.SERVE, ""))
         self.assertIsNone(ownership.standing.to_receive())

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.wire.session import State
 from support.images import MIB, assert_same, blank_image, random_image
-from support.journals import leave, leave_owner, state_of
+from support.journals import leave_committed, leave_owner, leave_prepared, state_of
 from support.operator import ask, wait_until
 from support.processes import Child, flexmigrate
 from support.servers import SIZE, SLOWLY, Servers, stop
@@ -187,14 +186,7 @@ class TestAtTheSource:
         servers.marker.unlink()
         destination = servers.listen(port=port)
         to = Address.tcp(address, port)
-        leave(
-            servers.image,
-            State.COMMITTED,
-            address=str(to),
-            mirror=tuple(MirrorRequest(to).lines()),
-            unlink=True,
-            file="1 of 1",
-        )
+        leave_committed(servers.image, to, unlink=True, file="1 of 1")
         source = servers.start("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image))
         source.expect_exit(0)
         source.wait_for("is another file by now: it is kept")
@@ -207,16 +199,10 @@ def test_the_file_that_came_first_is_kept_too(servers: Servers) -> None:
     destination = servers.listen()
     address, port = destination.listening()
     stop(destination, 1)
-    leave(servers.copy, State.PREPARED, file="")
+    leave_prepared(servers.copy)
     servers.marker.unlink()
     destination = servers.listen(port=port)
-    to = Address.tcp(address, port)
-    leave(
-        servers.image,
-        State.COMMITTED,
-        address=str(to),
-        mirror=tuple(MirrorRequest(to).lines()),
-    )
+    leave_committed(servers.image, Address.tcp(address, port))
     aside = servers.folder / "aside"
     servers.copy.rename(aside)
     source = servers.start("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(servers.image))

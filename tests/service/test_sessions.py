@@ -266,6 +266,9 @@ class TestPrepareIsLost:
                 path.unlink()
             servers.copy.unlink()
             blank_image(servers.copy, SIZE)
+            content = servers.image.read_bytes()
+            servers.image.unlink()  # its attribute says that it was given away
+            servers.image.write_bytes(content)
 
     def test_a_prepared_destination_is_for_its_source_only(self, servers: Servers) -> None:
         with stopped_at(servers, PREPARE, behind=True) as (relay, source, destination):

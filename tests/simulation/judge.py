@@ -47,6 +47,7 @@ from simulation.remains import (
     Remains,
     View,
     decode,
+    decode_attribute,
     likeness,
 )
 from simulation.schedules import RETURNS, SIDES, Ending, Schedule
@@ -69,17 +70,22 @@ class Beside:
     journal: bytes | None
     marker: bool
     has_image: bool
+    attribute: bytes | None
 
     @classmethod
     def of(cls, view: View) -> Beside:
         """Return what is beside the image there."""
-        return cls(view.journal, MARKER in view.names, IMAGE in view.names)
+        return cls(view.journal, MARKER in view.names, IMAGE in view.names, view.attribute)
 
     @functools.cached_property
     def standing(self) -> Standing:
         """Return how the image stands, as the program sees it."""
         record = None if self.journal is None else decode(self.journal)
-        return Standing(IMAGE, record, self.marker)
+        if self.attribute is None:
+            return Standing(IMAGE, record, self.marker)
+        found = decode_attribute(self.attribute)
+        standing = Standing(IMAGE, record, self.marker, mark=found.record.file, attribute=found)
+        return standing.by_its_attribute(JOURNAL)
 
     @property
     def is_plain(self) -> bool:

@@ -268,14 +268,14 @@ MUTATIONS = (
     Mutation(
         "nobody flushes before the destination is prepared",
         (
-            Change(DestinationHandover._prepare, "await self._background.flush()", "pass"),
+            Change(DestinationHandover._prepare, "await self._flush()", "pass"),
             Change(Copier.flush, "await self._client.flush()", "pass"),
         ),
     ),
     Mutation(
         "nobody flushes before a plain destination takes over",
         (
-            Change(DestinationHandover._take, "await self._background.flush()", "pass"),
+            Change(DestinationHandover._take, "await self._flush()", "pass"),
             Change(Copier.flush, "await self._client.flush()", "pass"),
         ),
         plain=True,

@@ -15,7 +15,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from flexmigrate.migration import journal
+from flexmigrate.migration import attribute, journal
+from flexmigrate.migration.attribute import NAME, Attribute
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.writer import Promises
 from flexmigrate.wire.session import NO_ID
@@ -65,18 +66,28 @@ class View:
     journal: bytes | None
     names: frozenset[str]
     image: bytes | None
+    attribute: bytes | None = None
 
     @classmethod
     def of(cls, disk: SimulatedDisk, *, after_failure: bool) -> View:
         """Return what processes find there now, or would after a failure that kept nothing."""
         find = disk.find_after_failure if after_failure else disk.find
-        return cls(find(JOURNAL), disk.names(after_failure=after_failure), find(IMAGE))
+        attribute = disk.attribute(IMAGE, NAME, after_failure=after_failure)
+        return cls(find(JOURNAL), disk.names(after_failure=after_failure), find(IMAGE), attribute)
 
 
 @lru_cache(256)
 def decode(data: bytes) -> journal.Record:
     """Return the record in a journal's bytes, as often as it is asked for."""
     return journal.decode(data)
+
+
+@lru_cache(256)
+def decode_attribute(data: bytes) -> Attribute:
+    """Return what an attribute says, as often as it is asked for."""
+    found = attribute.decode(data)
+    assert found is not None, data
+    return found
 
 
 def likeness(views: Sequence[View]) -> Likeness:
@@ -87,15 +98,22 @@ def likeness(views: Sequence[View]) -> Likeness:
     """
     return (
         tuple(tuple(sorted(view.names & _READ)) for view in views),
-        _records(tuple(view.journal for view in views)),
+        _records(tuple(view.journal for view in views), tuple(view.attribute for view in views)),
         _alike([view.image for view in views]),
     )
 
 
 @lru_cache(4096)
-def _records(journals: tuple[bytes | None, ...]) -> Hashable:
-    """Return what several journals say, as far as it can make a difference."""
+def _records(journals: tuple[bytes | None, ...], attributes: tuple[bytes | None, ...]) -> Hashable:
+    """Return what several journals, and the attributes of the images, say, as far as it can make a
+    difference.
+    """
     records = [None if data is None else decode(data) for data in journals]
+    # One of the journal's own session decides nothing: see `attribute.combined`.
+    for mine, data in zip(tuple(records), attributes, strict=True):
+        marked = None if data is None else decode_attribute(data).record
+        is_told = marked is None or (mine is not None and mine.session == marked.session)
+        records.append(None if is_told else marked)
     known = [NO_ID]
     for record in records:
         if record is not None:

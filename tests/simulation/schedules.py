@@ -143,7 +143,7 @@ class Schedule:
 
 OPTIONS = ("unlink", "rebind", "plain", "brief", "busy", "late")
 
-STEPS = 84
+STEPS = 96
 """In so many steps a handover is over that nothing befalls: from the parking of the clients to the
 end of the source's process. A test sees that it is so."""
 

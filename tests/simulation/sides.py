@@ -18,7 +18,9 @@ SERVING_PORT = 10809
 INTAKE_PORT = 10810
 
 # Calls of a disk after which something is there that wasn't, or may be lost that was written.
-_COUNTED = frozenset(("write", "fsync", "fsync folder", "replace", "unlink", "fdatasync"))
+_COUNTED = frozenset(
+    ("write", "fsync", "fsync folder", "replace", "unlink", "fdatasync", "setxattr", "removexattr")
+)
 
 _CHANGING = frozenset(("pwrite", "fallocate"))
 

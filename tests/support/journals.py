@@ -24,17 +24,26 @@ def leave(image: Path, state: State, **more: Any) -> None:
     journal.store(SYSTEM, journal.path_of(str(image)), record)
 
 
-def leave_committed(image: Path, address: Address) -> None:
+def leave_committed(image: Path, address: Address, **more: Any) -> None:
     """Leave what a source does that has committed to the destination at *address*."""
     mirror = tuple(MirrorRequest(address).lines())
-    leave(image, State.COMMITTED, address=str(address), mirror=mirror, secret=SECRET)
+    leave(image, State.COMMITTED, address=str(address), mirror=mirror, secret=SECRET, **more)
+
+
+def leave_prepared(image: Path) -> None:
+    """Leave what the destination does that has all of the same session."""
+    leave(image, State.PREPARED, commit_digest=_commit_digest())
 
 
 def leave_owner(image: Path) -> None:
     """Leave what the destination does that has become the owner by the same session."""
-    key = derive_key(SECRET, KeyKind.COMMIT, SESSION, 1)
-    digest = key_digest(key, KeyKind.COMMIT, SESSION, 1)
+    digest = _commit_digest()
     leave(image, State.OWNER, origin=SESSION, commit_digest=digest, origin_digest=digest)
+
+
+def _commit_digest() -> bytes:
+    key = derive_key(SECRET, KeyKind.COMMIT, SESSION, 1)
+    return key_digest(key, KeyKind.COMMIT, SESSION, 1)
 
 
 def state_of(image: Path) -> State | None:

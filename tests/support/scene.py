@@ -58,6 +58,8 @@ class Scene:
         self.marker = folder / "destination.img.INCOMPLETE"
         for left in (self.marker, *folder.glob("*.handover*")):
             left.unlink(missing_ok=True)
+        for left in (self.source_image, self.destination_image):
+            left.unlink(missing_ok=True)  # with what its attributes say
         self.handover = handover
         _write_sparsely(self.source_image, image)
         # Garbage, so that whatever isn't sent is seen.
