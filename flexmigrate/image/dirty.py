@@ -33,7 +33,7 @@ class DirtyMap:
     :ivar count: how many blocks are marked, exactly.
     """
 
-    __slots__ = ("_marks", "_shift", "_taken", "block_size", "count", "size")
+    __slots__ = ("_beyond", "_marks", "_shift", "_taken", "block_size", "count", "size")
 
     def __init__(self, size: int, block_size: int | None = None) -> None:
         if block_size is None:
@@ -48,24 +48,24 @@ class DirtyMap:
         self._taken = 0
         self._shift = block_size.bit_length() - 1
         self._marks = bytearray(-(-size // block_size))
+        # So many bytes of the last block are behind the image.
+        self._beyond = (len(self._marks) << self._shift) - size
 
     @property
     def bytes(self) -> int:
         """How many bytes the marked blocks have, up to the end of the image."""
-        if self._marks and self._marks[-1]:
-            beyond = (len(self._marks) << self._shift) - self.size
-            return (self.count << self._shift) - beyond
-        return self.count << self._shift
+        whole = self.count << self._shift
+        return whole - self._beyond if self._marks and self._marks[-1] else whole
 
     @property
     def taken(self) -> int:
-        """How many bytes' marks were taken so far; the last block counts as a whole one."""
-        return self._taken << self._shift
+        """How many bytes' marks were taken so far, up to the end of the image."""
+        return self._taken
 
     @property
     def dirtied(self) -> int:
         """How many bytes were marked so far that were clean, counted likewise."""
-        return (self.count + self._taken) << self._shift
+        return self.bytes + self._taken
 
     def mark(self, offset: int, length: int) -> None:
         """Mark all blocks that a range of at least one byte touches.
@@ -125,7 +125,8 @@ class DirtyMap:
             marked += end - after
         marks[first:end] = bytes(end - first)
         self.count -= marked
-        self._taken += marked
+        # A run ends with a block that was marked, so with the last one if it comes as far.
+        self._taken += (marked << shift) - (self._beyond if end == len(marks) else 0)
         return self._range(first, end)
 
     def runs(self, offset: int, length: int) -> Iterator[tuple[int, int]]:

@@ -104,6 +104,16 @@ class Takes(SynchronousTestCase):
         blocks.mark(4096, 512)
         self.assertEqual(blocks.take(GIB), (4096, 4096))
 
+    def test_no_byte_is_counted_that_the_image_has_not(self) -> None:
+        for size in (1, 1000, 5000, 8192):
+            blocks = DirtyMap(size)
+            for times in (1, 2):
+                blocks.mark(0, size)
+                self.assertEqual(blocks.dirtied, times * size)
+                while blocks.take(4096):
+                    pass
+                self.assertEqual((blocks.taken, blocks.bytes), (times * size, 0))
+
 
 class Bridges(SynchronousTestCase):
     def marked(self, *blocks: int) -> DirtyMap:
