@@ -448,6 +448,14 @@ class Image:
     def _fate(status: os.stat_result) -> str:
         return "renamed, or a folder above it" if status.st_nlink else "removed"
 
+    @property
+    def other_names(self) -> int:
+        """How many names the file has besides one: what is unlinked keeps its bytes under those.
+
+        :raises OSError: as fstat(2).
+        """
+        return max(0, self.disk.fstat(self.fd).st_nlink - 1)
+
     def size_fault(self) -> str | None:
         """Return why the file hasn't the size any more that it was opened with; None where it has.
 

@@ -32,6 +32,7 @@ from flexmigrate.errors import (
     UsageError,
 )
 from flexmigrate.history import Summary, Tally, Verdict
+from flexmigrate.image.file import Image
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.ground import Allowances, SizeMismatch
@@ -330,6 +331,13 @@ class MigratingExport:
             raise CommandError(f"{image.path} is a device and can't be unlinked")
         if self.host.export.read_only:
             raise CommandError(f"{image.path} is served read-only: not unlinked")
+        if isinstance(image, Image) and image.other_names:
+            log.warn(
+                "{path} has other names, too ({number}, hard links): it will be removed, and they keep "
+                "its bytes, which are not the image any more then, and are not served",
+                path=image.path,
+                number=image.other_names,
+            )
 
     def _not_started(self, failure: Failure) -> Failure:
         self._source = None

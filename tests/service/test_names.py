@@ -175,6 +175,25 @@ class TestAtTheSource:
         stop(destination, 1)
         assert_no_traceback(source, destination)
 
+    def test_another_name_keeps_the_bytes_and_is_not_served(self, servers: Servers) -> None:
+        link = servers.folder / "link"
+        os.link(servers.image, link)
+        source, destination = servers.serve(), servers.listen()
+        servers.start_mirroring("--unlink")
+        source.wait_for("has other names, too")
+        source.expect_exit(0)
+        destination.expect_exit(0)
+        assert not servers.image.exists()
+        assert_same(link, servers.copy)
+        try:
+            os.getxattr(link, "user.flexmigrate.handover")
+        except OSError as error:
+            pytest.skip(f"no extended attributes there: {error}")
+        again = servers.start("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(link))
+        again.expect_exit(1)
+        again.wait_for(f"{servers.image}.handover\\) says: done")
+        assert flexmigrate("whose", str(link)).returncode == 3
+
     def test_another_file_of_its_name_is_kept_when_a_handover_is_settled(
         self, servers: Servers
     ) -> None:
