@@ -333,8 +333,8 @@ class MigratingExport:
             raise CommandError(f"{image.path} is served read-only: not unlinked")
         if isinstance(image, Image) and image.other_names:
             log.warn(
-                "{path} has other names, too ({number}, hard links): it will be removed, and they keep "
-                "its bytes, which are not the image any more then, and are not served",
+                "{path} has other names, too ({number}, hard links): it will be removed, and they "
+                "keep its bytes, which are not the image any more then, and are not served",
                 path=image.path,
                 number=image.other_names,
             )
