@@ -123,6 +123,30 @@ class SimulatedDisk:
         """Whether nothing would be lost if the machine failed."""
         return not self._unsynced and all(file.is_synced for file in self._names.values())
 
+    def move(self, path: str, to: str) -> None:
+        """Let somebody else rename a file, durably; what had the name *to* is gone."""
+        file = self.named(path)
+        for names in (self._names, self._stable):
+            names.pop(path, None)
+            names[to] = file
+
+    def remove(self, path: str) -> None:
+        """Let somebody else remove a file, durably."""
+        self.named(path).links = 0
+        for names in (self._names, self._stable):
+            names.pop(path, None)
+
+    def truncate(self, path: str, size: int) -> None:
+        """Let somebody else cut a file, durably."""
+        file = self.named(path)
+        file.cut(size)
+        file.sync()
+
+    @property
+    def has_lost(self) -> bool:
+        """Whether the page cache holds what nobody will write to the disk: see ``lose``."""
+        return any(file.has_lost for file in self._names.values())
+
     def flip(self, path: str, offset: int) -> None:
         """Let one bit be another in the file at *path*, durably, and tell nobody."""
         file = self.named(path)

@@ -216,12 +216,18 @@ class SimulatedImage(Image):
     def read_into(self, view: memoryview, offset: int) -> None:
         self._mount.begin_image_call("pread", self.path)
         self._mount.touches("pread", offset, len(view))
-        view[:] = self._file.seen[offset : offset + len(view)]
+        view[:] = self._bytes(offset, len(view))
 
     def read(self, offset: int, length: int) -> bytes:
         self._mount.begin_image_call("pread", self.path)
         self._mount.touches("pread", offset, length)
-        return bytes(self._file.seen[offset : offset + length])
+        return self._bytes(offset, length)
+
+    def _bytes(self, offset: int, length: int) -> bytes:
+        data = bytes(self._file.seen[offset : offset + length])
+        if len(data) < length:
+            raise OSError(errno.EIO, "the file is shorter by now", self.path)
+        return data
 
     def is_resident(self, offset: int, length: int) -> bool:
         return not self._mount.may_wait("is resident")

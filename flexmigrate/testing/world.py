@@ -99,6 +99,7 @@ class World:
     """What happens, and when.
 
     :ivar clock: the time, in seconds.
+    :ivar time_of_day: what the time of day is ahead of that, in seconds: somebody may set it.
     :ivar lanes: all in which something may happen.
     :ivar busy: those in which something waits, and perhaps some in which nothing does any more.
     :ivar connections: all that were ever made, in their order.
@@ -116,6 +117,7 @@ class World:
         self.random = None if seed is None else random.Random(seed)
         self.window = window
         self.clock = Clock()
+        self.time_of_day = 1e9
         self.numbers = itertools.count()
         self.lanes: list[Lane] = []
         self.busy: list[Lane] = []

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
@@ -107,6 +108,7 @@ class Writer:
         self._told = told
         self._is_flushing = False
         self._failed: NBDClientProtocol | None = None
+        self._again: list[int] = []  # sectors to be written as soon as there is a server
         self._promises = promised.copy() if promised else Promises.of(image)
         self._busy: set[int] = set()
         self.acknowledged = 0
@@ -152,6 +154,28 @@ class Writer:
     def _connected(self, client: NBDClientProtocol) -> None:
         self._client = client
         client.when_closed().addCallback(lambda _: self._lost(None))
+        for _ in range(len(self._again)):
+            self.write()
+
+    def leave_and_return(self, writes: int) -> None:
+        """Ask for some more writes, close the connection behind them without waiting for answers,
+        connect to the same server at once, and write the same sectors again.
+        """
+        client = self._client
+        if client is None:
+            return
+        before = set(self._busy)
+        for _ in range(writes):
+            self.write()
+        asked = sorted(self._busy - before)
+        transport: Any = client.transport
+        self._addresses.insert(0, self._addresses.pop())
+        reconnect, self._reconnect_seconds = self._reconnect_seconds, 0.0
+        # As the kernel does when a process closes a socket: what was written arrives all the same.
+        transport.die(silently=False)
+        client.connectionLost(Failure(ConnectionDone()))
+        self._reconnect_seconds = reconnect
+        self._again = asked
 
     def _lost(self, failure: Failure | None) -> None:
         self._client = None
@@ -168,7 +192,10 @@ class Writer:
             return
         if self._flushes and not self._is_flushing and self._random.randrange(6) == 0:
             self._flush(client)
-        sector = self._random.choice(free)
+        again = [sector for sector in self._again if sector in free]
+        sector = again[0] if again else self._random.choice(free)
+        if again:
+            self._again.remove(sector)
         data = self._random.randbytes(SECTOR)
         if self._random.randrange(4) == 0:
             data = bytes(SECTOR)

@@ -52,7 +52,7 @@ from simulation.remains import (
 )
 from simulation.schedules import RETURNS, SIDES, Ending, Schedule
 from simulation.sides import Side, Violation
-from simulation.stage import Stage
+from simulation.stage import SETTLED_SECONDS, SIZE, Stage
 
 PATIENCE = 400.0
 """Seconds in which a migration ends once everybody is back."""
@@ -219,6 +219,8 @@ class Trial(Stage):
     # While it goes on
 
     def ended(self, side: Side, status: int | None) -> None:
+        if status == 0 and side.name in self.meddled and side.disk.find(IMAGE) is None:
+            raise Violation(f"the {side.name} ended with status 0, and its image has no name")
         if status == 0:
             found = self._beside(self.destination)
             if side is self.destination and side.role == "listen" and not found.is_owner:
@@ -253,18 +255,37 @@ class Trial(Stage):
         comes to anything else.
         """
         self.ends += 1
+        if self.meddled:
+            self._judge_what_was_meddled_with()
+            return
         ends = [self._ends_of(side) for side in self.sides.values()]
         for source, destination in itertools.product(*ends):
             fates = source.fate, destination.fate
             self._judge_views((source.found[0], destination.found[0]), fates)
             # What a disk has wrong is not remembered where everything has died.
             # And a stranger that has died doesn't come back to take leave.
-            is_alone = not (self.destination.has_lied or self._is_taken())
+            # Whoever serves what a disk has lost empties the page cache: only what was flushed is
+            # sure to be there then.
+            has_lost = self.source.disk.has_lost or self.destination.disk.has_lost
+            is_alone = not (self.destination.has_lied or has_lost or self._is_taken())
             if self._afterlife is not None and is_alone:
                 seen = likeness((*source.found, *destination.found))
                 self._afterlife.see(self, fates, (len(source.found), seen))
             if self._until is not None and self._until.is_at(self.ends, fates):
                 self.reached = self.remains(fates)
+
+    def _judge_what_was_meddled_with(self) -> None:
+        """See that nothing is given away, or taken for the image, that is not at its name."""
+        if "source" in self.meddled and self._is_given:
+            raise Violation("the source gives away what its name doesn't lead to")
+        found = View.of(self.destination.disk, after_failure=False)
+        state = Beside.of(found).standing.state
+        if "destination" not in self.meddled or state not in (State.PREPARED, State.OWNER):
+            return
+        if found.image is None or len(found.image) != SIZE:
+            raise Violation(f"the destination is {state.name}, and its image is not there")
+        if faults := self.writer.faults(found.image):
+            raise Violation(f"the destination is {state.name}, and {faults[0]}")
 
     def _is_taken(self) -> bool:
         """Whether the destination is prepared for a stranger."""
@@ -327,6 +348,10 @@ class Trial(Stage):
         source, destination = self.source, self.destination
         if self.starting:
             return False
+        if self.meddled and not self.world.upon:
+            since = self.world.clock.seconds() - max(self.meddled.values())
+            if since > SETTLED_SECONDS:
+                return True
         if not source.lives:
             if not destination.lives:
                 return True
@@ -364,6 +389,8 @@ class Trial(Stage):
         for side in self.sides.values():
             side.kill(host=False)
         self._judge()
+        if self.meddled:
+            return
         canonical = self.canonical()
         served = [name for name, side in self.sides.items() if self._can_serve(side)]
         if served not in ([], [canonical]):

@@ -8,26 +8,44 @@ from __future__ import annotations
 import inspect
 import random
 import textwrap
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain, count, islice
-from types import CodeType, FunctionType
+from types import CodeType, FunctionType, SimpleNamespace
 from typing import Any
 
-from flexmigrate.image import disk
+from twisted.internet.task import LoopingCall
+
+from flexmigrate.image import disk, trust
+from flexmigrate.image.durability import Durability
+from flexmigrate.image.file import Image
 from flexmigrate.migration import handover, verifying
 from flexmigrate.migration.attempt import Attempt
 from flexmigrate.migration.copying import Copier
-from flexmigrate.migration.handover import SourceHandover
+from flexmigrate.migration.handover import Gift, SourceHandover
 from flexmigrate.migration.ownership import Ownership
 from flexmigrate.migration.standing import Standing
 from flexmigrate.migration.taking import DestinationHandover
 from flexmigrate.migration.verifying import Verifier
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.connection import NBDServerProtocol
+from flexmigrate.server.export import Export
 from flexmigrate.server.transmission import Transmission
-from simulation.schedules import Schedule, drawn, pairs, singles, strange
+from simulation.schedules import (
+    Schedule,
+    drawn,
+    forgotten_flushes,
+    hidden_data,
+    moving_names,
+    pairs,
+    returning_clients,
+    set_clocks,
+    singles,
+    speakers,
+    strange,
+)
 
 MOST = 3000
 """Schedules, in which a mutation has to be found."""
@@ -70,18 +88,25 @@ class Mutation:
     :ivar plain: it is of the plain handover.
     :ivar after: what faults have to be there, in their order, where it takes one or two that are
         rare; each as a schedule begins to name it.
+    :ivar lie: the schedules of the lie by which alone it is found.
     """
 
     name: str
     changes: tuple[Change, ...]
     plain: bool = False
     after: tuple[str, ...] = ()
+    lie: Callable[[], Iterator[Schedule]] | None = None
 
     def hunted_in(self) -> Iterator[Schedule]:
         """Yield the schedules in which it has to be found: so many, and no more."""
         draw = random.Random(1)
+        if self.lie is not None:
+            found = list(self.lie())
+            draw.shuffle(found)
+            yield from found[:MOST]
+            return
         if self.after:
-            family = pairs() if len(self.after) > 1 else chain(singles(), strange())
+            family = pairs() if len(self.after) > 1 else singles()
             found = [each for each in family if self._fits(each)]
             draw.shuffle(found)
             yield from found[:MOST]
@@ -113,6 +138,30 @@ class Mutation:
                 change.target.__code__ = code
 
 
+class ByTimeOfDay:
+    """Timers as Twisted's own reactors have them: they are due at a time of day.
+
+    :param reactor: looks how late it is, every second.
+    """
+
+    def __init__(self, reactor: Any) -> None:
+        self._reactor = reactor
+
+    def callLater(self, delay: float, call: Callable[[], object]) -> Any:
+        """As IReactorTime has it, as far as a time limit needs it."""
+        due = time.time() + delay
+
+        def look() -> None:
+            if time.time() >= due:
+                looking.stop()
+                call()
+
+        looking = LoopingCall(look)
+        looking.clock = self._reactor
+        looking.start(1.0, now=False)
+        return SimpleNamespace(active=lambda: looking.running, cancel=looking.stop)
+
+
 def _one(name: str, function: Callable[..., Any], old: str, new: str = "pass") -> Mutation:
     return Mutation(name, (Change(function, old, new),))
 
@@ -129,6 +178,10 @@ _LET_GO = (
     "before that nothing else keeps it busy.\n"
     "    await deferLater(self._reactor, 0)\n"
     "    await self._handing_over.finish(self._client)\n"
+)
+
+_FORGOTTEN = Change(
+    Durability.flush, "if failure is not None and not self.is_rewriting:", "if False:"
 )
 
 MUTATIONS = (
@@ -240,7 +293,7 @@ MUTATIONS = (
     Mutation(
         "a sender is prepared for though its requests are under way",
         (Change(NBDServerProtocol.seal, "or transmission.commands.under_way", ""),),
-        after=("hasty:destination",),
+        lie=strange,
     ),
     _one(
         "PREPARE is answered before 'prepared' is recorded",
@@ -279,5 +332,87 @@ MUTATIONS = (
             Change(Copier.flush, "await self._client.flush()", "pass"),
         ),
         plain=True,
+    ),
+    # What everything else takes for granted
+    Mutation(
+        "a flush that failed is forgotten",
+        (_FORGOTTEN,),
+        lie=forgotten_flushes,
+    ),
+    Mutation(
+        "a flush that failed is forgotten, and what is received then compared with the page cache",
+        (_FORGOTTEN, Change(Durability.begin_receiving, "if self.failure is None:", "if True:")),
+        lie=forgotten_flushes,
+    ),
+    Mutation(
+        "holes are believed on any filesystem",
+        (Change(trust.judge, "Trust(filesystem.name, not doubt,", "Trust(filesystem.name, True,"),),
+        lie=hidden_data,
+    ),
+    Mutation(
+        "a destination doesn't look whether its image has its name and its size",
+        (
+            Change(
+                DestinationHandover._fault,
+                "await self._background.run(self._image.given_name_fault)",
+                "None",
+            ),
+            Change(
+                DestinationHandover._look,
+                "await self._background.run(self._image.given_name_fault)",
+                "None",
+            ),
+        ),
+        lie=moving_names,
+    ),
+    Mutation(
+        "a destination doesn't look whether somebody else has changed its image's size",
+        (Change(Image.size_fault, "size == self.size", "True"),),
+        lie=moving_names,
+    ),
+    Mutation(
+        "a source doesn't look whether its image has its name",
+        (Change(Gift.check_name, "if fault is not None:", "if False:"),),
+        lie=moving_names,
+    ),
+    Mutation(
+        "anybody may say COMMIT",
+        (
+            Change(
+                Ownership._refusal_of_key,
+                "if is_key(opening.key, digest, KeyKind.COMMIT, opening.session, opening.attempt):",
+                "if True:",
+            ),
+        ),
+        lie=speakers,
+    ),
+    Mutation(
+        "anybody may replace what is prepared",
+        (
+            Change(
+                Ownership.retracts,
+                "return is_key(opening.key, given_up.retract_digest, KeyKind.RETRACT, session, "
+                "attempt)",
+                "return True",
+            ),
+        ),
+        lie=speakers,
+    ),
+    Mutation(
+        "clients are parked until it is a time of day",
+        (
+            Change(
+                Attempt._while_parked,
+                "addTimeout(left, self._reactor)",
+                "addTimeout(left, __import__('simulation.mutations').mutations.ByTimeOfDay("
+                "self._reactor))",
+            ),
+        ),
+        lie=set_clocks,
+    ),
+    Mutation(
+        "what a client has left behind is carried out when it is back",
+        (Change(Export.begin, "other.abandon()", "pass"),),
+        lie=returning_clients,
     ),
 )

@@ -23,7 +23,11 @@ class Fault:
         connection can be made), ``error`` (the next sync or change of a name on a disk fails),
         ``flip`` (a bit of its image is another), ``lost`` (the next write into its image is said to
         be done, and isn't), ``guest`` (somebody else connects there, and stays for a while),
-        ``hasty`` (somebody else sends an image there, and says PREPARE too early).
+        ``hasty`` (somebody else sends an image there, and says PREPARE too early), ``speaker``
+        (somebody who has overheard what was said there says whatever may help him), ``rename``,
+        ``replace``, ``remove`` and ``truncate`` (somebody does that to its image), ``return`` (the
+        client closes its connection with requests under way, and is back at once), ``clock``
+        (somebody sets the time of day, by *back* seconds).
     :ivar where: which side, or for ``cut`` what is let through.
     :ivar since: the event that it is counted from.
     :ivar after: so many things happen between the event and it.
@@ -105,7 +109,8 @@ class Schedule:
     :ivar seed: what is drawn in it is drawn from this.
     :ivar shuffled: whether the order of all things is drawn, too; else what has waited longest
         happens next.
-    :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``, ``late``; see ``stage``.
+    :ivar options: ``unlink``, ``rebind``, ``plain``, ``brief``, ``busy``, ``late``, ``hidden``,
+        ``misled``, ``forgets``; see ``stage``.
     :ivar endings: of the whole, one after the other. From the first on nothing is shuffled.
     """
 
@@ -166,11 +171,11 @@ def every_fault(since: str, after: int) -> Iterator[Fault]:
         yield Fault("part", side, since, after, back=15.0)
     for spared in CUTS:
         yield Fault("cut", spared, since, after)
-    yield from lies(since, after)
+    yield from false_disks(since, after)
     yield Fault("guest", "destination", since, after, back=3.0)
 
 
-def lies(since: str, after: int) -> Iterator[Fault]:
+def false_disks(since: str, after: int) -> Iterator[Fault]:
     """Yield what a disk can do to what it was given, so that comparing has to find it."""
     for kind in ("flip", "lost"):
         yield Fault(kind, "destination", since, after)
@@ -194,7 +199,7 @@ def singles() -> Iterator[Schedule]:
     """Yield every fault at every step of the handover, in each kind of handover."""
     for options in KINDS:
         for after in range(STEPS_BEFORE):
-            for fault in lies("asked", after):
+            for fault in false_disks("asked", after):
                 yield Schedule(after, False, frozenset((*options.split(), "busy")), (fault,))
         for after in range(STEPS):
             for fault in every_fault("parked", after):
@@ -206,7 +211,7 @@ def main_singles() -> Iterator[Schedule]:
     and every sixth once more in one of the other kinds of handovers.
     """
     for after in range(STEPS_BEFORE):
-        for fault in lies("asked", after):
+        for fault in false_disks("asked", after):
             yield Schedule(after, False, frozenset(("busy",)), (fault,))
     number = 0
     for after in range(STEPS):
@@ -241,23 +246,121 @@ def strange() -> Iterator[Schedule]:
         yield Schedule(seed, True, frozenset(("late",)), (fault,))
 
 
+MEDDLING = ("rename", "replace", "remove", "truncate")
+
+HOUR = 3600.0
+
+LIE_SEEDS = 60
+"""So many orders of all that happens are drawn for each kind of lie that depends on it."""
+
+
+def hidden_data() -> Iterator[Schedule]:
+    """Yield those in which a filesystem calls a hole what isn't written back: after a write or two,
+    and with many, among which are flushes; and where nothing is compared.
+    """
+    for seed in range(LIE_SEEDS):
+        for lie in ("hidden", "misled"):
+            for options in ((lie,), (lie, "busy"), (lie, "plain")):
+                yield Schedule(seed, seed % 4 > 1, frozenset(options), ())
+
+
+def forgotten_flushes() -> Iterator[Schedule]:
+    """Yield those in which a disk fails once, and the page cache forgets what was to go there: with
+    a client that is busy at the source, and with one that leaves what was sent as it is.
+    """
+    for after in range(STEPS_BEFORE):
+        busy = frozenset(("busy", "forgets", "late"))
+        yield Schedule(after, after % 2 > 0, busy, (Fault("error", "source", "asked", after),))
+        for since in ("asked", "parked"):
+            error = Fault("error", "destination", since, after)
+            yield Schedule(after, False, frozenset(("forgets",)), (error,))
+
+
+def moving_names() -> Iterator[Schedule]:
+    """Yield those in which somebody meddles with an image's file, at any step."""
+    for since, most in (("asked", STEPS_BEFORE), ("parked", STEPS)):
+        for after in range(most):
+            for side in SIDES:
+                for kind in MEDDLING:
+                    if (side, kind) != ("source", "truncate"):  # what clients wrote is gone then
+                        fault = Fault(kind, side, since, after)
+                        yield Schedule(1, False, frozenset(("busy",)), (fault,))
+
+
+def speakers() -> Iterator[Schedule]:
+    """Yield those in which a stranger speaks, at any step, alone and after other faults."""
+    for after in range(STEPS):
+        speaker = Fault("speaker", "destination", "parked", after)
+        yield Schedule(after, False, frozenset(), (speaker,))
+    firsts = (
+        ("cut", "nothing", None),
+        ("stall", "source", 15.0),
+        ("process", "source", 3.0),
+        ("cut", "to-destination", None),
+    )
+    for after in range(STEPS):
+        for kind, where, back in firsts:
+            for later in (0, 4, 12):
+                first = Fault(kind, where, "parked", after, back=back)
+                speaker = Fault("speaker", "destination", "again", later)
+                yield Schedule(after, False, frozenset(("brief",)), (first, speaker))
+
+
+def set_clocks() -> Iterator[Schedule]:
+    """Yield those in which somebody sets the time of day while something is waited for."""
+    for after in range(STEPS):
+        for seconds in (-HOUR, HOUR):
+            stall = Fault("stall", "source", "parked", after, back=60.0)
+            clock = Fault("clock", "source", "again", after % STEPS_AGAIN, back=seconds)
+            yield Schedule(after, False, frozenset(("brief",)), (stall, clock))
+
+
+def returning_clients() -> Iterator[Schedule]:
+    """Yield those in which a client returns that has left requests behind."""
+    for seed in range(LIE_SEEDS):
+        for since, most in (("asked", STEPS_BEFORE), ("parked", STEPS)):
+            fault = Fault("return", "source", since, seed * 7 % most)
+            again = Fault("return", "source", "again", 3 + seed % 20)
+            yield Schedule(seed, True, frozenset(("busy",)), (fault, again))
+
+
+LIES = (forgotten_flushes, hidden_data, moving_names, speakers, set_clocks, returning_clients)
+
+
+def lies() -> Iterator[Schedule]:
+    """Yield what is true of less than all else takes for granted: of each kind in turn."""
+    kinds = [kind() for kind in LIES]
+    while kinds:
+        for kind in list(kinds):
+            schedule = next(kind, None)
+            if schedule is None:
+                kinds.remove(kind)
+            else:
+                yield schedule
+
+
 def drawn(seed: int) -> Schedule:
     """Return the random schedule with the number *seed*."""
     draw = random.Random(seed)
     options = frozenset(option for option in OPTIONS if draw.random() < 0.3)
     # Most of what can go wrong goes wrong close to the end, and seldom alone.
     faults = tuple(draw_fault(draw) for _ in range(draw.choice((0, 1, 1, 2, 2, 3, 4))))
+    if "plain" in options:
+        # Nothing keeps anybody out where a plain destination forgets what it was given.
+        faults = tuple(each for each in faults if each.kind not in _SENDERS)
     return Schedule(seed, draw.random() < 0.8, options, faults)
 
 
 _KINDS = ("process", "process", "host", "host", "cut", "cut", "stall", "part", "error")
 _LIES = ("flip", "lost")
-_STRANGERS = ("guest", "hasty")
+_SENDERS = ("hasty", "speaker")
+_STRANGERS = ("guest", *_SENDERS)
 
 
 def draw_fault(draw: random.Random) -> Fault:
     """Return a random fault."""
-    kind = draw.choice((*_KINDS, draw.choice(_LIES), draw.choice(_STRANGERS)))
+    others = (*_STRANGERS, "return", "clock")
+    kind = draw.choice((*_KINDS, draw.choice(_LIES), draw.choice(others)))
     where = draw.choice(CUTS if kind == "cut" else SIDES)
     if kind in (*_LIES, *_STRANGERS):
         where = "destination"
@@ -266,6 +369,8 @@ def draw_fault(draw: random.Random) -> Fault:
     back: float | None = None
     if kind in ("stall", "part", "guest"):
         back = draw.choice((0.5, 3.0, 15.0, 70.0))
+    elif kind == "clock":
+        back = draw.choice((HOUR, -HOUR, -60.0))
     elif kind in ("process", "host") and draw.random() < 0.8:
         back = draw.choice((0.0, 0.5, 3.0, 15.0))
     return Fault(kind, where, since, draw.randrange(most), fate, back)

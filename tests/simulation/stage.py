@@ -16,18 +16,33 @@ from twisted.internet.error import ConnectionLost
 from flexmigrate.client import NBDClientProtocol
 from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
 from flexmigrate.errors import CommandError, FlexmigrateError
+from flexmigrate.image.filesystems import Filesystem
+from flexmigrate.image.probe import Probed
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, World, Writer
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.servers import connect_to
 from flexmigrate.testing.writer import SECTOR, Promises
+from flexmigrate.wire.session import SESSION_OPTION, State
 from simulation.remains import BLOCK, IMAGE, Left, Remains
 from simulation.schedules import Fault, Schedule
 from simulation.sides import INTAKE_PORT, SERVING_PORT, Side, Violation
-from simulation.strangers import HastySender
+from simulation.strangers import HastySender, Speaker
 
 SIZE = 2 * BLOCK
 """A block of data and a hole: with each more, a schedule takes longer and shows no more."""
+
+SETTLED_SECONDS = 40.0
+"""So long after somebody has meddled with a file's name or size, whatever comes of it has come."""
+
+RETURNING_WRITES = 6
+"""A client that leaves and returns has so many requests under way."""
+
+OVERHEARD = 4096
+"""In so many bytes of a connection all that is said of its session has come."""
+
+PARKED_SECONDS = 11.0
+"""Clients are never parked for longer before the handover has begun: --max-park, and a second."""
 
 MOST_MOMENTS = 6000
 """More than any schedule needs: one that goes round in circles is told of."""
@@ -51,15 +66,31 @@ STARTS_ALONE = 2
 # Between two of them nothing else may happen.
 _FROM_PARKED = ("parked", "settling", "committing", "given")
 
+_BEFORE_SETTLING = ("dialling", "copying", "converging", "parked", "waiting")
+"""Phases of a source in which it has not asked the destination to prepare."""
+
+OTHER = "/other"
+"""Where an image is that somebody has renamed."""
+
+FUSE_MAGIC = 0x65735546
+"""Of a filesystem that is not believed when it tells of holes: statfs(2)."""
+
+_OPENING = b"IHAVEOPT" + SESSION_OPTION.to_bytes(4, "big")
+
 _CONTENT = random.Random(3).randbytes(BLOCK) + bytes(SIZE - BLOCK)
 _GARBAGE = random.Random(7).randbytes(SIZE)
 
 
-def _beginning() -> Remains:
+def _beginning(options: frozenset[str]) -> Remains:
     """Return what there is before anything has happened."""
     sides = {}
     for name, role, content in (("source", "serve", _CONTENT), ("destination", "listen", _GARBAGE)):
         disk = SimulatedDisk()
+        if "hidden" in options:
+            disk.filesystem, disk.hides_dirty = Filesystem("fuse", FUSE_MAGIC), True
+        if "misled" in options:
+            disk.probed, disk.hides_dirty = Probed(knows_dirty=False, zeroes=True), True
+        disk.forgets = "forgets" in options
         disk.put(IMAGE, content)
         sides[name] = Left(disk, role, is_over=False)
     return Remains(sides, Promises.of(_CONTENT), ())
@@ -76,6 +107,8 @@ class Stage:
     :ivar has_changed: whether a disk was changed, or a client was promised something.
     :ivar starting: how many processes are about to be started.
     :ivar strangers: ids of the sessions that are not the migration's.
+    :ivar meddled: names of the sides where somebody else has renamed, replaced, removed or cut the
+        image; and when that was.
     :ivar acknowledged_before: how many writes had been acknowledged when something last went wrong.
     :param remains: what is left, if everything has died at the last of the schedule's endings.
     """
@@ -85,7 +118,7 @@ class Stage:
         self.draw = random.Random(schedule.seed)
         is_shuffled = schedule.shuffled and remains is None
         self.world = World(schedule.seed if is_shuffled else None)
-        found = remains or _beginning()
+        found = remains or _beginning(schedule.options)
         self.source = Side(self, "source", "192.0.2.1", found.sides["source"])
         self.destination = Side(self, "destination", "192.0.2.2", found.sides["destination"])
         self.sides = {"source": self.source, "destination": self.destination}
@@ -99,7 +132,10 @@ class Stage:
         self.has_lived_through = remains is None
         self.starting = 0
         self.strangers: set[bytes] = set()
+        self.meddled: dict[str, float] = {}
+        self._overheard: list[bytes] = []
         self._confirmed_at: float | None = None
+        self._parked_at: float | None = None
         self.acknowledged_before = 0
         self._waiting = list(schedule.faults) if remains is None else []
         self.has_changed = False
@@ -168,8 +204,30 @@ class Stage:
             self.writer.write()
 
     def _connected(self, connection: Connection) -> None:
-        if connection.server.getHost().port == INTAKE_PORT:
-            self.migrations.append(connection)
+        if connection.server.getHost().port != INTAKE_PORT:
+            return
+        self.migrations.append(connection)
+        if connection.client.machine.name == "source":
+            self._overhear(connection)
+
+    def _overhear(self, connection: Connection) -> None:
+        """Keep what the source says of its session."""
+        heard = b""
+
+        def arriving(data: bytes) -> None:
+            nonlocal heard
+            if len(heard) > OVERHEARD:
+                return
+            heard += data
+            at = heard.find(_OPENING)
+            while at >= 0:
+                length = int.from_bytes(heard[at + 12 : at + 16], "big")
+                opening = heard[at + 16 : at + 16 + length]
+                if len(opening) == length and opening not in self._overheard:
+                    self._overheard.append(opening)
+                at = heard.find(_OPENING, at + 1)
+
+        connection.server.wire.watch = arriving
 
     def _acknowledged(self, server: str) -> None:
         self.has_changed = True
@@ -315,6 +373,7 @@ class Stage:
         """
         migrating = self.migrating
         migration = None if migrating is None else migrating.migration
+        self._see_how_long_they_are_parked(migration)
         if migration is None or migration.phase != "given" or not self._waits_at_source():
             self._confirmed_at = None
             return
@@ -323,6 +382,16 @@ class Stage:
             self._confirmed_at = now
         elif now - self._confirmed_at > LET_GO_SECONDS:
             raise Violation("a client waits at the source, though the destination has confirmed")
+
+    def _see_how_long_they_are_parked(self, migration: Any) -> None:
+        if migration is None or migration.phase not in ("parked", "settling"):
+            self._parked_at = None
+            return
+        now = self.world.clock.seconds()
+        if self._parked_at is None:
+            self._parked_at = now
+        elif now - self._parked_at > PARKED_SECONDS:
+            raise Violation("clients have been parked for longer than --max-park allows")
 
     def _waits_at_source(self) -> bool:
         """Whether the source has not let a client go that is connected to it."""
@@ -442,6 +511,63 @@ class Stage:
         sender = HastySender(self.world, address, SIZE, self.draw)
         self.strangers.add(sender.session)
         sender.begin()
+
+    def _befall_speaker(self, fault: Fault) -> None:
+        """Somebody comes to the destination who has overheard much, and says whatever may help."""
+        address = Address.tcp(self.sides[fault.where].host, INTAKE_PORT)
+        speaker = Speaker(self.world, address, SIZE, self.draw, self._overheard)
+        self.strangers.add(speaker.session)
+        speaker.begin()
+
+    def _befall_return(self, fault: Fault) -> None:
+        """The client closes its connection with requests under way, and is back at once."""
+        self.writer.leave_and_return(RETURNING_WRITES)
+
+    def _befall_clock(self, fault: Fault) -> None:
+        """Somebody sets the time of day, on all machines: forth, or back."""
+        self.world.time_of_day += fault.back or 0.0
+
+    # Somebody else meddles with an image's file
+
+    def _befall_rename(self, fault: Fault) -> None:
+        if self._can_meddle(fault):
+            self.sides[fault.where].disk.move(IMAGE, OTHER)
+
+    def _befall_replace(self, fault: Fault) -> None:
+        if self._can_meddle(fault):
+            disk = self.sides[fault.where].disk
+            disk.move(IMAGE, OTHER)
+            disk.put(IMAGE, _GARBAGE)
+
+    def _befall_remove(self, fault: Fault) -> None:
+        if self._can_meddle(fault):
+            self.sides[fault.where].disk.remove(IMAGE)
+
+    def _befall_truncate(self, fault: Fault) -> None:
+        if self._can_meddle(fault):
+            self.sides[fault.where].disk.truncate(IMAGE, SIZE // 2)
+
+    def _can_meddle(self, fault: Fault) -> bool:
+        """Return whether it makes a difference: nobody can help who removes the image itself after
+        both sides have seen that it is there, or while they do.
+        """
+        side = self.sides[fault.where]
+        if side.disk.find(IMAGE) is None or self._is_past_meddling(side):
+            return False
+        self.meddled[side.name] = self.world.clock.seconds()
+        return True
+
+    def _is_past_meddling(self, side: Side) -> bool:
+        if side is self.source:
+            migration = None if self.migrating is None else self.migrating.migration
+            return migration is None or migration.phase not in _BEFORE_SETTLING
+        if not side.lives or side.role != "listen" or side.server is None:
+            return True
+        core = side.server.service._core
+        return core.phase not in ("waiting", "receiving") or core.handover.ownership.state not in (
+            State.NONE,
+            State.RECEIVING,
+        )
 
     def _befall_error(self, fault: Fault) -> None:
         self.sides[fault.where].errors += 1

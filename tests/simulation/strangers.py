@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from typing import Any
 
 from twisted.internet.defer import Deferred, gatherResults
 from twisted.internet.endpoints import TCP4ClientEndpoint
 from twisted.internet.task import deferLater
+from twisted.logger import Logger
+from twisted.python.failure import Failure
 
 from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.errors import FlexmigrateError
@@ -14,14 +20,28 @@ from flexmigrate.net.address import Address
 from flexmigrate.testing import Machine, World
 from flexmigrate.testing.writer import SECTOR
 from flexmigrate.wire.client_handshake import SessionWish, Wish
-from flexmigrate.wire.keys import KEY_LENGTH, KeyKind, derive_key, key_digest
-from flexmigrate.wire.session import Opening, PrivateCommand, Purpose, State, parse_outcome
+from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key, key_digest
+from flexmigrate.wire.session import (
+    Opening,
+    PrivateCommand,
+    Purpose,
+    State,
+    parse_opening,
+    parse_outcome,
+)
+
+log = Logger()
 
 RETRY_SECONDS = 0.5
 """Between two tries of a stranger that was not let in."""
 
 TRIES = 60
 """How often a stranger tries to be let in."""
+
+
+def _bug(failure: Failure) -> None:
+    """Tell of it: who plays a schedule looks for that."""
+    log.failure("a bug of the stranger", failure)
 
 
 class Stranger:
@@ -85,7 +105,7 @@ class HastySender(Stranger):
 
     def begin(self) -> None:
         """Let it come, once."""
-        Deferred.fromCoroutine(self._send_and_leave())
+        Deferred.fromCoroutine(self._send_and_leave()).addErrback(_bug)
 
     async def _send_and_leave(self) -> None:
         client = await self.let_in(self.opening(self.session, 1))
@@ -111,3 +131,76 @@ class HastySender(Stranger):
         outcome = parse_outcome(await client.private(PrivateCommand.PREPARE))
         await writing
         return not outcome.refusal
+
+
+GUESSES = (b"", NO_KEY)
+"""What a stranger says for a key, beside what it draws."""
+
+
+class Speaker(Stranger):
+    """Somebody who has overheard all openings so far, and says whatever may have an effect: asks,
+    settles, commits with guessed keys, repeats an opening, sends in a session that follows.
+
+    :param overheard: the openings of the migration's sessions, as they were sent, the latest last.
+    :ivar session: of its own.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        address: Address,
+        size: int,
+        draw: random.Random,
+        overheard: Sequence[bytes],
+    ) -> None:
+        super().__init__(world, address, size, draw)
+        self.session = draw.randbytes(16)
+        self._overheard = list(overheard)
+
+    def begin(self) -> None:
+        """Let it speak, once."""
+        Deferred.fromCoroutine(self._speak()).addErrback(_bug)
+
+    async def _speak(self) -> None:
+        heard = [parse_opening(data) for data in self._overheard]
+        known = heard[-1] if heard else self.opening(self.session, 1)
+        asking = replace(known, purpose=Purpose.ASK, state=State.NONE)
+        words: list[Callable[[], Coroutine[Any, Any, None]]] = [
+            lambda: self._say(asking),
+            lambda: self._follow(known),
+            lambda: self._say(known),
+        ]
+        self._draw.shuffle(words)
+        # First, for there is not much time between two steps of a handover.
+        for word in (lambda: self._settle(known), *words):
+            with suppress(FlexmigrateError):
+                await word()
+
+    def _guess(self) -> bytes:
+        return self._draw.choice((*GUESSES, self._draw.randbytes(KEY_LENGTH)))
+
+    async def _settle(self, known: Opening) -> None:
+        """Come as the source that has committed."""
+        for guess in (NO_KEY, self._draw.randbytes(KEY_LENGTH)):
+            with suppress(FlexmigrateError):
+                await self._say(known.as_committed(guess))
+
+    async def _follow(self, known: Opening) -> None:
+        """Come as a source that has given up what it sent before."""
+        opening = replace(
+            self.opening(self.session, 1),
+            superseded=(known.session,),
+            key=self._draw.randbytes(KEY_LENGTH),
+        )
+        await self._say(opening)
+
+    async def _say(self, opening: Opening) -> None:
+        """Connect with *opening*, and if it is let in, try to send, to prepare and to commit."""
+        client = await self.open(opening)
+        try:
+            with suppress(FlexmigrateError):
+                await client.write(0, self._draw.randbytes(self._size))
+            with suppress(FlexmigrateError):
+                await client.private(PrivateCommand.COMMIT, payload=self._guess())
+        finally:
+            client.abort(FlexmigrateError("the stranger leaves"))
