@@ -340,6 +340,34 @@ class ProcessTests(SimulatedDiskCase):
         self.disk.fail("anything", self.draw)
         self.assertIsNone(self.disk.find(PATH))
 
+    def test_somebody_else_moves_replaces_and_removes_it(self) -> None:
+        image = self.mount.open_image(PATH)
+        self.disk.move(PATH, "/disk/aside")
+        self.assertIn("is not there any more: it was renamed", image.name_fault() or "")
+        self.disk.put(PATH, b"another")
+        self.assertIn("another file by now: the image was renamed", image.name_fault() or "")
+        self.disk.move("/disk/aside", PATH)
+        self.assertIsNone(image.name_fault())
+        self.disk.remove(PATH)
+        self.assertIn("it was removed", image.name_fault() or "")
+        self.disk.fail("everything", self.draw)
+        self.assertIsNone(self.disk.find(PATH))
+
+    def test_an_attribute_is_kept_once_it_is_synced(self) -> None:
+        for synced in (False, True):
+            mount = self.disk.mount()
+            fd = mount.open(PATH, os.O_RDONLY)
+            mount.setxattr(fd, "user.name", b"value")
+            if synced:
+                mount.fsync(fd)
+            self.assertEqual(mount.getxattr(PATH, "user.name"), b"value")
+            self.disk.fail("nothing", self.draw)
+            found = self.disk.attribute(PATH, "user.name")
+            self.assertEqual(found, b"value" if synced else None)
+            self.assertEqual(self.disk.attribute(PATH, "user.name", after_failure=True), found)
+        self.mount.removexattr(self.mount.open(PATH, os.O_RDONLY), "user.name")
+        self.assertRaises(OSError, self.mount.getxattr, PATH, "user.name")
+
     def test_what_is_not_there_can_not_be_opened(self) -> None:
         self.assertRaises(ImageError, self.mount.open_image, "/disk/none")
 
