@@ -97,23 +97,6 @@ class SimulatedDisk:
         """Let there be a file, as if it had always been there."""
         self._names[path] = self._stable[path] = SimulatedFile(next(self._inodes), data)
 
-    def move(self, old: str, new: str) -> None:
-        """Let somebody else rename the file at *old*, durably, whatever had the name *new*."""
-        file = self.named(old)
-        if (there := self._names.get(new)) is not None:
-            there.links = 0
-        self.remove(old)
-        file.links = 1
-        self._names[new] = self._stable[new] = file
-
-    def remove(self, path: str) -> None:
-        """Let somebody else remove the name *path*, durably."""
-        self.named(path).links = 0
-        for together in self._unsynced:
-            together[:] = [change for change in together if change[0] != path]
-        self._names.pop(path)
-        self._stable.pop(path, None)
-
     def find(self, path: str) -> bytes | None:
         """Return what is in the file at *path* for whoever looks at it now; None: there is none."""
         file = self._names.get(path)
