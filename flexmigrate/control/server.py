@@ -42,6 +42,12 @@ from flexmigrate.status import Status, format_status
 # Commands that one connection may have waiting behind one that takes its time, like ``mirror``.
 MAX_WAITING = 16
 
+MAX_CONNECTIONS = 64
+"""At once. Where there are so many, one of which nothing was asked yet makes room."""
+
+ASK_SECONDS = 60.0
+"""For somebody who has connected to ask for something: enough to type it."""
+
 FINISH_SECONDS = 2.0
 """How long the end of the process waits for an operator to take an answer."""
 
@@ -159,18 +165,46 @@ class ControlProtocol(ConnectionProtocol):
     """One connection to the operator's socket.
 
     :param lost: called with it when it is gone, and all answers were sent or can't be any more.
+    :param reactor: limits the time in which it has to ask for something; None for no limit.
     """
 
     _log = Logger()
 
-    def __init__(self, operator: Operator, lost: Callable[[ControlProtocol], None]) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        lost: Callable[[ControlProtocol], None],
+        reactor: Any = None,
+    ) -> None:
         self._operator = operator
         self._lost = lost
+        self._reactor = reactor
+        self._timer: Any = None
         self._reader = CommandReader()
         self._waiting: deque[list[str]] = deque()
         self._answering: Deferred[None] | None = None
         self._only_waits = False
         self._ended = False
+
+    def connectionMade(self) -> None:
+        """Wait for a command."""
+        if self._reactor is not None:
+            self._timer = self._reactor.callLater(ASK_SECONDS, self.leave)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether nothing was asked yet."""
+        return self._answering is None and not self._ended
+
+    def leave(self) -> None:
+        """End it at once."""
+        self._ended = True
+        transport: Any = self.transport
+        transport.abortConnection()
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None and self._timer.active():
+            self._timer.cancel()
 
     def dataReceived(self, data: bytes) -> None:
         """Take the next bytes of the operator's commands."""
@@ -188,6 +222,7 @@ class ControlProtocol(ConnectionProtocol):
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """Forget what waits: who has gone away has not seen the answer that it was to follow."""
         self._ended = True
+        self._stop_timer()
         self._waiting.clear()
         if self._only_waits and self._answering is not None:
             self._answering.cancel()
@@ -209,6 +244,7 @@ class ControlProtocol(ConnectionProtocol):
             self._end(encode_answer(FAILED, str(refusal)))
             return
         if self._waiting and self._answering is None:
+            self._stop_timer()
             self._answering = Deferred.fromCoroutine(self._answer_all())
             self._answering.addErrback(self._failed)
 
@@ -255,23 +291,38 @@ class ControlFactory(Factory):
     """Connections to the operator's socket, over any transport.
 
     :param operator: whom they command.
+    :param reactor: see `ControlProtocol`.
     """
 
     noisy = False
 
-    def __init__(self, operator: Operator) -> None:
+    def __init__(self, operator: Operator, reactor: Any = None) -> None:
         self._operator = operator
-        self._connections: set[ControlProtocol] = set()
+        self._reactor = reactor
+        self._connections: dict[ControlProtocol, None] = {}  # the oldest first
         self._finished: Deferred[None] | None = None
 
-    def buildProtocol(self, addr: IAddress | None) -> ControlProtocol:
-        """Return the protocol of a new connection."""
-        connection = ControlProtocol(self._operator, self._lost)
-        self._connections.add(connection)
+    def buildProtocol(self, addr: IAddress | None) -> ControlProtocol | None:
+        """Return the protocol of a new connection; None if there are too many that wait."""
+        if not self._has_room():
+            ControlProtocol._log.warn("refused an operator: {most} wait", most=MAX_CONNECTIONS)
+            return None
+        connection = ControlProtocol(self._operator, self._lost, self._reactor)
+        self._connections[connection] = None
         return connection
 
+    def _has_room(self) -> bool:
+        if len(self._connections) < MAX_CONNECTIONS:
+            return True
+        for each in list(self._connections):
+            if each.is_idle:
+                each.leave()
+                self._connections.pop(each, None)
+                return True
+        return False
+
     def _lost(self, connection: ControlProtocol) -> None:
-        self._connections.discard(connection)
+        self._connections.pop(connection, None)
         if self._finished is not None and not self._connections:
             finished, self._finished = self._finished, None
             finished.callback(None)
@@ -322,7 +373,7 @@ def listen_control(reactor: Any, path: str, operator: Operator) -> ControlPort:
 
     :raises SocketPathError: see `flexmigrate.net.unix_socket.listen_private`.
     """
-    factory = ControlFactory(operator)
+    factory = ControlFactory(operator, reactor)
     return ControlPort(reactor, listen_private(reactor, path, factory), factory)
 
 

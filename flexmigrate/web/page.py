@@ -134,6 +134,7 @@ class _Events(Resource):
 
     def render_GET(self, request: Any) -> object:  # noqa: N802  # Twisted's name
         request.setHeader(b"content-type", b"text/event-stream")
+        request.goes_on()
         request.write(b"retry: 2000\n\n")
         listener = _Listener(request)
         request.notifyFinish().addBoth(lambda _: self._feed.leave(listener))

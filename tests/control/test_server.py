@@ -5,13 +5,20 @@ from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionDone
+from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import TLSConfig
 from flexmigrate.control.grammar import MAX_LINE, Action, ConvergeChange, MirrorRequest
-from flexmigrate.control.server import MAX_WAITING, ControlFactory, ControlProtocol
+from flexmigrate.control.server import (
+    ASK_SECONDS,
+    MAX_CONNECTIONS,
+    MAX_WAITING,
+    ControlFactory,
+    ControlProtocol,
+)
 from flexmigrate.errors import CommandError
 from flexmigrate.history import Summary
 from flexmigrate.net.acl import AccessList
@@ -338,3 +345,51 @@ class FinishTests(SynchronousTestCase):
         finished.cancel()
         self.failureResultOf(finished)
         self.lose(protocol)
+
+
+class CrowdTests(SynchronousTestCase):
+    """Those who have connected and ask for nothing are in nobody's way."""
+
+    def setUp(self) -> None:
+        self.operator = Recorder()
+        self.clock = Clock()
+        self.factory = ControlFactory(self.operator, self.clock)
+
+    def connect(self, said: bytes = b"") -> Any:
+        protocol = self.factory.buildProtocol(None)
+        if protocol is None:
+            return None
+        transport = StringTransport()
+        transport.abortConnection = lambda: protocol.connectionLost(Failure(ConnectionDone()))
+        protocol.makeConnection(transport)
+        protocol.dataReceived(said)
+        return protocol
+
+    def test_their_time_is_limited_whatever_they_say_meanwhile(self) -> None:
+        slow = self.connect(b"sta")
+        self.clock.advance(ASK_SECONDS - 1)
+        slow.dataReceived(b"tus\n")
+        self.assertEqual(len(self.factory._connections), 1)
+        self.clock.advance(1)
+        self.assertEqual(len(self.factory._connections), 0)
+        self.assertEqual(self.operator.calls, [])
+
+    def test_who_waits_for_an_answer_may_do_so_for_long(self) -> None:
+        waiting = self.connect(b"wait\n\n")
+        self.clock.advance(ASK_SECONDS * 100)
+        self.assertIn(waiting, self.factory._connections)
+        self.assertEqual(self.clock.getDelayedCalls(), [])
+
+    def test_the_oldest_that_has_asked_for_nothing_makes_room(self) -> None:
+        waiting = self.connect(b"wait\n\n")
+        idle = [self.connect() for _ in range(MAX_CONNECTIONS - 1)]
+        late = self.connect(b"status\n\n")
+        self.assertEqual(late.transport.value(), STATUS_LINE)
+        self.assertIn(waiting, self.factory._connections)
+        self.assertNotIn(idle[0], self.factory._connections)
+        self.assertIn(idle[1], self.factory._connections)
+
+    def test_where_all_wait_for_answers_one_more_is_refused(self) -> None:
+        for _ in range(MAX_CONNECTIONS):
+            self.connect(b"wait\n\n")
+        self.assertIsNone(self.connect())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import signal
@@ -127,15 +128,30 @@ class TestRefused:
         caught.value.close()
         assert caught.value.code == status
 
-    def test_more_connections_than_there_may_be(self, servers: Servers) -> None:
+    @pytest.mark.parametrize("said", [b"", b"GET /metrics HTTP/1.1\r\nHost: a\r\n"])
+    def test_those_who_do_not_ask_keep_nobody_away(self, servers: Servers, said: bytes) -> None:
         source = servers.serve("--metrics", "127.0.0.1:0")
         host, _, port = place_of(source).rpartition(":")
-        idle = [socket.create_connection((host, int(port)), 20) for _ in range(64)]
-        with socket.create_connection((host, int(port)), 20) as late:
-            assert late.recv(1) == b""
-        source.wait_for("refused an HTTP connection")
-        for each in idle:
-            each.close()
+        with contextlib.ExitStack() as connections:
+            for number in range(100):
+                address = (f"127.0.0.{2 + number % 3}", 0)
+                slow = socket.create_connection((host, int(port)), 20, address)
+                connections.enter_context(slow).sendall(said)
+            assert "flexmigrate_export_owned" in scrape(source)
+
+    def test_one_host_that_reads_no_answers_does_not_either(self, servers: Servers) -> None:
+        source = servers.serve("--metrics", "127.0.0.1:0")
+        host, _, port = place_of(source).rpartition(":")
+        asked = b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 1000
+        before = samples(scrape(source))["process_resident_memory_bytes"]
+        with contextlib.ExitStack() as connections:
+            for _ in range(100):
+                slow = socket.create_connection((host, int(port)), 20, ("127.0.0.2", 0))
+                connections.enter_context(slow)
+                with contextlib.suppress(ConnectionError):
+                    slow.sendall(asked)
+            found = samples(scrape(source))
+            assert found["process_resident_memory_bytes"] - before < 16 << 20
 
     def test_a_long_body_is_not_kept(self, servers: Servers) -> None:
         source = servers.serve("--metrics", "127.0.0.1:0")
