@@ -136,7 +136,9 @@ def _ofd(fd: int, command: int, kind: int, byte: int) -> int:
 
 
 def _told(fd: int) -> str:
-    found = list(holders(fd))
+    found: list[str] = []
+    with contextlib.suppress(OSError):  # there may be no /proc
+        found.extend(holders(fd))
     more = ", …" if len(found) > _MOST_TOLD else ""
     return f" ({', '.join(found[:_MOST_TOLD])}{more})" if found else ""
 
