@@ -86,9 +86,12 @@ class Host:
             log.warn("{path} was given away, but: {error}", path=self.image.path, error=error)
         finally:
             await self.background.drained()
-            self.background.close()
             await self._keep_attribute()
-            await maybeDeferred(self.image.close)
+            await self._let_go()
+
+    async def _let_go(self) -> None:
+        self.background.close()
+        await maybeDeferred(self.image.close)
 
     async def _keep_attribute(self) -> None:
         """Make durable what the file's attribute says: all else of it was flushed."""
@@ -171,6 +174,12 @@ class ImageHost(Host):
                 path=path,
                 error=unnoted,
             )
+
+    async def _let_go(self) -> None:
+        if not self.image.is_local:
+            # Its daemon or its server is asked when it is closed, and others needn't wait for that.
+            await self.background.run(self.image.close)
+        await super()._let_go()
 
     def trust_cache(self) -> None:
         """See that what is read is what the disk has: where a flush has failed, empty the page
