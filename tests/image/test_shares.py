@@ -135,6 +135,8 @@ class Turns(SynchronousTestCase):
 class Disk:
     """An image each of whose calls waits until it is let go."""
 
+    is_local = True
+
     def __init__(self):
         self.go = threading.Event()
         self.begun = deque()
