@@ -33,6 +33,10 @@ class Status:
     num_clients: int = field(metadata=about("clients that are connected", "connections"))
     is_mirroring: bool = field(metadata=about("whether a migration away from here is running"))
 
+    size_changed: str | None = field(
+        default=None,
+        metadata=about("that somebody else has changed the size of the image, and to what"),
+    )
     flush_failed: str | None = field(
         default=None,
         metadata=about(

@@ -142,6 +142,10 @@ class DeviceImage:
         """It has the size that it says it has."""
         return None
 
+    def grow(self) -> bool:
+        """It has the size that it says it has."""
+        return False
+
     def unlink(self) -> None:
         """There is nothing to unlink.
 

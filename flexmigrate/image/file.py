@@ -60,7 +60,7 @@ class Image:
     :ivar path: as it was given; for people.
     :ivar given_path: as it was given, absolute: a link in it may lead elsewhere one day.
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
-    :ivar size: bytes in the file or on the device when it was opened.
+    :ivar size: bytes in the file or on the device when it was opened, or found to have grown.
     :ivar identity: (device, inode).
     :ivar unlocked: why QEMU isn't seen there, and doesn't see us; None if it is and does.
     :ivar disk: where it and what is kept beside it have their names.
@@ -128,7 +128,6 @@ class Image:
         self.durability = Durability(
             PageCache(
                 opened.fd,
-                self.size,
                 is_block_device=opened.is_block_device,
                 in_memory=self.in_memory,
             ),
@@ -467,7 +466,20 @@ class Image:
         return f"somebody else has changed the size of {self._name}: {size} bytes, not {self.size}"
 
     def _size_now(self) -> int:
-        return self.size if self.is_block_device else linux.known_size(self.fd)
+        return linux.device_size(self.fd) if self.is_block_device else linux.known_size(self.fd)
+
+    def grow(self) -> bool:
+        """Have the size that somebody else has given the file or device, if it is larger; return
+        whether it is. On the reactor's thread; whoever has been told the old size keeps to that.
+        """
+        size = self._size_now()
+        if size <= self.size:
+            return False
+        self.size = size
+        # What threads write by the old marks isn't harmed: these are for speed alone.
+        self._folios = None if self._folios is None else Folios.of(self.fd, size)
+        self._may_have_holes = self._may_have_holes or self._extents.may_come
+        return True
 
     def unlink(self) -> None:
         """Remove the file's name, durably. The image stays open, and keeps its bytes until closed.

@@ -22,10 +22,11 @@ FALLOC_FL_ZERO_RANGE = 0x10
 # Says that it can't be done on this filesystem, by this kernel, or to this kind of file.
 FALLOCATE_UNSUPPORTED = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.ENODEV})
 
-# From linux/fs.h: the ioctls 94, 97, 104 and 119 of its group 0x12.
+# From linux/fs.h: the ioctls 94, 97, 104, 114 and 119 of its group 0x12.
 BLKROGET = 0x125E
 BLKFLSBUF = 0x1261
 BLKSSZGET = 0x1268
+BLKGETSIZE64 = 0x80081272
 BLKDISCARD = 0x1277
 
 # From linux/stat.h, as statx(2) has them: a mask, and where in struct statx the mask of what was
@@ -173,6 +174,12 @@ def discard(fd: int, offset: int, length: int) -> None:
 def flush_buffers(fd: int) -> None:
     """Write what the page cache has of a block device, and let it go (BLKFLSBUF, for root)."""
     fcntl.ioctl(fd, BLKFLSBUF, 0)
+
+
+def device_size(fd: int) -> int:
+    """Return the size that a block device has now, in bytes."""
+    answer = fcntl.ioctl(fd, BLKGETSIZE64, bytes(8))
+    return int(struct.unpack("=Q", answer)[0])
 
 
 def logical_block_size(fd: int) -> int:

@@ -36,15 +36,13 @@ _FAR = 1 << 62
 class PageCache:
     """The page cache of the open file *fd*, whose owner is somebody else.
 
-    :param size: of the file, in bytes.
     :param in_memory: there is no disk behind the file (tmpfs).
     """
 
-    __slots__ = ("_fd", "_in_memory", "_is_block_device", "_second_fd", "_size")
+    __slots__ = ("_fd", "_in_memory", "_is_block_device", "_second_fd")
 
-    def __init__(self, fd: int, size: int, *, is_block_device: bool, in_memory: bool) -> None:
+    def __init__(self, fd: int, *, is_block_device: bool, in_memory: bool) -> None:
         self._fd = fd
-        self._size = size
         self._is_block_device = is_block_device
         self._in_memory = in_memory
         self._second_fd = -1
@@ -128,8 +126,9 @@ class PageCache:
         """
         step = _ASKED_AT_ONCE * linux.PAGE
         try:
-            for offset in range(0, self._size, step):
-                length = min(step, self._size - offset)
+            size = os.lseek(self._fd, 0, os.SEEK_END)
+            for offset in range(0, size, step):
+                length = min(step, size - offset)
                 address = linux.map_file(self._fd, length, offset)
                 try:
                     pages = linux.pages_in_core(address, length)

@@ -148,6 +148,7 @@ class Attempt:
         written to.
         """
         await self._gift.check_name()
+        self._gift.check_size()
         session = await self._gift.wants_session()
         proposal = MigrationProposal(self._gift, self._number, session=session)
         self._earlier = proposal.opening.named
@@ -387,6 +388,7 @@ class Attempt:
 
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
+        self._gift.check_size()
         left = self._copying.dirty.bytes
         self._log.info(
             "clients are parked for {left} bytes, which should take {seconds:.3f} s",

@@ -125,6 +125,15 @@ class Gift:
         """Whether a session is wished for: nothing is handed over by a copy."""
         return self.rule is not HandoverRule.PLAIN and self.action is not Action.NOTHING
 
+    def check_size(self) -> None:
+        """See that the image has the size with which the migration began.
+
+        :raises MigrationError: it hasn't.
+        """
+        fault = self.image.size_fault()
+        if fault is not None:
+            raise MigrationError(f"at the source: {fault}; a migration has one size")
+
     async def check_name(self) -> None:
         """See that the image's name leads to it still: whoever gives it away, and is asked for it
         later, has to find it by that.

@@ -81,7 +81,7 @@ class Ownership:
 
     def __init__(self, path: str, size: int, disk: Disk = SYSTEM) -> None:
         self._path = path
-        self._size = size
+        self.size = size
         self._disk = disk
         self._writing = threading.Lock()
         self._doubt: str | None = None
@@ -156,7 +156,7 @@ class Ownership:
             replace(
                 record,
                 state=State.SENDING,
-                size=self._size,
+                size=self.size,
                 superseded=tuple(superseded),
                 superseded_secrets=tuple(superseded.values()),
                 origin=NO_ID if before is None else before.origin,
@@ -329,7 +329,7 @@ class Ownership:
                 State.RECEIVING,
                 session=opening.session,
                 attempt=opening.attempt,
-                size=self._size,
+                size=self.size,
                 peer=opening.name,
                 address=address,
                 awaited_at=tuple(awaited_at),
@@ -375,7 +375,7 @@ class Ownership:
             self._write(
                 Record(
                     State.OWNER,
-                    size=self._size,
+                    size=self.size,
                     plain=True,
                     acknowledged=True,
                     peer=peer,
@@ -462,7 +462,7 @@ class Ownership:
 
         :param by: who, and why, for people.
         """
-        before = self.record or Record(State.NONE, size=self._size)
+        before = self.record or Record(State.NONE, size=self.size)
         was = self.state.name.lower()
         # Its source, once it has committed, is to hear what it would have heard from COMMIT.
         taken = state is State.OWNER and before.state is State.PREPARED

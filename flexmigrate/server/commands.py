@@ -498,6 +498,7 @@ class Commands:
         """
         if isinstance(error, NotBegun):
             return  # and nobody is there to be told
+        self._export.look()
         code = to_nbd(error)
         self._log.error(
             "request of {length} bytes at {offset} failed: {error}; the client is told {code}",

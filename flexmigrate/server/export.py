@@ -103,6 +103,8 @@ class Export:
     :ivar takes_several: whether it is said that a client may use several connections.
     :ivar turns: how often requests of clients were served, one or many at a time.
     :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
+    :ivar look: called when somebody is about to be told the size, and when a request has failed:
+        the image may have another by now.
     """
 
     def __init__(
@@ -124,6 +126,7 @@ class Export:
         self.observer: ChangeObserver | None = None
         self.throttle: Throttle | None = None
         self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None
+        self.look: Callable[[], object] = _nothing
         self.parked = False
         self.turns = 0
         self._connections: dict[Gated, None] = {}  # in the order in which they came
@@ -137,6 +140,7 @@ class Export:
     @property
     def info(self) -> ExportInfo:
         """What negotiation tells a client about this export."""
+        self.look()
         flags = _FLAGS
         if self.takes_several:
             flags |= TransmissionFlag.CAN_MULTI_CONN
@@ -292,6 +296,10 @@ class Export:
                 connection.abandon()
             for connection in list(self._connections):
                 connection.unpark()
+
+
+def _nothing() -> None:
+    """Nothing changes by itself."""
 
 
 class ExportDirectory:

@@ -5,6 +5,7 @@ closed in good order.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
@@ -33,6 +34,8 @@ class Host:
     """An image, what lies beside it, and the export of it.
 
     :ivar ownership: whose it is.
+    :ivar keeps_size: tells whether clients must not be told another size now: while the image is
+        received, or sent.
     """
 
     image: AnyImage
@@ -53,6 +56,24 @@ class Host:
         self.ownership = ownership
         self._closing = DeferredLock()
         self.export = Export(name, image, background, read_only=read_only)
+        self.export.look = self.look_at_size
+        self.keeps_size: Callable[[], bool] = lambda: True
+        self._size_fault: str | None = None
+
+    def look_at_size(self) -> None:
+        """See whether the file or device has another size by now. If it has grown, new clients are
+        told; else what it hasn't any more can't be read. Never waits.
+        """
+        if self.image.is_closed:
+            return
+        fault = self.image.size_fault()
+        if fault is not None and not self.keeps_size() and self.image.grow():
+            self.export.size = self.ownership.size = self.image.size
+            log.warn("{fault}; new clients are told so", fault=fault)
+            fault = None
+        if fault is not None and fault != self._size_fault:
+            log.error("{fault}; clients that are connected keep to the old size", fault=fault)
+        self._size_fault = fault
 
     @property
     def size(self) -> int:

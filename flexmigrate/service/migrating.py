@@ -204,6 +204,7 @@ class MigratingExport:
         self._source: Source | None = None
         self._terminating = False
         self.host = host
+        host.keeps_size = lambda: self.is_mirroring or self.given_away
         self.front = front
         self.lock = lock or OwnedLock()
         self.migration: Core | None = None
@@ -262,6 +263,7 @@ class MigratingExport:
             raise CommandError("mirror already running")
         if self.given_away:
             raise CommandError("the image was migrated away")
+        self.host.look_at_size()  # for the last time: a migration has one size
         if not self.host.export.size:
             raise CommandError("the image is empty: there is nothing to migrate")
         if request.action is Action.UNLINK:

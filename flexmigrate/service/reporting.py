@@ -39,6 +39,7 @@ def serving_status(serving: ImageServer, about: MigratingExport, now: float) -> 
         clients_allowed=serving.is_open,
         num_clients=len(serving.factory.clients),
         is_mirroring=about.is_mirroring,
+        size_changed=_size_changed(export),
         flush_failed=_flush_failed(export),
         export=export.name or None,
         num_exports=len(serving.exports),
@@ -149,6 +150,11 @@ def _handover(core: Core) -> str | None:
     return core.attempt.handover_kind if core.attempt is not None and known else None
 
 
+def _size_changed(export: Export) -> str | None:
+    export.look()
+    return None if export.image.is_closed else export.image.size_fault()
+
+
 def _flush_failed(export: Export) -> str | None:
     failure = export.image.flush_failure
     return None if failure is None else failure.text
@@ -188,6 +194,7 @@ def listening_status(
         clients_allowed=core.busy is None,
         num_clients=num_clients,
         is_mirroring=False,
+        size_changed=_size_changed(export),
         flush_failed=_flush_failed(export),
         export=export.name or None,
         listening_phase=phase,

@@ -167,6 +167,7 @@ class SimulatedImage(Image):
         self.unlocked = None
         self.in_memory = False
         self.is_local = True
+        self._folios = None
         self.pace = Pace()  # which writes wait is the disk's to say
         self.disk = mount
         self._mount = mount

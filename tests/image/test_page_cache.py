@@ -97,7 +97,7 @@ def test_an_error_that_nobody_was_told_of_is_found(device: FailingDevice) -> Non
 
 def test_what_is_found_by_looking_is_not_taken_from_a_flush(device: FailingDevice) -> None:
     descriptor = os.open(device.path, os.O_RDWR)
-    cache = PageCache(descriptor, SIZE, is_block_device=True, in_memory=False)
+    cache = PageCache(descriptor, is_block_device=True, in_memory=False)
     cache.look()
     os.pwrite(descriptor, b"x" * SIZE, 0)
     os.sync()
