@@ -48,8 +48,9 @@ class SessionWish:
         why the server is left; or None to do as the answer says.
     :ivar probe: data of the same option by which a server that calls it unsupported is asked once
         more: one that understands this knows the option, and is left. None not to ask.
-    :ivar optional: whether a server that won't have it, for whatever reason, is gone on with; else
-        only one that doesn't know the option is.
+    :ivar optional: whether what is said is that no session is wished for; then a server that won't
+        hear it, for whatever reason, is gone on with, and else only one that doesn't know the
+        option.
     """
 
     opening: bytes

@@ -165,6 +165,8 @@ class ClientHandshake(Asking):
         elif answer.refusal:
             self._decline(answer.refusal)
         else:
+            if wish.optional:
+                self._session = None  # what was said is that there is none
             self._ask_next()
 
     def _decline(self, reason: str) -> None:

@@ -118,15 +118,15 @@ def test_a_second_connection_is_refused_and_the_first_one_goes_on(
 ) -> None:
     destination = scene.listen(*style)
     source = scene.source("connects_twice")
-    source.wait_for("the second connection was ended without a word")
+    source.wait_for("the second connection was refused")
     source.expect_exit(0)
     scene.is_complete(destination)
 
 
-def test_a_source_from_a_forbidden_address_is_sent_away_without_a_word(scene: Scene) -> None:
+def test_a_source_from_a_forbidden_address_is_sent_away_and_told_why(scene: Scene) -> None:
     destination = scene.listen("127.0.0.1")
     source = scene.source("comes_from_a_forbidden_address", "127.0.0.2")
-    source.wait_for("closed without a word")
+    source.wait_for("127.0.0.2 is refused: the access list doesn't allow it")
     source.expect_exit(0)
     scene.waits_as_if_nothing_had_come(destination)
     scene.takes_a_whole_image(destination)

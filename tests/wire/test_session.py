@@ -391,6 +391,14 @@ class JudgingTests(SynchronousTestCase):
         end, _ = self.joined(wish, lambda opening: self.replying(ANSWER))
         self.assertEqual(end, Close("it is too old", CloseKind.DECLINED))
 
+    def test_has_no_session_where_it_said_that_it_wants_none(self) -> None:
+        plain = Opening(Purpose.PLAIN, bytes(16), 1, State.NONE, SIZE)
+        end, said = self.joined(
+            SessionWish(plain.encode(), optional=True), lambda opening: self.replying(ANSWER)
+        )
+        self.assertEqual(end.agreement.private, ())
+        self.assertEqual(said, [plain])
+
     def test_only_who_does_not_know_the_option_is_gone_on_with(self) -> None:
         for error, expected in (
             (OptionReply.ERR_UNSUP, Ready),

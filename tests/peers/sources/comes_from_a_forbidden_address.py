@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from support.raw_nbd import connect, expect_end
+from support.raw_nbd import ProtocolViolation, RawClient
 from support.scripted_source import arguments
 
 if __name__ == "__main__":
     options = arguments(__doc__, "bind")
-    expect_end(connect(options.address, options.port, bind=options.bind))
-    print("closed without a word", flush=True)
+    try:
+        RawClient.to(options.address, options.port, bind=options.bind)
+    except ProtocolViolation as error:
+        print(error, flush=True)
