@@ -48,6 +48,9 @@ class Reactor(Clock):
     def removeReader(self, reader: Any) -> None:
         self.reading.discard(reader)
 
+    def removeWriter(self, writer: Any) -> None:
+        """Nothing is ever written to a port."""
+
 
 class Greeter(Protocol):
     def connectionMade(self) -> None:

@@ -67,6 +67,8 @@ class UseTests(SynchronousTestCase):
 # at which something is to be done, is the monotonic clock's.
 WALL_CLOCK = {
     "doctor/certificates.py": 1,  # until when one is valid
+    "image/durability.py": 1,  # for people: when a flush failed
+    "image/flush_failure.py": 1,  # likewise, in the note about it
     "log/layouts.py": 1,  # when an event was, for a layout that has the monotonic clock
     "log/observer.py": 1,  # the time of a line of the log
     "migration/journal.py": 1,  # for people who read a journal
