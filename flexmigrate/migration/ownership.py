@@ -518,8 +518,19 @@ class Ownership:
             self._mark(record)
         elif standing.is_the_recorded_file:
             _, recorded_at = attributes.combined(record, standing.attribute, own, None)
-            if recorded_at:
+            if recorded_at or self._may_have_committed(record):
                 self._mark(None, durable=True)  # it would count more than the journal
+
+    def _may_have_committed(self, record: Record) -> bool:
+        """Whether the attribute may be another after a crash than it is now: that of an earlier
+        session whose ``committed`` was written there, and taken back, and neither was synced.
+        """
+        found = self.standing.attribute
+        return (
+            found is not None
+            and found.record.state is State.SENDING
+            and found.record.session != record.session
+        )
 
     def _mark(self, record: Record | None, *, durable: bool = False) -> None:
         """Write the file's attribute, or remove it; what can't be had there is left out.

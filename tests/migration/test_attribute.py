@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import random
 import shutil
 import subprocess
 from dataclasses import replace
@@ -19,6 +20,7 @@ from flexmigrate.migration.attribute import NAME, Attribute, combined
 from flexmigrate.migration.journal import Record
 from flexmigrate.migration.ownership import Ownership
 from flexmigrate.migration.standing import MayServe, look
+from flexmigrate.testing.disk import Died, SimulatedDisk
 from flexmigrate.wire.session import Opening, Purpose, State
 from support.processes import Children, flexmigrate
 
@@ -338,3 +340,33 @@ def test_an_image_that_was_replaced_by_one_that_was_given_away_is_not_served(ima
     give_away(other)
     os.replace(other, image)
     assert not may_serve(image)
+
+
+def test_what_a_crash_left_of_a_commit_is_gone_before_another_session_begins() -> None:
+    disk = SimulatedDisk()
+    disk.put("/image", bytes(8192))
+    first = disk.mount()
+    ours = Ownership("/image", 8192, first)
+    ours.send(Record(State.SENDING, session=b"1" * 16, attempt=1))
+
+    def before(mount: object, call: str, path: str) -> None:
+        if call == "replace":
+            first.die()  # the attribute says committed, and the journal doesn't
+
+    disk.before = before
+    with pytest.raises(Died):
+        ours.commit(1)
+    disk.before = lambda mount, call, path: None
+    disk.fail("everything", random.Random(1))
+    assert look("/image", disk.mount()).state is State.SENDING
+
+    second = disk.mount()
+    ours = Ownership("/image", 8192, second)
+    ours.tidy()
+    ours.send(Record(State.SENDING, session=b"2" * 16, attempt=1))
+    second.die()
+    disk.fail("nothing", random.Random(1))
+    standing = look("/image", disk.mount())
+    assert standing.state is State.SENDING
+    assert standing.record is not None
+    assert standing.record.session == b"2" * 16
