@@ -96,14 +96,18 @@ class Repeats:
                 continue
             self._tell(
                 {
-                    **{key: each for key, each in event.items() if key.startswith("log_")},
-                    "log_failure": None,
+                    **{key: event[key] for key in event if key in _KEPT},
                     "log_format": "{text} … and {count} more in {seconds:.0f} s",
                     "text": formatEvent(event),
                     "count": count - 1,
                     "seconds": WINDOW,
                 }
             )
+
+
+_KEPT = frozenset(("log_level", "log_logger", "log_namespace", "log_source", "log_time"))
+"""Keys of an event that hold for a line about many, too. Not ``log_failure``, whose mere presence
+has Twisted look for a traceback; nor what Twisted keeps of the event's text."""
 
 
 def _about(event: LogEvent) -> str:
