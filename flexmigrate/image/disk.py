@@ -209,7 +209,11 @@ def is_there(disk: Disk, path: str, owner: int | None = None) -> bool:
 
 
 def _check(disk: Disk, path: str, status: os.stat_result, owner: int | None) -> None:
-    fault, advice = "", f"find out who has put it there, and remove it: rm {shlex.quote(path)}"
+    remove = "rmdir" if stat.S_ISDIR(status.st_mode) else "rm"
+    fault, advice = (
+        "",
+        f"find out who has put it there, and remove it: {remove} {shlex.quote(path)}",
+    )
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         fault = f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}"

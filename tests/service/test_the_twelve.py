@@ -430,7 +430,7 @@ class Test11IncompleteStandsExactlyWhileTheImageIsIncomplete:
         ask(servers.source_sock, "mirror_max_bps", "0")
         servers.complete(source, destination)  # the source has never given up
 
-    def test_a_destination_that_can_write_no_marker_does_not_begin(
+    def test_a_destination_whose_marker_is_no_file_does_not_begin(
         self, servers: Servers, twistd: bool
     ) -> None:
         servers.marker.mkdir()
@@ -439,7 +439,7 @@ class Test11IncompleteStandsExactlyWhileTheImageIsIncomplete:
             twistd=twistd,
         )
         destination.expect_exit(1)
-        destination.wait_for(re.escape(f"can't write the marker {servers.marker}"))
+        destination.wait_for(re.escape(f"{servers.marker} can't be trusted: it is a folder"))
 
 
 def end_of_file(sender: RawClient, destination: Child) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -128,7 +129,7 @@ class ParkedTests(SynchronousTestCase):
         nothing: Any = None
         self.core = Core(
             reactor=self.clock,
-            export=nothing,
+            export=SimpleNamespace(image=SimpleNamespace(flush_failure=None)),  # type: ignore[arg-type]
             ground=nothing,
             gift=Gift(nothing, nothing, nothing, Action.EXIT),
             allowances=Allowances(),
