@@ -78,7 +78,7 @@ class MigrationError(FlexmigrateError):
 
 
 class ImageLost(MigrationError):
-    """The image's name doesn't lead to the image any more: no further attempt can mend that."""
+    """The image has lost its name, or bytes: no further attempt can mend that."""
 
 
 class Broken(MigrationError):

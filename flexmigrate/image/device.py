@@ -66,6 +66,7 @@ class DeviceImage:
         self.device = device
         self.path = self.real_path = path
         self.size: int = device.size
+        self.cut: str | None = None
         self.read_only = bool(device.read_only)
         self.is_closed = False
         self.pace = Pace()  # it knows itself what may be asked for at once

@@ -61,6 +61,8 @@ class Image:
     :ivar given_path: as it was given, absolute: a link in it may lead elsewhere one day.
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
     :ivar size: bytes in the file or on the device when it was opened, or found to have grown.
+    :ivar cut: how ``size_fault`` has once found it shorter than that; None if it hasn't. Whoever
+        writes behind its end lengthens it again, and what it had there is gone all the same.
     :ivar identity: (device, inode).
     :ivar unlocked: why QEMU isn't seen there, and doesn't see us; None if it is and does.
     :ivar disk: where it and what is kept beside it have their names.
@@ -79,6 +81,7 @@ class Image:
         "_name",
         "_read_flags",
         "_residency",
+        "cut",
         "disk",
         "durability",
         "fd",
@@ -104,6 +107,7 @@ class Image:
         self.read_only = read_only
         self.fd = opened.fd
         self.size = opened.size
+        self.cut: str | None = None
         self.identity = opened.identity
         self.unlocked = opened.unlocked
         self.is_block_device = opened.is_block_device
@@ -463,7 +467,10 @@ class Image:
         size = self._size_now()
         if size == self.size:
             return None
-        return f"somebody else has changed the size of {self._name}: {size} bytes, not {self.size}"
+        fault = f"somebody else has changed the size of {self._name}: {size} bytes, not {self.size}"
+        if size < self.size and self.cut is None:
+            self.cut = fault
+        return fault
 
     def _size_now(self) -> int:
         return linux.device_size(self.fd) if self.is_block_device else linux.known_size(self.fd)

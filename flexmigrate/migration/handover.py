@@ -126,11 +126,14 @@ class Gift:
         return self.rule is not HandoverRule.PLAIN and self.action is not Action.NOTHING
 
     def check_size(self) -> None:
-        """See that the image has the size with which the migration began.
+        """See that the image has the size with which the migration began, and always had it.
 
-        :raises MigrationError: it hasn't.
+        :raises MigrationError: it hasn't, and may be given it back.
+        :raises ImageLost: it was shorter: what it had there is gone, whatever size it has now.
         """
         fault = self.image.size_fault()
+        if self.image.cut is not None:
+            raise ImageLost(f"at the source: {was_cut(self.image.cut)}")
         if fault is not None:
             raise MigrationError(f"at the source: {fault}; a migration has one size")
 
@@ -437,6 +440,17 @@ async def confirm(reactor: Any, client: NBDClientProtocol, ownership: Ownership)
         raise NotConfirmed(f"the destination did not answer COMMIT: {error}") from error
     if outcome.refusal:
         raise NotConfirmed(f"the destination refuses to commit: {outcome.refusal}")
+
+
+def was_cut(fault: str) -> str:
+    """Return why an image isn't migrated that was shorter once, in words.
+
+    :param fault: as it was found then.
+    """
+    return (
+        f"{fault}; what it had there is gone, though it may have its size again: look at it, and "
+        "start its server again if it is to be migrated as it is"
+    )
 
 
 async def finish(

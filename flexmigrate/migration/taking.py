@@ -139,6 +139,7 @@ class DestinationHandover:
         return Deferred.fromCoroutine(self._begin())
 
     async def _begin(self) -> bool:
+        self._image.cut = None  # all comes anew
         durability = self._image.durability
         known = durability.failure
         trusted = await self._background.run(durability.begin_receiving)

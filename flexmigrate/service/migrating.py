@@ -36,7 +36,7 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.convergence import Convergence
 from flexmigrate.migration.copying import Progress
 from flexmigrate.migration.ground import Allowances, SizeMismatch
-from flexmigrate.migration.handover import Gift
+from flexmigrate.migration.handover import Gift, was_cut
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.plan import RateLimit
 from flexmigrate.migration.proposal import Declined, Proposal
@@ -264,6 +264,8 @@ class MigratingExport:
         if self.given_away:
             raise CommandError("the image was migrated away")
         self.host.look_at_size()  # for the last time: a migration has one size
+        if self.host.image.cut is not None:
+            raise CommandError(was_cut(self.host.image.cut))
         if not self.host.export.size:
             raise CommandError("the image is empty: there is nothing to migrate")
         if request.action is Action.UNLINK:

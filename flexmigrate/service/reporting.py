@@ -152,7 +152,7 @@ def _handover(core: Core) -> str | None:
 
 def _size_changed(export: Export) -> str | None:
     export.look()
-    return None if export.image.is_closed else export.image.size_fault()
+    return None if export.image.is_closed else export.image.size_fault() or export.image.cut
 
 
 def _flush_failed(export: Export) -> str | None:

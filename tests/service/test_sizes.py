@@ -92,3 +92,41 @@ def test_a_migration_begins_with_the_size_that_there_is(servers: Servers) -> Non
     answer = servers.mirror()
     assert answer.returncode == 1
     assert str(GROWN).encode() in answer.stderr
+
+
+def test_what_was_cut_is_not_whole_because_a_client_has_lengthened_it(servers: Servers) -> None:
+    server, destination = servers.serve(), servers.listen()
+    client = servers.client(server)
+    os.truncate(servers.image, MIB)
+    cookie = client.send(0, MIB, 4096)
+    assert (reply := client.reply()).cookie == cookie
+    assert reply.error == errno.EIO
+    assert client.write(SIZE - 4096, b"x" * 4096) == 0
+    assert servers.image.stat().st_size == SIZE
+    assert f"{MIB} bytes, not {SIZE}" in unquote(status(servers.source_sock)["size_changed"])
+    answer = servers.mirror()
+    assert answer.returncode == 1
+    assert f"{MIB} bytes, not {SIZE}; what it had there is gone" in answer.stderr.decode()
+    stop(server)
+    # Whoever starts it again takes it as it is.
+    server = servers.serve()
+    assert "size_changed" not in status(servers.source_sock)
+    assert servers.mirror().returncode == 0
+    server.expect_exit(0)
+    destination.expect_exit(0)
+
+
+def test_a_migration_of_what_was_cut_meanwhile_ends(servers: Servers) -> None:
+    server = servers.serve()
+    servers.listen()
+    servers.start_mirroring_slowly()
+    client = servers.client(server)
+    os.truncate(servers.image, MIB)
+    client.send(0, MIB, 4096)
+    assert client.reply().error == errno.EIO
+    assert client.write(SIZE - 4096, b"x" * 4096) == 0
+    assert ask(servers.source_sock, "mirror_max_bps", "0")[0] == 0
+    seen = wait_until(servers.source_sock, is_mirroring="false")
+    assert seen["last_migration_verdict"] != "complete"
+    assert server.running
+    stop(server)
