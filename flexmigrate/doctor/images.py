@@ -63,8 +63,10 @@ def _way_out(error: BaseException | None, path: str) -> str:
     if number in (errno.EACCES, errno.EPERM, errno.EROFS):
         return "let the user that runs the server read and write it, or use --read-only"
     if number is None:
-        return "end who has it, make it writable or use --read-only, or name another one"
-    return "end who has it, or name another one"
+        return (
+            "end the program that uses it, make it writable or use --read-only, or name another one"
+        )
+    return "end the program that uses it, or name another one"
 
 
 def _size(path: str, size: int) -> Finding:

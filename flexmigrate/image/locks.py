@@ -117,8 +117,8 @@ def _permissions(read_only: bool) -> tuple[list[int], list[int]]:
 
 def _in_use(fd: int, path: str, how: str) -> ImageError:
     return ImageError(
-        f"the image {path} is in use by QEMU, or another program that locks as QEMU does, and "
-        f"which {how}{_told(fd)}: end that first"
+        f"the image {path} is in use by QEMU, or by another program that locks images as QEMU "
+        f"does. It {how}{_told(fd)}: end it first"
     )
 
 

@@ -246,8 +246,9 @@ class Ownership:
             return self.settles(opening)
         if opening is not None and not opening.has_keys and not self.allows_old_peers:
             return (
-                f"{opening.name or 'the source'} is of a version after which anybody could commit "
-                "in its name: upgrade it, or say --allow-old-peers here"
+                f"the version of {opening.name or 'the source'} is too old to have a key, so that "
+                "anybody could commit in its name: upgrade it, or start the destination with "
+                "--allow-old-peers"
             )
         if record is None or record.state in (State.RECEIVING, State.DONE):
             return None

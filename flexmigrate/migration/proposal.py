@@ -91,8 +91,8 @@ class MigrationProposal(Proposal):
         """Leave whoever doesn't know of keys; show that what is there was given up, if it was."""
         if answer.version < FIRST_WITH_KEYS and not self._gift.old_peers:
             return (
-                "it is of a version after which anybody who reaches it could commit in our name: "
-                "upgrade it, or say --allow-old-peers"
+                "its version is too old to ask for a key, so that anybody who reaches it could "
+                "commit in our name: upgrade it, or say --allow-old-peers"
             )
         if not answer.refusal or self.opening.purpose is not Purpose.MIGRATE:
             return None

@@ -22,6 +22,15 @@ from flexmigrate.service.lifetime import Reload
 log = Logger()
 
 _TAKEN_OVER = {"acl", "default_deny"}
+# Settings whose keys in the file aren't the names of their fields.
+_KEYS = {
+    "places": "addr, port or endpoint",
+    "exports": "file or export",
+    "listable": "no-list",
+    "poll_seconds": "poll-us",
+    "rebind": "rebind-addr or rebind-port",
+    "log": "log-format, log-level or log-requests",
+}
 
 
 class Reloading:
@@ -77,11 +86,11 @@ class Reloading:
             log.warn("other changes of the configuration need a restart: {others}", others=others)
 
     def _others(self, new: ServeConfig | ListenConfig) -> Iterator[str]:
-        """Yield the settings that have changed and are not taken over."""
+        """Yield the keys of the settings that have changed and are not taken over."""
         for each in fields(self._config):
             before, now = getattr(self._config, each.name), getattr(new, each.name)
             if each.name == "tls":
                 before = (before.rule, before.verify_peer, before.certificates is None)
                 now = (now.rule, now.verify_peer, now.certificates is None)
             if each.compare and each.name not in _TAKEN_OVER and before != now:
-                yield each.name.replace("_", "-")
+                yield _KEYS.get(each.name, each.name.replace("_", "-"))

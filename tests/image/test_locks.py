@@ -72,7 +72,7 @@ class TestTheyAreSeen:
     def test_by_who_would_write(self, image: Path, tmp_path: Path, children: Children) -> None:
         server = qemu_nbd(children, image, tmp_path)
         for read_only in (False, True):
-            with pytest.raises(ImageError, match="in use by QEMU, or another program") as error:
+            with pytest.raises(ImageError, match="in use by QEMU, or by another program") as error:
                 Image.open(str(image), read_only=read_only)
             assert f"process {server.pid}, qemu-nbd" in str(error.value)
             with pytest.raises(ImageError, match="in use by QEMU"):
