@@ -67,8 +67,8 @@ class Address:
 def parse_host(text: str) -> str:
     """Return the IPv4 or IPv6 address *text* in its usual spelling, or raise `BadAddress`.
 
-    A link-local IPv6 address has its link behind it, by name or number (RFC 4007):
-    ``fe80::1%eth0``.
+    A link-local IPv6 address needs its link behind it, by name or number (RFC 4007):
+    ``fe80::1%eth0``. Without it the kernel takes none: it doesn't know which link is meant.
     """
     try:
         address = ipaddress.ip_address(text)
@@ -77,6 +77,11 @@ def parse_host(text: str) -> str:
     zone = getattr(address, "scope_id", None)
     if zone is not None and not _ZONE.fullmatch(zone):
         raise BadAddress(f"{zone!r} in {text!r} is not the name of a link")
+    if zone is None and address.version == 6 and address.is_link_local:
+        raise BadAddress(
+            f"{text!r} is a link-local address, and its link is missing: {text}%eth0, for "
+            f"example (in a URI: [{text}%25eth0])"
+        )
     return str(address)
 
 

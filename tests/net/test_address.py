@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from ipaddress import IPv4Address, IPv6Address
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -15,6 +16,14 @@ from flexmigrate.net.address import (
     parse_port,
     parse_shown,
 )
+
+AnyAddress = IPv4Address | IPv6Address
+
+
+def with_link(host: AnyAddress) -> str:
+    """Return it with the link that a link-local one of IPv6 needs."""
+    needs_link = host.version == 6 and host.is_link_local and "%" not in str(host)
+    return f"{host}%eth0" if needs_link else str(host)
 
 
 class AddressTests(SynchronousTestCase):
@@ -49,6 +58,14 @@ class ParseAddressTests(SynchronousTestCase):
         for zone in ("a b", "sixteen-letters-", "a:b"):
             with self.assertRaisesRegex(BadAddress, "not the name of a link|neither"):
                 parse_address(f"fe80::1%{zone}", "1")
+
+    def test_the_link_of_a_link_local_host_is_needed(self) -> None:
+        for host in ("fe80::1", "febf::2"):
+            with self.assertRaisesRegex(
+                BadAddress, f"its link is missing: {host}%eth0, for example"
+            ):
+                parse_address(host, "1")
+        self.assertEqual(parse_address("fec0::1", "1").host, "fec0::1")
 
     def test_a_unix_socket_has_no_port(self) -> None:
         for none in (None, 0, "0"):
@@ -85,12 +102,12 @@ class ParseAddressTests(SynchronousTestCase):
                 parse_address(path)
 
     @given(st.ip_addresses())
-    def test_every_ip_address_is_a_host(self, host: object) -> None:
-        self.assertEqual(parse_host(str(host)), str(host))
+    def test_every_ip_address_is_a_host(self, host: AnyAddress) -> None:
+        self.assertEqual(parse_host(with_link(host)), with_link(host))
 
     @given(st.ip_addresses(), st.integers(1, 65535))
-    def test_what_is_shown_is_read_again(self, host: object, port: int) -> None:
-        address = parse_address(str(host), port)
+    def test_what_is_shown_is_read_again(self, host: AnyAddress, port: int) -> None:
+        address = parse_address(with_link(host), port)
         self.assertEqual(parse_shown(str(address)), address)
 
     def test_a_path_that_is_shown_is_read_again(self) -> None:
