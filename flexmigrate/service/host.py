@@ -134,6 +134,9 @@ class ImageHost(Host):
     :raises ImageError: the image can't be opened or locked, or its journal can't be trusted.
     """
 
+    #: It waits for the image, and serves it only once that is here.
+    is_destination = False
+
     image: Image
 
     def __init__(
@@ -179,13 +182,24 @@ class ImageHost(Host):
 
     def _flush_failed(self, failure: FlushFailure) -> None:
         path = self.image.path
+        if self.is_destination and self.ownership.state is not State.OWNER:
+            follows = (
+                "what was received may be in memory only, and doesn't count. The next attempt "
+                "empties the page cache first, and compares with what the disk has. Mend the disk, "
+                "or give it room"
+            )
+        else:
+            follows = (
+                "what was written before may be in memory only. From now on every flush fails, "
+                "reads and writes go on. What clients see can be saved by migrating it away; once "
+                "the disk is mended, start the server anew, which then serves what the disk has"
+            )
         log.error(
-            "{path}: a flush failed ({failure}). Linux won't try again: what was written before "
-            "may be in memory only. From now on every flush fails, reads and writes go on. What "
-            "clients see can be saved by migrating it away; once the disk is mended, start the "
-            "server anew, which then serves what the disk has. See docs: 'A flush that failed'",
+            "{path}: a flush failed ({failure}). Linux won't try again: {follows}. See docs: 'A "
+            "flush that failed'",
             path=path,
             failure=failure.text,
+            follows=follows,
         )
         unnoted = self.image.durability.unnoted
         if unnoted is not None:

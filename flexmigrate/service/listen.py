@@ -98,6 +98,7 @@ class ListenService(Service):
         self._host = ImageHost(
             reactor, self._pool, config.file, name=config.export, open_image=open_image
         )
+        self._host.is_destination = True
         self._host.ownership.allows_old_peers = config.allow_old_peers
         self._instance = secrets.token_bytes(ID_LENGTH)
         self._serving: ImageServer | None = None

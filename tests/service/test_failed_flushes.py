@@ -188,6 +188,9 @@ class TestADestination:
         self, servers: Servers, device: FailingDevice, verify: str
     ) -> None:
         source, destination = self.receive(servers, device.path, "--verify", verify)
+        # It has no clients: to migrate away what they see is no advice for it.
+        destination.wait_for("error .*a flush failed .*doesn't count.* Mend the disk")
+        assert not any("every flush fails" in line for line in destination.lines)
         device.mend()
         source.expect_exit(0)
         destination.expect_exit(0)
