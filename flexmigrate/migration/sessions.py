@@ -85,6 +85,7 @@ class ReceivingSession(OpenSession):
         self._instance = instance
         # Those that have shown that the source has committed; and the one that waits for the place.
         self._settling: set[NBDServerProtocol] = set()
+        self._told_refusal = ("", "")
         self._coming: NBDServerProtocol | None = None
         self._linger: IDelayedCall | None = None
         self._waiter: Deferred[bool] | None = None
@@ -106,7 +107,7 @@ class ReceivingSession(OpenSession):
         opening = parse_opening(data)
         refusal = self._refusal(opening)
         if refusal is not None:
-            log.warn("{name} is refused: {refusal}", name=opening.name, refusal=refusal)
+            self._tell_refusal(opening.name, refusal)
         return answer(
             opening,
             self._ownership,
@@ -123,8 +124,18 @@ class ReceivingSession(OpenSession):
             return "what was asked is answered"
         refusal = self._refusal(opening)
         if refusal is not None:
-            log.warn("a sender is refused: {refusal}", refusal=refusal)
+            self._tell_refusal("a sender", refusal)
         return refusal
+
+    def _tell_refusal(self, name: str, refusal: str) -> None:
+        """Warn of it, unless it is the last one again: a source tries once a second, and may show
+        its key when it was refused without.
+        """
+        if (name, refusal) == self._told_refusal:
+            log.debug("{name} is refused again: {refusal}", name=name, refusal=refusal)
+            return
+        self._told_refusal = (name, refusal)
+        log.warn("{name} is refused: {refusal}", name=name, refusal=refusal)
 
     def _refusal(self, opening: Opening | None) -> str | None:
         """Return why whoever says *opening*, or nothing, gets no further; None if it does."""
@@ -177,6 +188,7 @@ class ReceivingSession(OpenSession):
         return Deferred.fromCoroutine(self._replace(connection, opening))
 
     def _enter(self, connection: NBDServerProtocol, opening: Opening | None) -> Deferred[None]:
+        self._told_refusal = ("", "")
         self._destination.sender_connected(connection)
         return Deferred.fromCoroutine(self._begin(connection, opening))
 

@@ -60,6 +60,9 @@ class TestTheDestination:
         source.wait_for("attempt 5 failed as the 3 before")
         in_full = [line for line in source.lines if NO_ROOM in line]
         assert len(in_full) == 1, source.story()
+        destination.wait_for("warn .* is refused: what is sent can't be recorded")
+        refusals = [line for line in destination.lines if " is refused: " in line]
+        assert len(refusals) == 1, destination.story()
         found = wait_until(servers.source_sock, is_mirroring="true")
         assert NO_ROOM in urllib.parse.unquote(found["migration_error"])
         ballast.unlink()
