@@ -115,9 +115,12 @@ def parse_place(text: str) -> str:
     if text.startswith("/"):
         return parse_socket_path(text)
     try:
-        return parse_host(text)
-    except BadAddress as error:
-        raise BadAddress(f"{error}, nor a path beginning with /") from None
+        ipaddress.ip_address(text)
+    except ValueError:
+        raise BadAddress(
+            f"{text!r} is neither an IPv4 nor an IPv6 address, nor a path beginning with /"
+        ) from None
+    return parse_host(text)
 
 
 def parse_address(addr: str, port: str | int | None = None, *, lowest_port: int = 0) -> Address:

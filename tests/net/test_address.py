@@ -61,9 +61,8 @@ class ParseAddressTests(SynchronousTestCase):
 
     def test_the_link_of_a_link_local_host_is_needed(self) -> None:
         for host in ("fe80::1", "febf::2"):
-            with self.assertRaisesRegex(
-                BadAddress, f"its link is missing: {host}%eth0, for example"
-            ):
+            shown = rf"its link is missing: {host}%eth0, for example \(in a URI: .*\)$"
+            with self.assertRaisesRegex(BadAddress, shown):
                 parse_address(host, "1")
         self.assertEqual(parse_address("fec0::1", "1").host, "fec0::1")
 
