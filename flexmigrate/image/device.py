@@ -139,6 +139,10 @@ class DeviceImage:
         """There is no name that could lead elsewhere."""
         return None
 
+    def other_readers(self) -> str | None:
+        """Nothing is known of others."""
+        return None
+
     def size_fault(self) -> str | None:
         """It has the size that it says it has."""
         return None

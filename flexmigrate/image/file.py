@@ -22,7 +22,7 @@ from typing import Protocol
 from zope.interface import implementer
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import holes, linux
+from flexmigrate.image import holes, linux, locks
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.durability import Durability
 from flexmigrate.image.exact import Readable, read_exact, write_exact
@@ -450,6 +450,12 @@ class Image:
     @staticmethod
     def _fate(status: os.stat_result) -> str:
         return "renamed, or a folder above it" if status.st_nlink else "removed"
+
+    def other_readers(self) -> str | None:
+        """Return in words who else reads the image; None if nobody has said so by a lock. May wait:
+        on a network filesystem its server is asked.
+        """
+        return locks.read_by_others(self.fd) if self.read_only else None  # else nobody may
 
     @property
     def other_names(self) -> int:

@@ -87,6 +87,17 @@ def check(fd: int, path: str, *, read_only: bool) -> None:
             raise _in_use(fd, path, f"may {_NAMES[each]}")
 
 
+def read_by_others(fd: int) -> str | None:
+    """Return who else has the image open, to be read, and locked for that as we do, in words; None
+    if nobody has, or that isn't known.
+    """
+    try:
+        is_read = _is_locked(fd, _IN_USE + READ)
+    except OSError:  # such locks can't be had there
+        return None
+    return f"another program reads the image, too{_told(fd)}" if is_read else None
+
+
 def check_flock(fd: int, path: str, *, read_only: bool, is_exact: bool) -> None:
     """See, without taking it, that no other server has our own kind of lock (proc(5), "locks").
 

@@ -149,6 +149,7 @@ class Attempt:
         """
         await self._gift.check_name()
         self._gift.check_size()
+        await self._gift.check_readers()
         session = await self._gift.wants_session()
         proposal = MigrationProposal(self._gift, self._number, session=session)
         self._earlier = proposal.opening.named
@@ -389,6 +390,7 @@ class Attempt:
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
         self._gift.check_size()
+        await self._gift.check_readers()
         left = self._copying.dirty.bytes
         self._log.info(
             "clients are parked for {left} bytes, which should take {seconds:.3f} s",

@@ -152,6 +152,21 @@ class Gift:
         if fault is not None:
             raise ImageLost(f"{fault}; nothing is given away")
 
+    async def check_readers(self) -> None:
+        """See that nobody else reads the image, as a second server with ``--read-only`` does: that
+        would go on to serve what isn't the image any more, and call it its own.
+
+        :raises MigrationError: somebody does.
+        """
+        if self.action is Action.NOTHING:
+            return
+        others = await self.background.run(self.image.other_readers)
+        if others is not None:
+            raise MigrationError(
+                f"at the source: {others}: it would read on from what was given away; end that "
+                "first"
+            )
+
     async def wants_session(self) -> bool:
         """Return whether a session is to be asked for: not for what has no place for a journal.
 

@@ -7,6 +7,7 @@ import errno
 import pytest
 
 from support import raw_nbd
+from support.operator import status
 from support.raw_nbd import RawClient
 from support.servers import Servers, stop
 
@@ -52,3 +53,20 @@ def test_what_arrives_is_as_it_was(
         stop(again)
         warned = "was read-only where it came from" in again.story()
         assert warned is (expected and not more)
+
+
+def test_what_a_second_server_reads_is_not_given_away(servers: Servers) -> None:
+    serving = servers.serve("--read-only")
+    words = ("serve", "--addr", "127.0.0.1", "--port", "0", "--file", str(servers.image))
+    second = servers.start(*words, "--read-only")
+    second.listening()
+    listening = servers.listen()
+    answer = servers.mirror()
+    assert answer.returncode == 1
+    assert f"another program reads the image, too (process {second.pid}, " in answer.stderr.decode()
+    assert status(servers.source_sock)["is_mirroring"] == "false"
+    stop(second)
+    servers.start_mirroring()
+    serving.expect_exit(0)
+    listening.expect_exit(0)
+    servers.is_copied()
