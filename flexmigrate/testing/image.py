@@ -162,6 +162,7 @@ class SimulatedImage(Image):
         self.read_only = read_only
         self.fd = fd
         self.size = len(file.seen)
+        self.cut = None
         self.identity = (1, file.inode)
         self.is_block_device = False
         self.unlocked = None
