@@ -266,8 +266,8 @@ RECEIVED_READ_ONLY = Flag(
 OLD_PEERS = Flag(
     "allow-old-peers",
     "",
-    "have sessions with older flexmigrates, too, that know of no keys: anybody who can connect to"
-    " the destination may then commit in the source's name (default: refuse them)",
+    "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
+    " destination can then take the image over in the source's name (default: refuse them)",
 )
 REBIND_ADDR = Option(
     "rebind-addr",

@@ -12,6 +12,7 @@ from flexmigrate.errors import ImageError, in_words
 from flexmigrate.image import linux, places
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.filesystems import filesystem_of
+from flexmigrate.image.flush_failure import FileNote
 from flexmigrate.image.opening import try_opening
 from flexmigrate.image.trust import Trust, trust_in
 from flexmigrate.migration import standing as standings
@@ -33,6 +34,7 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
         is_device = stat.S_ISBLK(mode)
         yield _size(path, os.lseek(fd, 0, os.SEEK_END))
         yield _standing(path, receives=receives)
+        yield from _failed_flush(path, fd, is_device)
         if not read_only:
             yield _folder(path, receives=receives)
         yield _filesystem(path, fd, is_device)
@@ -49,6 +51,19 @@ def _opening(path: str, *, read_only: bool) -> Finding:
     except ImageError as error:
         return problem(path, _without(path, str(error)), _way_out(error.__cause__, path))
     return ok(path, "can be opened, and nobody else has locked it")
+
+
+def _failed_flush(path: str, fd: int, is_device: bool) -> Iterator[Finding]:
+    """Look for the note of a flush that failed."""
+    note = FileNote(fd, os.path.realpath(path), os.fstat(fd).st_ino, is_block_device=is_device)
+    if (found := note.load()) is not None:
+        yield warning(
+            path,
+            f"a flush of it failed: {found.failure.text}; what was written before that may be"
+            " missing",
+            "look at the disk below it, and at what is in the image; a server empties the page"
+            " cache before it uses the image, or doesn't start",
+        )
 
 
 def _without(path: str, text: str) -> str:

@@ -77,8 +77,11 @@ class Lifetime:
         read otherwise would start a second owner.
         """
         log.error("{reason}", reason=reason)
-        if not self._settled:
-            self.status = self.status or 1
+        if self._settled:
+            return
+        if self.status == 0:
+            log.error("ending with status 1: {reason}", reason=reason)
+        self.status = self.status or 1
 
     def heed_signals(
         self, terminate: Callable[[str], Deferred[int]], reload: Reload | None = None

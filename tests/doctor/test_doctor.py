@@ -20,6 +20,7 @@ from flexmigrate.config import ListenConfig, TLSConfig
 from flexmigrate.doctor import certificates, findings, host, images, places
 from flexmigrate.doctor.findings import Finding, Level
 from flexmigrate.image.file import Image
+from flexmigrate.image.flush_failure import FileNote, FlushFailure
 from flexmigrate.net import accepting
 from flexmigrate.net.address import Address
 from flexmigrate.service.descriptors import SPARE
@@ -101,6 +102,16 @@ class TestImages:
         with open(tmp_path / "other", "w") as other:
             fcntl.flock(other, fcntl.LOCK_EX)
             assert bad(images.look(image)) == []
+
+    def test_a_flush_that_failed(self, image: str) -> None:
+        fd = os.open(image, os.O_RDWR)
+        try:
+            inode = os.fstat(fd).st_ino
+            note = FileNote(fd, os.path.realpath(image), inode, is_block_device=False)
+            note.keep(FlushFailure(errno.ENOSPC, 1_700_000_000))
+        finally:
+            os.close(fd)
+        assert_bad(images.look(image), Level.WARNING, "a flush of it failed", "ENOSPC")
 
     def test_an_unfinished_copy(self, image: str) -> None:
         Path(f"{image}.INCOMPLETE").touch()

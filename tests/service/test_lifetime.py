@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from twisted.internet.defer import Deferred, fail, succeed
+from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.service.lifetime import SIGNALS, Lifetime
@@ -136,8 +137,11 @@ class Signals(SynchronousTestCase):
         self.lifetime.heed_signals(self.terminate)
         self.reactor.run()
         signal.raise_signal(signal.SIGTERM)
-        self.lifetime.failed("the image can't be flushed")
+        with capturedLogs() as told:
+            self.lifetime.failed("the image can't be flushed")
         self.assertEqual(self.lifetime.status, 1)
+        last = "ending with status 1: the image can't be flushed"
+        self.assertEqual(formatEvent(told[-1]), last)
 
     def test_what_fails_after_a_migration_does_not_deny_it(self) -> None:
         self.lifetime.end(0, "the image was migrated away")
