@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -11,7 +13,10 @@ import pytest
 from support.operator import status, wait_until
 from support.processes import LISTENING, Child, flexmigrate, run, script
 from support.raw_nbd import RawClient
+from support.relay import Relay
 from support.servers import SIZE, Servers, stop
+
+PREPARE_EQUAL = bytes.fromhex("25609513 0000 f103")  # a request's magic, flags and type
 
 
 def places(server: Child, count: int) -> list[tuple[str, int]]:
@@ -31,6 +36,15 @@ def read_at(host: str, port: int = 0) -> bytes:
     data = client.read(0, client.size)
     client.say_goodbye()
     return data
+
+
+@contextmanager
+def losing_prepare(servers: Servers, destination: Child) -> Iterator[Relay]:
+    """Have `mirror` send by a relay that cuts where PREPARE would pass, when nobody is served."""
+    with Relay(*destination.listening()) as relay:
+        servers.send_to("127.0.0.1", relay.port)
+        relay.stop_at(PREPARE_EQUAL)
+        yield relay
 
 
 def endpoints(*descriptions: str) -> list[str]:
@@ -107,7 +121,7 @@ class TestSeveralPlaces:
         for name in ("nbd", "other"):
             servers.place = ("--addr", str(tmp_path / name))
             refused = servers.mirror()
-            assert (refused.returncode, b"this server itself" in refused.stderr) == (1, True)
+            assert (refused.returncode, b"the very server" in refused.stderr) == (1, True)
         stop(server)
 
     def test_a_unix_socket_is_taken_again_after_a_handover_that_failed(
@@ -117,16 +131,14 @@ class TestSeveralPlaces:
         server = servers.start(*serve(servers, *endpoints(f"unix:{path}")))
         places(server, 1)
         destination = servers.listen()
-        elsewhere = tmp_path / "elsewhere"
-        servers.image.rename(elsewhere)
-        servers.image.write_bytes(b"what must not be unlinked")
-        servers.start_mirroring("--unlink")
-        server.wait_for("no longer listening")
-        assert places(server, 3)[-1] == (path, 0)
-        assert read_at(path) == elsewhere.read_bytes()
-        elsewhere.rename(servers.image)
-        server.expect_exit(0)
-        destination.expect_exit(0)
+        with losing_prepare(servers, destination) as relay:
+            servers.start_mirroring("--unlink")
+            server.wait_for("no longer listening")
+            assert places(server, 2)[-1] == (path, 0)
+            assert read_at(path) == servers.image.read_bytes()
+            relay.start_again()
+            server.expect_exit(0)
+            destination.expect_exit(0)
 
 
 class TestWhatIsWrong:
@@ -260,17 +272,15 @@ class TestSocketActivation:
         server = self.serve(servers, "127.0.0.1:0", descriptions=["systemd:domain=INET:index=0"])
         (place,) = places(server, 1)
         destination = servers.listen()
-        elsewhere = tmp_path / "elsewhere"
-        servers.image.rename(elsewhere)
-        servers.image.write_bytes(b"what must not be unlinked")
-        servers.start_mirroring("--unlink")
-        server.wait_for("no longer listening")
-        assert places(server, 3)[0] == place
-        assert read_at(*place) == elsewhere.read_bytes()
-        assert status(servers.source_sock)["is_mirroring"] == "true"
-        elsewhere.rename(servers.image)
         content = servers.image.read_bytes()
-        server.expect_exit(0)
-        destination.expect_exit(0)
+        with losing_prepare(servers, destination) as relay:
+            servers.start_mirroring("--unlink")
+            server.wait_for("no longer listening")
+            assert places(server, 2)[-1] == place
+            assert read_at(*place) == content
+            assert status(servers.source_sock)["is_mirroring"] == "true"
+            relay.start_again()
+            server.expect_exit(0)
+            destination.expect_exit(0)
         assert not servers.image.exists()
         assert servers.copy.read_bytes() == content
