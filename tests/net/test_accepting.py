@@ -48,9 +48,6 @@ class Reactor(Clock):
     def removeReader(self, reader: Any) -> None:
         self.reading.discard(reader)
 
-    def removeWriter(self, writer: Any) -> None:
-        """Nothing is ever written to a port."""
-
 
 class Greeter(Protocol):
     def connectionMade(self) -> None:
@@ -120,8 +117,8 @@ class AcceptingTests(SynchronousTestCase):
     def test_a_port_that_is_closed_meanwhile_stays_closed(self) -> None:
         self.accepting(errno.EMFILE)
         self.port.doRead()
-        self.port.stopListening()
         self.port.connectionLost = lambda _: None
+        self.port.stopListening()
         self.reactor.advance(PAUSE_SECONDS * 2)
         self.assertEqual(self.reactor.reading, set())
 
