@@ -20,9 +20,9 @@ from docutils.core import publish_string
 from docutils.parsers.rst import roles
 
 from flexmigrate import __version__
-from flexmigrate.commands import COMMANDS
-from flexmigrate.option_kinds import Flag, Option
-from flexmigrate.options import QUIET, VERBOSE
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.option import Flag, Option
+from flexmigrate.cli.options import QUIET, VERBOSE
 
 DOCS = Path(__file__).parent
 

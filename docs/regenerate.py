@@ -26,15 +26,18 @@ from typing import Any
 
 from automat import TypeMachineBuilder
 
-from flexmigrate.commands import COMMANDS, file_settings
-from flexmigrate.config_file import kind_of
-from flexmigrate.fields import documented
-from flexmigrate.history import Sample
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.config_file import kind_of
+from flexmigrate.cli.option import Flag, Option
+from flexmigrate.cli.options import QUIET, VERBOSE
+from flexmigrate.cli.parsing import file_settings
 from flexmigrate.image.filesystems import KNOWN
-from flexmigrate.migration import destination, rebind, source
-from flexmigrate.option_kinds import Flag, Option
-from flexmigrate.options import QUIET, VERBOSE
-from flexmigrate.status import Status
+from flexmigrate.migration.destination import machine as destination
+from flexmigrate.migration.source import machine as source
+from flexmigrate.service import rebind
+from flexmigrate.telemetry.fields import documented
+from flexmigrate.telemetry.history import Sample
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER
 
 DOCS = Path(__file__).parent

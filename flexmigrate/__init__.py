@@ -13,14 +13,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmigrate.client import NBDClientProtocol, connect, connect_uri
-    from flexmigrate.control.grammar import Action, MirrorRequest
     from flexmigrate.errors import FlexmigrateError
-    from flexmigrate.history import Sample, Summary
     from flexmigrate.image.extents import Extent
     from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
+    from flexmigrate.migration.request import Action, MirrorRequest
     from flexmigrate.net.address import Address
     from flexmigrate.net.clock import use_monotonic_clock
     from flexmigrate.service.embedding import Ended, ExportService, ListenService, Migration
+    from flexmigrate.telemetry.history import Sample, Summary
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _HOMES = {
     "flexmigrate.client": ("NBDClientProtocol", "connect", "connect_uri"),
     "flexmigrate.control.grammar": ("Action", "MirrorRequest"),
     "flexmigrate.errors": ("FlexmigrateError",),
-    "flexmigrate.history": ("Sample", "Summary"),
+    "flexmigrate.telemetry.history": ("Sample", "Summary"),
     "flexmigrate.image.extents": ("Extent",),
     "flexmigrate.image.interfaces": ("IBlockDevice", "IReadyBlockDevice"),
     "flexmigrate.net.address": ("Address",),

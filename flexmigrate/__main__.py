@@ -14,7 +14,7 @@ def run() -> int:
     python_s = signal.getsignal(signal.SIGINT)
     if python_s is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
-    from flexmigrate.cli import main
+    from flexmigrate.cli.main import main
 
     try:
         signal.signal(signal.SIGINT, python_s)

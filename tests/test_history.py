@@ -4,8 +4,8 @@ import itertools
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.fields import documented
-from flexmigrate.history import (
+from flexmigrate.telemetry.fields import documented
+from flexmigrate.telemetry.history import (
     FIRST_INTERVAL,
     MOST_CHANGES,
     MOST_SAMPLES,

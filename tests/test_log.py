@@ -245,7 +245,7 @@ class LevelTests(SynchronousTestCase):
         levels = (("migration", "debug"), ("twisted.internet", "info"))
         for namespace, lowest in (
             ("flexmigrate.migration", "debug"),
-            ("flexmigrate.migration.source", "debug"),
+            ("flexmigrate.migration.source.machine", "debug"),
             ("flexmigrate.migrations", "info"),
             ("flexmigrate.server", "info"),
             ("twisted.internet.tcp", "info"),
@@ -257,8 +257,8 @@ class LevelTests(SynchronousTestCase):
         levels = (("migration.source", "debug"), ("migration", "critical"))
         for verbosity in (-1, 0, 1):
             chosen: dict[str, Any] = {"levels": levels, "verbosity": verbosity}
-            self.assertEqual(self.shown("flexmigrate.migration.plan", **chosen), ["critical"])
-            self.assertEqual(len(self.shown("flexmigrate.migration.source", **chosen)), 5)
+            self.assertEqual(self.shown("flexmigrate.migration.lock", **chosen), ["critical"])
+            self.assertEqual(len(self.shown("flexmigrate.migration.source.machine", **chosen)), 5)
 
     def test_all_of_ours_have_a_name(self) -> None:
         levels = (("flexmigrate", "error"),)

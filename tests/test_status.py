@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.fields import documented, typed
-from flexmigrate.history import Summary
-from flexmigrate.status import Status, format_status, parse_status
+from flexmigrate.telemetry.fields import documented, typed
+from flexmigrate.telemetry.history import Summary
+from flexmigrate.telemetry.status import Status, format_status, parse_status
 
 IDLE = Status(
     pid=4711,

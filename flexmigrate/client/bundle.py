@@ -17,7 +17,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.errors import ConnectionGone, RemoteProtocolError
-from flexmigrate.image.exact import FileSource
+from flexmigrate.net.sendable import FileSource
 from flexmigrate.wire.constants import TransmissionFlag
 
 

@@ -88,7 +88,7 @@ def ask(
 ) -> Deferred[bytes]:
     """Ask another flexmigrate what its journal says, and leave.
 
-    :param wish: its *session* is what is asked (``wire.session``); of the rest, only *tls* counts.
+    :param wish: its *session* is what is asked (``wire.handover``); of the rest, only *tls* counts.
     :param timeout: seconds from the connection's start to the answer.
     :return: fires with the answer's data; fails as `connect` does.
     """

@@ -20,7 +20,7 @@ from twisted.internet.interfaces import IReactorTime
 from flexmigrate.client.link import Link
 from flexmigrate.client.splitting import all_of, pieces
 from flexmigrate.errors import LocalProtocolError
-from flexmigrate.image.exact import FileSource
+from flexmigrate.net.sendable import FileSource
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import Wish
 from flexmigrate.wire.constants import (
@@ -30,8 +30,8 @@ from flexmigrate.wire.constants import (
     CommandFlag,
     TransmissionFlag,
 )
+from flexmigrate.wire.handover import SESSION_OPTION, PrivateCommand
 from flexmigrate.wire.requests import Terms, refuse
-from flexmigrate.wire.session import SESSION_OPTION, PrivateCommand
 
 LARGEST_EFFECT = 2**32 - MAX_MIN_BLOCK
 """Bytes that one request without payload may affect: what the compact header can say, and still a
@@ -266,7 +266,7 @@ class NBDClientProtocol(Link):
     def private(
         self, command: PrivateCommand, offset: int = 0, length: int = 0, payload: bytes = b""
     ) -> Deferred[bytes]:
-        """Send a command of our own, which a session has to be agreed on for (``wire.session``).
+        """Send a command of our own, which a session has to be agreed on for (``wire.handover``).
 
         :param offset: in bytes, as *length*; what they mean depends on the command.
         :param payload: for the commands that carry one (``wire.session.has_payload``), at most

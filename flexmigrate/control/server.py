@@ -25,8 +25,6 @@ from flexmigrate.control.grammar import (
     FAILED,
     OK,
     CommandReader,
-    ConvergeChange,
-    MirrorRequest,
     encode_answer,
     parse_converge,
     parse_export,
@@ -34,10 +32,11 @@ from flexmigrate.control.grammar import (
     parse_mirror,
 )
 from flexmigrate.errors import CommandError, FlexmigrateError
-from flexmigrate.fields import format_fields
-from flexmigrate.history import Summary
+from flexmigrate.migration.request import ConvergeChange, MirrorRequest
 from flexmigrate.net.unix_socket import listen_private
-from flexmigrate.status import Status, format_status
+from flexmigrate.telemetry.fields import format_fields
+from flexmigrate.telemetry.history import Summary
+from flexmigrate.telemetry.status import Status, format_status
 
 # Commands that one connection may have waiting behind one that takes its time, like ``mirror``.
 MAX_WAITING = 16

@@ -6,7 +6,7 @@ aren't threads enough, the image's share decides (``shares.py``), by who asks: a
 None, which is everybody else.
 
 Short reads, of which a client may want many thousands a second, need no thread where the kernel
-has rings (``short_reads.py``), and are answered by a call each time that some are there.
+has rings (``kernel/ring_reader.py``), and are answered by a call each time that some are there.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from twisted.python.failure import Failure
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.image import reads
-from flexmigrate.image.exact import FileSource, Held, Readable
+from flexmigrate.image.exact import Held, Readable
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.kernel.ring_reader import LONGEST, Ended, ShortReads, Wanted, short_reads
 from flexmigrate.image.shares import Share, Shares, share_of
-from flexmigrate.image.short_reads import LONGEST, Ended, ShortReads, Wanted, short_reads
+from flexmigrate.net.sendable import FileSource
 
 if TYPE_CHECKING:
     from flexmigrate.image.device import AnyImage

@@ -22,12 +22,13 @@ from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image.background import Answer, Background
-from flexmigrate.image.exact import FileSource, Held, Readable
+from flexmigrate.image.exact import Held, Readable
 from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.file import Image
 from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
+from flexmigrate.image.kernel.ring_reader import Wanted
 from flexmigrate.image.pace import Pace
-from flexmigrate.image.short_reads import Wanted
+from flexmigrate.net.sendable import FileSource
 
 log = Logger()
 

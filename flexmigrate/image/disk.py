@@ -24,7 +24,7 @@ from collections.abc import Iterator
 from typing import Protocol
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import linux
+from flexmigrate.image.kernel import calls as linux
 
 PUBLIC_MODE = 0o644
 """Of a file that is read by everybody, and written by its owner."""

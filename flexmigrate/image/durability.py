@@ -1,8 +1,8 @@
 """Whether what was written to an image is, or can be, on its disk.
 
 The rule: once a flush of an image has failed, no later flush that succeeds means anything, and what
-is read through the page cache proves nothing about the disk (``page_cache`` has why). Every flush
-fails from then on, until either
+is read through the page cache proves nothing about the disk (``kernel/page_cache.py`` has why).
+Every flush fails from then on, until either
 
 * the page cache was emptied: what is read then is what the disk has; or
 * every byte was written once more, and flushed without an error since that was begun.

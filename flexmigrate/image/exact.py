@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import errno
 from os import preadv, pwrite
-from typing import Protocol, TypeAlias
+from typing import TypeAlias
 
 Readable: TypeAlias = bytes | bytearray | memoryview
 
@@ -40,19 +40,6 @@ def write_exact(fd: int, view: Readable, offset: int) -> None:
     while written < len(view):
         # The kernel writes less when something is in the way of the rest; trying that says what.
         written += pwrite(fd, memoryview(view)[written:], offset + written)
-
-
-class FileSource(Protocol):
-    """What is sent to a peer (``net.stream``): an open file that is read at offsets, or bytes
-    that were read.
-    """
-
-    @property
-    def fd(self) -> int | None:
-        """The descriptor; None where the bytes are in memory, and ``read`` only shows them."""
-
-    def read(self, offset: int, length: int) -> bytes | memoryview:
-        """Return *length* bytes from *offset*, blocking; raise OSError where they aren't there."""
 
 
 class Held:

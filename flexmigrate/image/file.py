@@ -22,7 +22,7 @@ from typing import Protocol
 from zope.interface import implementer
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import holes, linux, locks
+from flexmigrate.image import holes, locks
 from flexmigrate.image.disk import SYSTEM, Disk, identity, sync_folder
 from flexmigrate.image.durability import Durability
 from flexmigrate.image.exact import Readable, read_exact, write_exact
@@ -30,12 +30,13 @@ from flexmigrate.image.extents import Extent, merge
 from flexmigrate.image.faults import located, locating
 from flexmigrate.image.filesystems import filesystem_of
 from flexmigrate.image.flush_failure import FileNote, FlushFailure
-from flexmigrate.image.folios import GRANULE, SHORT, WITHIN, Folios
 from flexmigrate.image.interfaces import IBlockDevice
+from flexmigrate.image.kernel import calls as linux
+from flexmigrate.image.kernel.large_folios import GRANULE, SHORT, WITHIN, Folios
+from flexmigrate.image.kernel.page_cache import PageCache
+from flexmigrate.image.kernel.residency import Residency
 from flexmigrate.image.opening import Opened, open_image
 from flexmigrate.image.pace import Pace
-from flexmigrate.image.page_cache import PageCache
-from flexmigrate.image.residency import Residency
 from flexmigrate.image.zeroes import ZEROES, zero_runs
 
 # How much is read at once only to have it in memory: long enough for a disk to be read at full

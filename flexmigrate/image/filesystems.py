@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from flexmigrate.image import linux
+from flexmigrate.image.kernel import calls as linux
 
 # By the number that statfs(2) tells (linux/magic.h; those of bcachefs and XFS are in their own
 # sources): its name, and why it is known to tell dirty pages from holes.

@@ -9,9 +9,9 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator
 
-from flexmigrate.image import linux
 from flexmigrate.image.exact import Readable, write_exact
 from flexmigrate.image.extents import Extents
+from flexmigrate.image.kernel import calls as linux
 from flexmigrate.image.zeroes import ZEROES
 
 # Gives the storage back; on a device, only if it can be done without writing.

@@ -14,9 +14,10 @@ import stat
 from dataclasses import dataclass
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import linux, locks
+from flexmigrate.image import locks
 from flexmigrate.image.disk import SYSTEM, identity
 from flexmigrate.image.filesystems import filesystem_of
+from flexmigrate.image.kernel import calls as linux
 from flexmigrate.image.trust import BLOCK_DEVICE, Trust, trust_in
 
 

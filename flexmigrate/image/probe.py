@@ -13,7 +13,7 @@ import os
 import secrets
 from dataclasses import dataclass
 
-from flexmigrate.image import linux
+from flexmigrate.image.kernel import calls as linux
 
 # Longer than what any filesystem allocates at a time, so that the data lies within a hole.
 _SIZE = 8 * 1024 * 1024

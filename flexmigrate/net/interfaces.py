@@ -6,7 +6,7 @@ from typing import Any
 
 from zope.interface import Attribute, Interface
 
-from flexmigrate.image.exact import FileSource
+from flexmigrate.net.sendable import FileSource
 
 
 class IBufferedProtocol(Interface):

@@ -14,8 +14,8 @@ from twisted.internet.interfaces import IPushProducer
 from twisted.logger import Logger
 from zope.interface import implementer
 
-from flexmigrate.image.exact import FileSource
 from flexmigrate.net.interfaces import IOutlet
+from flexmigrate.net.sendable import FileSource
 
 # A file is read and written in pieces of this size, so that a long read holds no more than one of
 # them beside what the transport itself holds. Sixteen TLS records.

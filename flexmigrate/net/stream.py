@@ -28,8 +28,8 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from flexmigrate.image.exact import FileSource
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
+from flexmigrate.net.sendable import FileSource
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
 # lets the others have their turn.

@@ -21,10 +21,10 @@ from twisted.python.failure import Failure
 from flexmigrate.errors import RequestFailed, to_nbd
 from flexmigrate.image import reads
 from flexmigrate.image.background import NotBegun, Outcome
-from flexmigrate.image.exact import FileSource
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.kernel.ring_reader import Wanted
 from flexmigrate.image.pace import SLOW
-from flexmigrate.image.short_reads import Wanted
+from flexmigrate.net.sendable import FileSource
 from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds

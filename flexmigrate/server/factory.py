@@ -10,7 +10,6 @@ import ipaddress
 import itertools
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from twisted.internet.address import UNIXAddress
@@ -19,11 +18,11 @@ from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
-from flexmigrate.config import MAX_CLIENTS
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export, ExportDirectory
+from flexmigrate.server.limits import Limits
 from flexmigrate.server.transmission import Scratch, Transmission
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import (
@@ -35,8 +34,6 @@ from flexmigrate.wire.handshake import (
 
 log = Logger()
 
-KILLSWITCH_SECONDS = 120
-"""What flexnbd's killswitch allows a request to take."""
 
 TICK_SECONDS = 1.0
 
@@ -45,30 +42,6 @@ MOST_TOLD = 64
 
 # Who has one address of IPv6 usually has all that share its first 64 bits (RFC 4291, 2.5.4).
 _IPV6_NETWORK_BITS = 64
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What one server takes from its clients.
-
-    :ivar negotiation_seconds: to choose an export. Real clients need milliseconds; this leaves
-        room for a far and busy one, and a connection that says nothing costs little for so long.
-    :ivar request_seconds: for a request to become complete (the killswitch), or None for no limit.
-    :ivar clients: connections at once. Each costs a descriptor and some KiB; this is more than the
-        virtual machines of many hosts have.
-    :ivar host_clients: how many of them one host may have; 0 for all but a quarter, which is left
-        to others. There is no such limit on a UNIX socket.
-    """
-
-    negotiation_seconds: float = 30.0
-    request_seconds: float | None = None
-    clients: int = MAX_CLIENTS
-    host_clients: int = 0
-
-    @property
-    def clients_of_one_host(self) -> int:
-        """How many connections one host may have."""
-        return self.host_clients or self.clients - self.clients // 4
 
 
 class Session(Protocol):

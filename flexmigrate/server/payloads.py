@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from flexmigrate.image.device import AnyImage
-from flexmigrate.image.linux import PAGE
+from flexmigrate.image.kernel.calls import PAGE
 from flexmigrate.server.commands import Commands
 from flexmigrate.wire.requests import Refusal
 

@@ -42,6 +42,12 @@ from flexmigrate.wire.constants import (
     ErrorCode,
     TransmissionFlag,
 )
+from flexmigrate.wire.handover import (
+    MAX_PRIVATE_PAYLOAD,
+    SESSION_OPTION,
+    command_name,
+    has_payload,
+)
 from flexmigrate.wire.replies import ReplyStyle, reply_style
 from flexmigrate.wire.requests import (
     MAX_DRAIN,
@@ -51,12 +57,6 @@ from flexmigrate.wire.requests import (
     Terms,
     payload_length,
     refuse,
-)
-from flexmigrate.wire.session import (
-    MAX_PRIVATE_PAYLOAD,
-    SESSION_OPTION,
-    command_name,
-    has_payload,
 )
 
 _READ = int(Command.READ)

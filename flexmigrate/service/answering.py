@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.migration.sessions import AnsweringSession
+from flexmigrate.migration.ownership.policy import AnsweringSession
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address, BadAddress, parse_shown
 from flexmigrate.server.export import Export, ExportDirectory

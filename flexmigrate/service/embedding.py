@@ -15,14 +15,14 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
-from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.errors import FlexmigrateError
-from flexmigrate.history import Sample, Summary
+from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.service import build
 from flexmigrate.service.host import new_pool
 from flexmigrate.service.lifetime import Lifetime, Reload
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.supervisor import Describe
+from flexmigrate.telemetry.history import Sample, Summary
 
 log = Logger()
 

@@ -18,9 +18,9 @@ from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.image.flush_failure import FlushFailure
 from flexmigrate.image.shares import ImageThreads
-from flexmigrate.migration.ownership import Ownership, Unrecorded
+from flexmigrate.migration.ownership.ownership import Ownership, Unrecorded
 from flexmigrate.server.export import Export
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 
 log = Logger()
 

@@ -15,9 +15,9 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.config import Place
-from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.errors import CommandError
 from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
@@ -25,7 +25,7 @@ from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.service.host import Host
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.wire.session import NO_ID
+from flexmigrate.wire.handover import NO_ID
 
 log = Logger()
 

@@ -7,17 +7,17 @@ import stat
 from collections.abc import Iterable
 
 from flexmigrate.errors import CommandError
-from flexmigrate.history import History, Summary
 from flexmigrate.image import disk
-from flexmigrate.report.document import as_json
-from flexmigrate.report.page import as_html
-from flexmigrate.report.subject import Subject
+from flexmigrate.telemetry.history import History, Summary
+from flexmigrate.telemetry.report.document import as_json
+from flexmigrate.telemetry.report.page import as_html
+from flexmigrate.telemetry.report.subject import Subject
 
 
 def check_report(path: str, images: Iterable[tuple[int, int]]) -> None:
     """See that a report can be kept at *path*: now, rather than when there is one. Blocks.
 
-    :param path: ends like one of `flexmigrate.report.subject.SUFFIXES`.
+    :param path: ends like one of `flexmigrate.telemetry.report.subject.SUFFIXES`.
     :param images: (device, inode) of each image that is served.
     :raises CommandError: it can't.
     """

@@ -12,26 +12,27 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.config import MAX_CLIENTS, ListenConfig
-from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
+from flexmigrate.config import ListenConfig
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import CommandError, FlexmigrateError, ImageError
-from flexmigrate.history import Summary, Tally
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log import failures
-from flexmigrate.migration.destination import (
+from flexmigrate.migration.destination.handover import DestinationHandover
+from flexmigrate.migration.destination.machine import (
     FIRST_REQUEST_SECONDS,
     Destination,
     DestinationCore,
     DestinationMachine,
 )
+from flexmigrate.migration.destination.policy import ReceivingSession
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.sessions import ReceivingSession, ServingSession
-from flexmigrate.migration.taking import DestinationHandover
+from flexmigrate.migration.ownership.policy import ServingSession
+from flexmigrate.migration.request import ConvergeChange, MirrorRequest
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import Limits, NBDServerFactory, Session
+from flexmigrate.server.factory import NBDServerFactory, Session
+from flexmigrate.server.limits import MAX_CLIENTS, Limits
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.descriptors import fitting
@@ -59,11 +60,12 @@ from flexmigrate.service.serve import (
     transmission_kind,
 )
 from flexmigrate.service.supervisor import describe
-from flexmigrate.status import ListeningPhase, Status
+from flexmigrate.telemetry.history import Summary, Tally
+from flexmigrate.telemetry.status import ListeningPhase, Status
 from flexmigrate.web.view import Moving, ServerView
 from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.handover import State
 from flexmigrate.wire.packing import ID_LENGTH
-from flexmigrate.wire.session import State
 
 log = Logger()
 

@@ -18,9 +18,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate import __version__
-from flexmigrate.client import NBDClientProtocol, connect
-from flexmigrate.config import TLSConfig
-from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest
+from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import (
     Broken,
     CommandError,
@@ -31,30 +29,26 @@ from flexmigrate.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from flexmigrate.history import Summary, Tally, Verdict
 from flexmigrate.image.file import Image
-from flexmigrate.migration.convergence import Convergence
-from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.ground import Allowances, SizeMismatch
-from flexmigrate.migration.handover import Gift, was_cut
 from flexmigrate.migration.lock import OwnedLock
-from flexmigrate.migration.plan import RateLimit
-from flexmigrate.migration.proposal import Declined, Proposal
-from flexmigrate.migration.source import Core, Source, SourceMachine
+from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
+from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.environment import Allowances, SizeMismatch
+from flexmigrate.migration.source.handover import Gift, was_cut
+from flexmigrate.migration.source.machine import Core, Source, SourceMachine
+from flexmigrate.migration.source.progress import Progress
+from flexmigrate.migration.source.proposal import Declined, Proposal
+from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.net.address import Address
-from flexmigrate.net.endpoints import client_endpoint
-from flexmigrate.net.tls import client_context
-from flexmigrate.report.subject import Subject
+from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import Host
 from flexmigrate.service.keeping import Keeper, check_report
 from flexmigrate.service.watching import Look, Watch
-from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.telemetry.history import Summary, Tally, Verdict
+from flexmigrate.telemetry.report.subject import Subject
 
 log = Logger()
 
-CONNECT_SECONDS = 5.0
-"""For a connection to the destination to stand: a few lost packets' time."""
 
 REQUEST_LIMIT_VARIABLE = "FLEXNBD_MS_REQUEST_LIMIT_SECS"
 
@@ -151,42 +145,6 @@ class _Ground:
 
     def dismiss(self) -> None:
         self._migrating.front.dismiss(self._migrating.host)
-
-
-def dial(
-    reactor: Any,
-    request: MirrorRequest,
-    proposal: Proposal | None,
-    hello_seconds: float,
-    tls: Any,
-) -> Deferred[NBDClientProtocol]:
-    """Connect to the destination that *request* names.
-
-    :param proposal: what is said of ourselves, if anything is.
-    :param hello_seconds: from the connection's start to the end of its negotiation.
-    :param tls: what ``startTLS`` takes, or None.
-    """
-    wish = Wish(
-        name=request.remote_export,
-        # Writes and zeroes need neither reply chunks nor long headers.
-        structured=False,
-        extended=False,
-        tls=TLSMode(request.tls.rule),
-        session=None if proposal is None else proposal.wish(request.remote_export),
-    )
-    endpoint = client_endpoint(reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS)
-    return connect(endpoint, wish=wish, clock=reactor, hello_timeout=hello_seconds, tls=tls)
-
-
-def client_tls(config: TLSConfig, host: str) -> Any:
-    """Return what a client's ``startTLS`` takes, or None where *config* wants no TLS.
-
-    :param host: the server's address; empty for a UNIX socket.
-    :raises UsageError: the certificates can't be used.
-    """
-    if config.rule == "off" or config.certificates is None:
-        return None
-    return client_context(config.certificates, config.hostname or host or "localhost")
 
 
 class MigratingExport:

@@ -12,9 +12,9 @@ from twisted.internet.protocol import Factory
 from twisted.logger import Logger
 
 from flexmigrate.config import Place
-from flexmigrate.migration.rebind import Rebind, RebindCore, RebindMachine
 from flexmigrate.net.address import Address
 from flexmigrate.net.endpoints import check_description, server_endpoint
+from flexmigrate.service.rebind import Rebind, RebindCore, RebindMachine
 
 log = Logger()
 

@@ -16,16 +16,16 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.python.failure import Failure
 
 from flexmigrate.config import Place
-from flexmigrate.history import Tally
-from flexmigrate.migration.destination import DestinationCore
-from flexmigrate.migration.source import Core
+from flexmigrate.migration.destination.machine import DestinationCore
+from flexmigrate.migration.source.machine import Core
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.watching import Watch
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Tally
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import (
     Blocks,
     ClientView,

@@ -8,14 +8,14 @@ import os
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
-from flexmigrate.control.grammar import Action
-from flexmigrate.history import SUCCESSES, Sample, Summary, Verdict, shortened
-from flexmigrate.migration.convergence import Verdict as Outlook
-from flexmigrate.migration.destination import DestinationCore
-from flexmigrate.migration.source import Core
-from flexmigrate.migration.standing import Standing
+from flexmigrate.migration.destination.machine import DestinationCore
+from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.request import Action
+from flexmigrate.migration.source.convergence import Verdict as Outlook
+from flexmigrate.migration.source.machine import Core
 from flexmigrate.server.export import Export
-from flexmigrate.status import ListeningPhase, Status
+from flexmigrate.service.migration_values import _flush_failed, _passes, _write_limit
+from flexmigrate.telemetry.status import ListeningPhase, Status
 
 if TYPE_CHECKING:
     from flexmigrate.service.image_server import ImageServer
@@ -101,49 +101,6 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
     )
 
 
-def sample(core: Core, now: float) -> Sample:
-    """Return a migration as it is now."""
-    return Sample(
-        seconds=now - core.began,
-        phase=core.phase,
-        attempt=core.attempts,
-        pass_number=_passes(core),
-        bytes_sent=core.progress.sent,
-        bytes_left=core.dirty.bytes if core.dirty is not None else None,
-        bytes_dirtied=core.attempt.dirtied if core.attempt is not None else None,
-        write_limit=_write_limit(core),
-        speed_limit=core.limit.bytes_per_second or None,
-        error=shortened(core.last_error) if core.phase == "waiting" else None,
-    )
-
-
-def summary(
-    core: Core, address: str, verdict: Verdict, reason: str | None, parked: float, now: float
-) -> Summary:
-    """Return what a migration came to that ended now.
-
-    :param parked: for how long clients were, in seconds.
-    """
-    duration = now - core.began
-    # What was compared until it came to nothing proves nothing.
-    attempt = core.attempt if verdict in SUCCESSES else None
-    return Summary(
-        verdict=verdict,
-        reason=shortened(reason),
-        address=address,
-        duration=duration,
-        bytes_sent=core.progress.sent,
-        speed=int(core.progress.sent / duration) if duration else 0,
-        passes=_passes(core),
-        attempts=core.attempts,
-        parked=parked,
-        verified=attempt.verification if attempt is not None else None,
-        bytes_compared=core.progress.compared or None,
-        digest=attempt.digest if attempt is not None else None,
-        flush_failed=_flush_failed(core.export),
-    )
-
-
 def _handover(core: Core) -> str | None:
     """Return how it is handed over, once that is known; a copy isn't at all."""
     known = core.attempt is not None and core.gift.action is not Action.NOTHING
@@ -153,15 +110,6 @@ def _handover(core: Core) -> str | None:
 def _size_changed(export: Export) -> str | None:
     export.look()
     return None if export.image.is_closed else export.image.size_fault() or export.image.cut
-
-
-def _flush_failed(export: Export) -> str | None:
-    failure = export.image.flush_failure
-    return None if failure is None else failure.text
-
-
-def _passes(core: Core) -> int:
-    return core.attempt.passes if core.attempt else 0
 
 
 def _seconds_left(core: Core, left: int, speed: float, now: float) -> int | None:
@@ -176,11 +124,6 @@ def _dirty_rate(core: Core, now: float) -> int | None:
     if core.dirty is None:
         return None
     return int(core.convergence.dirty_rate(now))
-
-
-def _write_limit(core: Core) -> int | None:
-    limit = core.convergence.write_limit
-    return None if limit is None else int(limit)
 
 
 def listening_status(

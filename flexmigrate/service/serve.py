@@ -13,20 +13,20 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, FirstError, gatherResults
 from twisted.logger import Logger
 
-from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig, TLSConfig
-from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
+from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import FlexmigrateError, ImageError, UsageError
-from flexmigrate.history import Summary
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.sessions import ServingSession
-from flexmigrate.migration.standing import MayServe
+from flexmigrate.migration.ownership.policy import ServingSession
+from flexmigrate.migration.ownership.status import MayServe
+from flexmigrate.migration.request import ConvergeChange, MirrorRequest, TLSConfig
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import ServerCertificates
 from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import KILLSWITCH_SECONDS, Limits, NBDServerFactory
+from flexmigrate.server.factory import NBDServerFactory
+from flexmigrate.server.limits import KILLSWITCH_SECONDS, Limits
 from flexmigrate.server.measuring import Meter
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
@@ -48,7 +48,8 @@ from flexmigrate.service.publishing import (
 from flexmigrate.service.reloading import Reloading
 from flexmigrate.service.reporting import serving_status
 from flexmigrate.service.supervisor import describe
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Summary
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ServerView
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.constants import SECTOR

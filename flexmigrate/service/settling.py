@@ -16,7 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.config import ServeConfig
-from flexmigrate.control.grammar import Action, ConvergeChange, MirrorRequest, parse_mirror
+from flexmigrate.control.grammar import parse_mirror
 from flexmigrate.control.server import ControlPort, listen_control
 from flexmigrate.errors import (
     CommandError,
@@ -25,18 +25,19 @@ from flexmigrate.errors import (
     ImageError,
     SessionDeclined,
 )
-from flexmigrate.history import Summary, Tally
-from flexmigrate.migration.handover import Gift, NotConfirmed, confirm, finish, settling
-from flexmigrate.migration.proposal import Proposal
+from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
+from flexmigrate.migration.source.handover import Gift, NotConfirmed, confirm, finish, settling
+from flexmigrate.migration.source.proposal import Proposal
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
+from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import ImageHost
 from flexmigrate.service.lifetime import Lifetime
-from flexmigrate.service.migrating import client_tls, dial
 from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.publishing import Publishing, server_view
 from flexmigrate.service.reporting import SettlingPhase, settling_status
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Summary, Tally
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ExportView, ServerView
 
 log = Logger()

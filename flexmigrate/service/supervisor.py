@@ -21,7 +21,7 @@ from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flexmigrate.log.layouts import one_line
-from flexmigrate.status import Status
+from flexmigrate.telemetry.status import Status
 
 log = Logger()
 

@@ -14,10 +14,10 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
-from flexmigrate.history import History, Sample, Summary, Verdict
 from flexmigrate.log import failures
-from flexmigrate.migration.source import Core
-from flexmigrate.service import reporting
+from flexmigrate.migration.source.machine import Core
+from flexmigrate.service import migration_values
+from flexmigrate.telemetry.history import History, Sample, Summary, Verdict
 
 REPORT_SECONDS = 10.0
 """How long a report may take to be written. Its folder may be on a server that doesn't answer, and
@@ -77,7 +77,7 @@ class Watch:
             self._timer.cancel()
             self._timer = None
         now = self._reactor.seconds()
-        self.summary = reporting.summary(
+        self.summary = migration_values.summary(
             self._core, self.address, verdict, reason, self.parked_seconds(now), now
         )
         self.history.add(self._sample(now))
@@ -113,7 +113,7 @@ class Watch:
         self._timer = self._reactor.callLater(self.history.interval, self._look)
 
     def _sample(self, now: float) -> Sample:
-        sample = reporting.sample(self._core, now)
+        sample = migration_values.sample(self._core, now)
         if self._look_on is not None:
             try:
                 self._look_on(sample)

@@ -26,11 +26,11 @@ import stat
 from collections.abc import Callable, Iterator
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import linux
 from flexmigrate.image.disk import Disk
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import Filesystem
 from flexmigrate.image.flush_failure import Boot
+from flexmigrate.image.kernel import calls as linux
 from flexmigrate.image.probe import Probed
 from flexmigrate.testing.file import SimulatedFile
 from flexmigrate.testing.image import SimulatedImage

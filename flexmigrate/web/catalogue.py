@@ -2,7 +2,7 @@
 
 Names and units are as Prometheus' conventions have them (https://prometheus.io/docs/practices/naming/):
 base units, counters end in ``_total``. What ``status`` tells too means the same here, in the words
-of `flexmigrate.status`. The exposition format, and prometheus_client, are not known here.
+of `flexmigrate.telemetry.status`. The exposition format, and prometheus_client, are not known here.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
 from flexmigrate import __version__
-from flexmigrate.fields import documented
-from flexmigrate.history import Verdict
 from flexmigrate.server.measuring import MEASURED
-from flexmigrate.status import ListeningPhase, Status
+from flexmigrate.telemetry.fields import documented
+from flexmigrate.telemetry.history import Verdict
+from flexmigrate.telemetry.status import ListeningPhase, Status
 from flexmigrate.web.view import ExportView, ServerView
 
 PREFIX: Final = "flexmigrate_"

@@ -17,10 +17,10 @@ from itertools import groupby
 from typing import Any, Final
 
 from flexmigrate import __version__
-from flexmigrate.display.progress import summary_line
-from flexmigrate.fields import values_of
-from flexmigrate.history import History, Sample
-from flexmigrate.report.plot import phases, rates
+from flexmigrate.telemetry.fields import values_of
+from flexmigrate.telemetry.history import History, Sample
+from flexmigrate.telemetry.report.plot import phases, rates
+from flexmigrate.telemetry.terminal.progress import summary_line
 from flexmigrate.web.view import Blocks, ExportView, Look, Moving, ServerView, shown
 
 MOST_ROWS: Final = 100

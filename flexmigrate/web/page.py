@@ -17,8 +17,8 @@ from twisted.web.resource import Resource
 from twisted.web.server import NOT_DONE_YET
 from zope.interface import implementer
 
-from flexmigrate.fields import documented
-from flexmigrate.status import Status
+from flexmigrate.telemetry.fields import documented
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.feed import Feed
 
 FILES: Final = {

@@ -6,9 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
-from flexmigrate.history import History, Tally
 from flexmigrate.server.measuring import ExportMeter
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import History, Tally
+from flexmigrate.telemetry.status import Status
 
 
 class Blocks(Protocol):

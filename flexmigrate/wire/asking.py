@@ -33,14 +33,14 @@ from flexmigrate.wire.constants import (
     name_of,
 )
 from flexmigrate.wire.engine import Negotiation
-from flexmigrate.wire.session import SESSION_OPTION
+from flexmigrate.wire.handover import SESSION_OPTION
 
 _KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 
 
 @dataclass(frozen=True)
 class SessionWish:
-    """What a client says of itself by our session option (``wire.session``), and what it makes of
+    """What a client says of itself by our session option (``wire.handover``), and what it makes of
     the answers.
 
     :ivar opening: the option's data.

@@ -17,7 +17,7 @@ from collections.abc import Iterable
 
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
 from flexmigrate.wire.constants import Command, ErrorCode, name_of
-from flexmigrate.wire.session import command_name, is_private
+from flexmigrate.wire.handover import command_name, is_private
 
 MAX_SPANS = 4096
 """Separate stretches of one read that may have come before those between them. Real servers send
@@ -41,7 +41,7 @@ class Awaited:
     :ivar extents: for BLOCK_STATUS: (length in bytes, status flags) of consecutive extents from
         `offset`, by context id. The last may end beyond the request.
     :ivar failure: the first error that the server reported, or None.
-    :ivar payload: for a private command (``wire.session``): what its reply carried; else None.
+    :ivar payload: for a private command (``wire.handover``): what its reply carried; else None.
     """
 
     __slots__ = (

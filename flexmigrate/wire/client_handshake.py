@@ -40,7 +40,7 @@ from flexmigrate.wire.constants import (
     OptionReply,
     TransmissionFlag,
 )
-from flexmigrate.wire.session import (
+from flexmigrate.wire.handover import (
     SESSION_OPTION,
     SESSION_REPLY,
     parse_answer,

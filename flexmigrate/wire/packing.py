@@ -1,6 +1,6 @@
 """Messages as fields that are put together and taken apart: what is written is well formed, or
 ``LocalProtocolError`` is raised; what is read is hostile, and a field that doesn't fit raises
-``RemoteProtocolError``, nothing else. What the fields mean is ``session``'s affair.
+``RemoteProtocolError``, nothing else. What the fields mean is ``handover``'s affair.
 """
 
 from __future__ import annotations

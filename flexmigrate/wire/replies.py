@@ -24,8 +24,8 @@ from flexmigrate.wire.constants import (
     Chunk,
     ChunkFlag,
 )
+from flexmigrate.wire.handover import PRIVATE_CHUNK
 from flexmigrate.wire.requests import EXTENDED_REQUEST, REQUEST
-from flexmigrate.wire.session import PRIVATE_CHUNK
 
 # magic, error, cookie
 SIMPLE = Struct(">IIQ")
@@ -106,7 +106,7 @@ class ReplyStyle:
         return SIMPLE.pack(SIMPLE_REPLY_MAGIC, code, cookie)
 
     def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
-        """Return the reply to a private command (``wire.session``) that succeeded."""
+        """Return the reply to a private command (``wire.handover``) that succeeded."""
         head = SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie)
         return head + _LENGTH.pack(len(payload)) + payload
 

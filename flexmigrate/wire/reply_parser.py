@@ -31,8 +31,8 @@ from flexmigrate.wire.constants import (
     Command,
     name_of,
 )
+from flexmigrate.wire.handover import MAX_PRIVATE_PAYLOAD, PRIVATE_CHUNK, is_private
 from flexmigrate.wire.replies import EXTENDED, SIMPLE, STRUCTURED
-from flexmigrate.wire.session import MAX_PRIVATE_PAYLOAD, PRIVATE_CHUNK, is_private
 
 BUFFER = 64 * 1024
 """Bytes of the reused buffer: many short replies are found in it at one wake-up."""

@@ -17,9 +17,10 @@ from unittest import mock
 from twisted.trial.unittest import SynchronousTestCase
 
 import flexmigrate
-from flexmigrate import cli
-from flexmigrate.commands import COMMANDS
-from flexmigrate.config import ListenConfig, ReadConfig, ServeConfig, WriteConfig
+from flexmigrate.cli import main as cli
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.requests import ReadConfig, WriteConfig
+from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import ImageError, UsageError
 from flexmigrate.log import observer
 
@@ -143,12 +144,14 @@ class ServiceTests(CliTestCase):
     def setUp(self) -> None:
         self.calls: list[tuple[Any, ...]] = []
         self.outcome: int | Exception = 0
-        service, run = ModuleType("flexmigrate.service"), ModuleType("flexmigrate.service.run")
-        for name in ("run_service", "run_read", "run_write"):
-            setattr(run, name, self.recorder(name))
+        run, transfer = (
+            ModuleType("flexmigrate.service.run"),
+            ModuleType("flexmigrate.cli.transfer"),
+        )
+        for module, name in ((run, "run_service"), (transfer, "run_read"), (transfer, "run_write")):
+            setattr(module, name, self.recorder(name))
         run.later = None  # type: ignore[attr-defined]  # a module made by hand has no attributes
-        setattr(service, "run", run)  # noqa: B010  # a module made by hand has no attributes
-        modules = mock.patch.dict(sys.modules, {service.__name__: service, run.__name__: run})
+        modules = mock.patch.dict(sys.modules, {each.__name__: each for each in (run, transfer)})
         modules.start()
         self.addCleanup(modules.stop)
         self.patch(

@@ -8,34 +8,30 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.commands import COMMANDS, parse, parser_of
-from flexmigrate.config import (
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.option import Flag
+from flexmigrate.cli.parsing import parse, parser_of
+from flexmigrate.cli.requests import (
     CallConfig,
     Config,
-    ConvergeConfig,
-    ExportConfig,
-    ListenConfig,
-    Place,
     ReadConfig,
-    ServeConfig,
     StatusConfig,
-    TLSConfig,
     WaitConfig,
     WriteConfig,
 )
-from flexmigrate.control.grammar import (
-    MAX_BPS,
-    USUAL_CONNECTIONS,
-    MirrorRequest,
-    encode_command,
-    parse_converge,
-    parse_mirror,
-)
+from flexmigrate.cli.values import parse_bytes
+from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
+from flexmigrate.control.grammar import encode_command, parse_converge, parse_mirror
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
+from flexmigrate.migration.request import (
+    MAX_BPS,
+    USUAL_CONNECTIONS,
+    ConvergeConfig,
+    MirrorRequest,
+    TLSConfig,
+)
 from flexmigrate.net.address import Address
-from flexmigrate.option_kinds import Flag
-from flexmigrate.option_values import parse_bytes
 
 HERE = (Address.tcp("10.0.0.1", 10809),)
 DISK = (ExportConfig("", "disk"),)

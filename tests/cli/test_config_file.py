@@ -10,11 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate import cli
-from flexmigrate.commands import COMMANDS, file_settings, parse
-from flexmigrate.config import Config, ListenConfig, ServeConfig
+from flexmigrate.cli import main as cli
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.option import Flag, Words
+from flexmigrate.cli.parsing import file_settings, parse
+from flexmigrate.cli.requests import Config
+from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import UsageError
-from flexmigrate.option_kinds import Flag, Words
 from support.processes import TESTS
 
 SERVE = 'addr = "10.0.0.1"\nport = 10809\nfile = "disk"\n'

@@ -17,11 +17,12 @@ from twisted.python.reflect import namedAny
 from twisted.trial.unittest import SynchronousTestCase
 
 import flexmigrate
-from flexmigrate import tap
-from flexmigrate.commands import COMMANDS, parse
+from flexmigrate.cli import twistd as tap
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.option import Flag
+from flexmigrate.cli.parsing import parse
 from flexmigrate.errors import ImageError, UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.option_kinds import Flag
 
 ROOT = Path(flexmigrate.__file__).parents[1]
 SERVE = "serve 10.0.0.0/8 --addr 10.0.0.1 -p 10809 --file disk ::1"

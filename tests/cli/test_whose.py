@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
-from flexmigrate.wire.session import State
+from flexmigrate.migration.ownership import journal
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.wire.handover import State
 from support.processes import flexmigrate, run, script
 
 A = bytes(range(16))
@@ -112,7 +112,7 @@ def test_a_human_is_told_and_asked_before_anything_is_done(image: Path) -> None:
 
 def test_without_a_peer_no_reactor_is_loaded(image: Path) -> None:
     program = (
-        "import sys; from flexmigrate.cli import main; "
+        "import sys; from flexmigrate.cli.main import main; "
         f"main(['whose', {str(image)!r}]); "
         "sys.exit([name for name in sys.modules if name.startswith('twisted')] != [])"
     )

@@ -14,11 +14,11 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from flexmigrate.control.caller import MAX_ANSWER, call
-from flexmigrate.control.grammar import ConvergeChange, MirrorRequest
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import CommandError, ConnectFailed
+from flexmigrate.migration.request import ConvergeChange, MirrorRequest
 from flexmigrate.net.address import Address
-from flexmigrate.status import Status, parse_status
+from flexmigrate.telemetry.status import Status, parse_status
 
 STATUS = Status(
     pid=1, size=512, has_control=True, clients_allowed=True, num_clients=0, is_mirroring=False

@@ -7,19 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import ConvergeConfig, ConvergeRule, TLSConfig
 from flexmigrate.control.grammar import (
-    MAX_BPS,
     MAX_LINE,
     MAX_LINES,
     MAX_SECONDS,
-    USUAL_CONNECTIONS,
-    Action,
     CommandReader,
-    MirrorRequest,
     encode_answer,
     encode_command,
-    format_seconds,
     parse_answer,
     parse_converge,
     parse_export,
@@ -28,6 +22,16 @@ from flexmigrate.control.grammar import (
     parse_seconds,
 )
 from flexmigrate.errors import CommandError
+from flexmigrate.migration.request import (
+    MAX_BPS,
+    USUAL_CONNECTIONS,
+    Action,
+    ConvergeConfig,
+    ConvergeRule,
+    MirrorRequest,
+    TLSConfig,
+    format_seconds,
+)
 from flexmigrate.net.address import Address
 
 DESTINATION = Address.tcp("10.0.0.2", 10809)

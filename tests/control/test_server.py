@@ -10,8 +10,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import TLSConfig
-from flexmigrate.control.grammar import MAX_LINE, Action, ConvergeChange, MirrorRequest
+from flexmigrate.control.grammar import MAX_LINE
 from flexmigrate.control.server import (
     ASK_SECONDS,
     MAX_CONNECTIONS,
@@ -20,10 +19,11 @@ from flexmigrate.control.server import (
     ControlProtocol,
 )
 from flexmigrate.errors import CommandError
-from flexmigrate.history import Summary
+from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest, TLSConfig
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Summary
+from flexmigrate.telemetry.status import Status
 
 STATUS = Status(
     pid=1, size=512, has_control=True, clients_allowed=True, num_clients=0, is_mirroring=False

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.display.progress import BAR, migration_lines, summary_line, topic_of
-from flexmigrate.display.server import server_lines
+from flexmigrate.telemetry.terminal.progress import BAR, migration_lines, summary_line, topic_of
+from flexmigrate.telemetry.terminal.server import server_lines
 
 MIB = 1 << 20
 SERVER = {"pid": 7, "size": 1 << 30, "has_control": True, "num_clients": 1, "is_mirroring": False}

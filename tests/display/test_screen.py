@@ -5,7 +5,7 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.display.screen import PLAIN_SECONDS, Plain, Terminal, screen_on
+from flexmigrate.telemetry.terminal.screen import PLAIN_SECONDS, Plain, Terminal, screen_on
 
 
 class Emulator(io.StringIO):

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.units import count_text, duration_text, rate_text, size_text
+from flexmigrate.telemetry.units import count_text, duration_text, rate_text, size_text
 
 
 class UnitTests(SynchronousTestCase):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.commands import COMMANDS
+from flexmigrate.cli.commands import COMMANDS
 from support.ports import held_port
 from support.processes import TESTS, Child, Children, script
 from support.programs import Programs

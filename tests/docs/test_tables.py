@@ -9,7 +9,7 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.commands import COMMANDS
+from flexmigrate.cli.commands import COMMANDS
 from flexmigrate.control.server import COMMANDS as OPERATORS_COMMANDS
 from flexmigrate.service.migrating import REQUEST_LIMIT_VARIABLE
 from support.processes import TESTS

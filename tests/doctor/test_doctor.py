@@ -16,11 +16,12 @@ from pathlib import Path
 import pytest
 from twisted.internet import reactor
 
-from flexmigrate.config import ListenConfig, TLSConfig
-from flexmigrate.doctor import certificates, findings, host, images, places
-from flexmigrate.doctor.findings import Finding, Level
+from flexmigrate.cli.doctor import certificates, findings, host, images, places
+from flexmigrate.cli.doctor.findings import Finding, Level
+from flexmigrate.config import ListenConfig
 from flexmigrate.image.file import Image
 from flexmigrate.image.flush_failure import FileNote, FlushFailure
+from flexmigrate.migration.request import TLSConfig
 from flexmigrate.net import accepting
 from flexmigrate.net.address import Address
 from flexmigrate.service.descriptors import SPARE
@@ -149,8 +150,8 @@ class TestImages:
         def refuse(*_: object) -> None:
             raise OSError(95, "Operation not supported")
 
-        monkeypatch.setattr("flexmigrate.doctor.images.linux.fallocate", refuse)
-        monkeypatch.setattr("flexmigrate.doctor.images.os.preadv", refuse)
+        monkeypatch.setattr("flexmigrate.cli.doctor.images.linux.fallocate", refuse)
+        monkeypatch.setattr("flexmigrate.cli.doctor.images.os.preadv", refuse)
         assert_bad(images.look(image), Level.WARNING, "RWF_NOWAIT", "punching holes")
 
 
@@ -343,7 +344,7 @@ class TestCommand:
 
 
 def test_a_server_is_looked_at_wholly(image: str, pki: PKI, port: int, tmp_path: Path) -> None:
-    from flexmigrate.doctor.run import look
+    from flexmigrate.cli.doctor.run import look
 
     places_ = (Address.tcp("127.0.0.1", 0), "tcp:0")
     tls = TLSConfig("require", str(pki.ours))

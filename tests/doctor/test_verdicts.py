@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 from support.images import MIB, random_image
 from support.journals import leave
 from support.privileges import block_device, needs_root

@@ -11,7 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.image import background
 from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
-from flexmigrate.image.short_reads import LONGEST
+from flexmigrate.image.kernel.ring_reader import LONGEST
 
 FULL = OSError(28, "No space left on device")
 

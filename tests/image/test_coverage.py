@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image import coverage
-from flexmigrate.image.coverage import Coverage
+from flexmigrate.migration.destination import coverage
+from flexmigrate.migration.destination.coverage import Coverage
 
 SIZE = 64
 RANGES = st.tuples(st.integers(0, SIZE - 1), st.integers(1, SIZE)).map(

@@ -9,9 +9,9 @@ from pathlib import Path
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import linux
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
+from flexmigrate.image.kernel import calls as linux
 from support.images import BLOCK, allocated, random_image
 
 SIZE = 64 * BLOCK

@@ -10,8 +10,9 @@ from pathlib import Path
 from blake3 import blake3
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image import digests
-from flexmigrate.image.digests import (
+from flexmigrate.image.file import Image
+from flexmigrate.migration.comparison import digests
+from flexmigrate.migration.comparison.digests import (
     ImageDigest,
     chunk_size,
     digest_of,
@@ -20,7 +21,6 @@ from flexmigrate.image.digests import (
     image_digest,
     reads_as_zeroes,
 )
-from flexmigrate.image.file import Image
 
 MIB = 1024 * 1024
 BLOCK = 4096

@@ -2,7 +2,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.dirty import MAX_MAP, MIN_BLOCK, DirtyMap
+from flexmigrate.migration.dirty_map import MAX_MAP, MIN_BLOCK, DirtyMap
 
 GIB = 1 << 30
 SIZE = 40 * 512 + 100  # the last block is short

@@ -11,9 +11,10 @@ from typing import Any
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import exact, file, linux, opening
+from flexmigrate.image import exact, file, opening
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.image.file import SCRATCH, Image
+from flexmigrate.image.kernel import calls as linux
 from support.images import BLOCK, blank_image, random_image
 from support.processes import PATIENCE
 

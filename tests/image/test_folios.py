@@ -10,9 +10,10 @@ from pathlib import Path
 
 from twisted.trial.unittest import SkipTest, SynchronousTestCase
 
-from flexmigrate.image import folios, linux
 from flexmigrate.image.file import Image
-from flexmigrate.image.folios import GRANULE, SHORT, TRIES, WITHIN, Folios
+from flexmigrate.image.kernel import calls as linux
+from flexmigrate.image.kernel import large_folios
+from flexmigrate.image.kernel.large_folios import GRANULE, SHORT, TRIES, WITHIN, Folios
 
 MIB = 1 << 20
 SIZE = 4 * MIB
@@ -77,7 +78,7 @@ class OnADisk(SynchronousTestCase):
         self.need_large_folios()
         # Whatever the machine does meanwhile, which may write it back.
         waiting = self.patch(linux, "cached", lambda fd, offset, length: (1, 1))
-        self.patch(folios, "SLOW", 0)
+        self.patch(large_folios, "SLOW", 0)
         self.write(PAGE, PAGE)
         self.assertTrue(is_large(self.image.fd, PAGE))
         waiting.restore()
@@ -153,8 +154,8 @@ class Recorded(SynchronousTestCase):
         self.patch(linux, "unmap", lambda address, length: self.asked.append("unmap"))
         self.patch(linux, "populate", lambda address, length: self.asked.append("populate"))
         self.patch(linux, "make_cold", self.make_cold)
-        self.patch(folios, "pwrite", self.pwrite)
-        self.patch(folios, "perf_counter", lambda: self.now)
+        self.patch(large_folios, "pwrite", self.pwrite)
+        self.patch(large_folios, "perf_counter", lambda: self.now)
         made = Folios.of(0, 1 << 40)
         assert made is not None
         self.folios = made
@@ -223,7 +224,7 @@ class Recorded(SynchronousTestCase):
         def fail(fd: int, data: bytes, offset: int) -> int:
             raise OSError(28, "No space left on device")
 
-        self.patch(folios, "pwrite", fail)
+        self.patch(large_folios, "pwrite", fail)
         for self.cached in ((1, 0), (1, 1), (0, 0)):
             self.folios.forget(0, 1)
             self.assertEqual(self.assertRaises(OSError, self.folios.write, b"x", 0).errno, 28)
@@ -291,7 +292,7 @@ class Elsewhere(SynchronousTestCase):
             self.patch(linux, "is_ext4", lambda fd: False)
             self.assertIsNone(Folios.of(file.fileno(), MIB))
             self.patch(linux, "is_ext4", lambda fd: True)
-            self.patch(folios, "mmap", NoMemory)
+            self.patch(large_folios, "mmap", NoMemory)
             self.assertIsNone(Folios.of(file.fileno(), MIB))
 
     def test_a_reader_has_none(self) -> None:

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image import file, holes, linux
+from flexmigrate.image import file, holes
 from flexmigrate.image.file import Image
+from flexmigrate.image.kernel import calls as linux
 from support.images import BLOCK, allocated, blank_image, random_image
 
 SIZE = 64 * BLOCK

@@ -7,7 +7,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image import linux
+from flexmigrate.image.kernel import calls as linux
 
 
 class Fallocate(SynchronousTestCase):

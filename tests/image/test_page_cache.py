@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import linux
 from flexmigrate.image.file import Image
-from flexmigrate.image.page_cache import PageCache
+from flexmigrate.image.kernel import calls as linux
+from flexmigrate.image.kernel.page_cache import PageCache
 from support.faulty_filesystem import FaultyFilesystem, faulty_filesystem
 from support.privileges import FailingDevice, failing_device, needs_root
 

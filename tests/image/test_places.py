@@ -15,9 +15,9 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import ImageError
 from flexmigrate.image import places
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration.ownership import Ownership
-from flexmigrate.migration.standing import look
-from flexmigrate.wire.session import State
+from flexmigrate.migration.ownership.ownership import Ownership
+from flexmigrate.migration.ownership.status import look
+from flexmigrate.wire.handover import State
 
 SDA, SDA1 = os.makedev(8, 0), os.makedev(8, 1)
 

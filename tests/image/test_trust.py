@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.image import linux
 from flexmigrate.image import probe as probes
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import DOUBTED, KNOWN, Filesystem, filesystem_of
+from flexmigrate.image.kernel import calls as linux
 from flexmigrate.image.probe import Probed, probe
 from flexmigrate.image.trust import Trust, judge
 from support.faulty_filesystem import FaultyFilesystem, faulty_filesystem

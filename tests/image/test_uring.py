@@ -12,9 +12,9 @@ from twisted.logger import capturedLogs, formatEvent
 from twisted.trial.unittest import SynchronousTestCase
 from zope.interface import implementer
 
-from flexmigrate.image import uring
-from flexmigrate.image.short_reads import Ended, ShortReads, short_reads
-from flexmigrate.image.uring import SLOT_SIZE, SLOTS, Ring
+from flexmigrate.image.kernel import io_uring
+from flexmigrate.image.kernel.io_uring import SLOT_SIZE, SLOTS, Ring
+from flexmigrate.image.kernel.ring_reader import Ended, ShortReads, short_reads
 
 BLOCK = 4096
 
@@ -82,12 +82,12 @@ class Reads(WithAFile):
         self.ring.close()
 
     def test_what_the_kernel_does_not_take_can_be_begun_again(self) -> None:
-        real, blocks = uring._syscall, [(n, n * BLOCK, BLOCK) for n in range(3)]
-        self.patch(uring, "_syscall", lambda *_: -1)
+        real, blocks = io_uring._syscall, [(n, n * BLOCK, BLOCK) for n in range(3)]
+        self.patch(io_uring, "_syscall", lambda *_: -1)
         self.assertEqual(self.ring.begin(self.fd, blocks), [])
-        self.patch(uring, "_syscall", lambda number, fd, _, *more: real(number, fd, 1, *more))
+        self.patch(io_uring, "_syscall", lambda number, fd, _, *more: real(number, fd, 1, *more))
         (first,) = self.ring.begin(self.fd, blocks)
-        self.patch(uring, "_syscall", real)
+        self.patch(io_uring, "_syscall", real)
         second, third = self.ring.begin(self.fd, blocks[1:])
         expected = [self.content[at : at + size] for _, at, size in blocks]
         slots = (first, second, third)
@@ -112,7 +112,7 @@ class WhereThereIsNone(SynchronousTestCase):
 
     def test_an_old_kernel_and_a_forbidden_one_say_so(self) -> None:
         for number in (errno.ENOSYS, errno.EPERM):
-            self.patch(uring, "_syscall", self.refuse(number))
+            self.patch(io_uring, "_syscall", self.refuse(number))
             self.assertEqual(self.assertRaises(OSError, Ring).errno, number)
 
     def test_a_kernel_that_has_only_the_beginnings_of_it_is_refused(self) -> None:
@@ -120,15 +120,15 @@ class WhereThereIsNone(SynchronousTestCase):
             parameters[0:4] = SLOTS.to_bytes(4, "little")
             return os.open("/dev/null", os.O_RDONLY)
 
-        self.patch(uring, "_syscall", old)
+        self.patch(io_uring, "_syscall", old)
         self.assertIn("before 5.6", str(self.assertRaises(OSError, Ring)))
 
     def test_a_machine_that_may_reorder_loads_is_refused(self) -> None:
-        self.patch(uring.platform, "machine", lambda: "aarch64")
+        self.patch(io_uring.platform, "machine", lambda: "aarch64")
         self.assertEqual(self.assertRaises(OSError, Ring).errno, errno.ENOTSUP)
 
     def test_the_log_says_why_reads_take_threads(self) -> None:
-        self.patch(uring, "_syscall", self.refuse(errno.EPERM))
+        self.patch(io_uring, "_syscall", self.refuse(errno.EPERM))
         with capturedLogs() as events:
             self.assertIsNone(short_reads(FDReactor(), print))
         self.assertIn("no io_uring: [Errno 1]", formatEvent(events[0]))
@@ -223,10 +223,10 @@ class InAReactor(WithAFile):
         self.assertEqual(self.ended, [(1, None, None)])
 
     def test_what_the_kernel_refuses_is_returned_and_leaves_room(self) -> None:
-        real = uring._syscall
-        self.patch(uring, "_syscall", lambda *_: -1)
+        real = io_uring._syscall
+        self.patch(io_uring, "_syscall", lambda *_: -1)
         for _ in range(SLOTS + 1):
             self.assertEqual(self.reads.begin(self.fd, [(1, 0, BLOCK)], None), [(1, 0, BLOCK)])
-        self.patch(uring, "_syscall", real)
+        self.patch(io_uring, "_syscall", real)
         self.assertEqual(self.reads.begin(self.fd, [(1, 0, BLOCK)], None), [])
         self.wait_for(1)

@@ -15,13 +15,13 @@ from unittest import mock
 import pytest
 
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import attribute, journal
-from flexmigrate.migration.attribute import NAME, Attribute, combined
-from flexmigrate.migration.journal import Record
-from flexmigrate.migration.ownership import Ownership
-from flexmigrate.migration.standing import MayServe, look
+from flexmigrate.migration.ownership import attribute, journal
+from flexmigrate.migration.ownership.attribute import NAME, Attribute, combined
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.ownership.ownership import Ownership
+from flexmigrate.migration.ownership.status import MayServe, look
 from flexmigrate.testing.disk import Died, SimulatedDisk
-from flexmigrate.wire.session import Opening, Purpose, State
+from flexmigrate.wire.handover import Opening, Purpose, State
 from support.processes import Children, flexmigrate
 
 SIZE = 8192

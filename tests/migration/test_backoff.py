@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.migration.backoff import MOST, Backoff
+from flexmigrate.migration.source.backoff import MOST, Backoff
 
 
 class BackoffTests(SynchronousTestCase):

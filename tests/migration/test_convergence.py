@@ -6,10 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import ConvergeConfig, ConvergeRule
-from flexmigrate.control.grammar import ConvergeChange
 from flexmigrate.errors import CommandError
-from flexmigrate.migration.convergence import (
+from flexmigrate.migration.request import ConvergeChange, ConvergeConfig, ConvergeRule
+from flexmigrate.migration.source.convergence import (
     CAUTION,
     COMFORTABLE_SECONDS,
     LONGEST_WAIT,
@@ -23,7 +22,7 @@ from flexmigrate.migration.convergence import (
     Verdict,
     slower,
 )
-from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.source.rate import RateLimit
 
 MIB = 1 << 20
 USUAL = ConvergeConfig()

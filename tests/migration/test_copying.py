@@ -15,10 +15,10 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import ConnectionGone, RequestFailed
 from flexmigrate.image.background import Background
-from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
-from flexmigrate.migration.copying import (
+from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.source.copier import (
     DROP_BYTES,
     IN_FLIGHT,
     MOST_IN_FLIGHT,
@@ -29,9 +29,9 @@ from flexmigrate.migration.copying import (
     SLICE_SECONDS,
     Copier,
     Holes,
-    Progress,
 )
-from flexmigrate.migration.plan import RateLimit
+from flexmigrate.migration.source.progress import Progress
+from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.testing import InlineClock, InlineThreads
 from flexmigrate.wire.constants import TransmissionFlag
 

@@ -7,15 +7,15 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.coverage import Coverage
-from flexmigrate.migration.destination import (
+from flexmigrate.migration.destination.coverage import Coverage
+from flexmigrate.migration.destination.handover import Verdict
+from flexmigrate.migration.destination.machine import (
     FIRST_REQUEST_SECONDS,
     Destination,
     DestinationCore,
     DestinationMachine,
 )
-from flexmigrate.migration.taking import Verdict
-from flexmigrate.wire.session import Outcome, State
+from flexmigrate.wire.handover import Outcome, State
 from support.machines import state_of, states, undeclared
 
 SIZE = 8192

@@ -11,9 +11,9 @@ import os
 import random
 from collections import Counter
 
-from flexmigrate.control.grammar import Action, HandoverRule
-from flexmigrate.migration.resolve import Verdict, judge
-from flexmigrate.migration.standing import Standing, look
+from flexmigrate.migration.ownership.resolve import Verdict, judge
+from flexmigrate.migration.ownership.status import Standing, look
+from flexmigrate.migration.request import Action, HandoverRule
 from support.scene import Scene, SceneCase
 
 BLOCK = 4096

@@ -13,7 +13,6 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.control.grammar import Action, HandoverRule
 from flexmigrate.errors import (
     ConnectionGone,
     FlexmigrateError,
@@ -22,22 +21,23 @@ from flexmigrate.errors import (
     MigrationError,
 )
 from flexmigrate.image.background import Background
-from flexmigrate.image.coverage import Coverage
 from flexmigrate.image.disk import UntrustedFile
 from flexmigrate.image.file import Image
-from flexmigrate.migration.handover import (
+from flexmigrate.migration.destination.coverage import Coverage
+from flexmigrate.migration.destination.handover import DestinationHandover, Verdict
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.ownership.ownership import Ownership, UncertainError
+from flexmigrate.migration.ownership.status import look
+from flexmigrate.migration.request import Action, HandoverRule
+from flexmigrate.migration.source.handover import (
     CLOSE_SECONDS,
     Gift,
     HandoverUncertain,
     NotGiven,
     SourceHandover,
 )
-from flexmigrate.migration.journal import Record
-from flexmigrate.migration.ownership import Ownership, UncertainError
-from flexmigrate.migration.standing import look
-from flexmigrate.migration.taking import DestinationHandover, Verdict
 from flexmigrate.testing import InlineClock, InlineThreads
-from flexmigrate.wire.session import Answer, State
+from flexmigrate.wire.handover import Answer, State
 
 SIZE = 8192
 

@@ -10,11 +10,11 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from flexmigrate.control.grammar import Action, ConvergeChange, HandoverRule
 from flexmigrate.image.background import Background
-from flexmigrate.migration.ownership import Ownership
-from flexmigrate.migration.taking import DestinationHandover
-from flexmigrate.wire.session import Outcome, State
+from flexmigrate.migration.destination.handover import DestinationHandover
+from flexmigrate.migration.ownership.ownership import Ownership
+from flexmigrate.migration.request import Action, ConvergeChange, HandoverRule
+from flexmigrate.wire.handover import Outcome, State
 from support.scene import Scene, SceneCase
 
 

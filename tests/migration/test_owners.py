@@ -6,12 +6,12 @@ from typing import Any
 
 from twisted.internet.error import ConnectionLost
 
-from flexmigrate.control.grammar import HandoverRule
-from flexmigrate.migration.destination import DestinationMachine
-from flexmigrate.migration.journal import Record
-from flexmigrate.migration.source import SourceMachine
-from flexmigrate.migration.standing import Standing
-from flexmigrate.wire.session import State
+from flexmigrate.migration.destination.machine import DestinationMachine
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.request import HandoverRule
+from flexmigrate.migration.source.machine import SourceMachine
+from flexmigrate.wire.handover import State
 from support.machines import state_of, states
 from support.scene import Scene, SceneCase
 

@@ -18,16 +18,15 @@ from unittest import mock
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.cli.ownership import record_of
 from flexmigrate.errors import FlexmigrateError, ImageError
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal, resolve
-from flexmigrate.migration.journal import JournalError, Record
-from flexmigrate.migration.ownership import STEPS, Ownership, UncertainError
-from flexmigrate.migration.resolve import Verdict, judge
-from flexmigrate.migration.standing import MayServe, Standing, look
-from flexmigrate.whose import record_of
-from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key, key_digest
-from flexmigrate.wire.session import (
+from flexmigrate.migration.ownership import journal, resolve
+from flexmigrate.migration.ownership.journal import JournalError, Record
+from flexmigrate.migration.ownership.ownership import STEPS, Ownership, UncertainError
+from flexmigrate.migration.ownership.resolve import Verdict, judge
+from flexmigrate.migration.ownership.status import MayServe, Standing, look
+from flexmigrate.wire.handover import (
     MAX_SUPERSEDED,
     NO_ID,
     Answer,
@@ -37,6 +36,7 @@ from flexmigrate.wire.session import (
     State,
     parse_opening,
 )
+from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key, key_digest
 
 SIZE = 8192
 A, B, C = (bytes([number]) * 16 for number in (1, 2, 3))

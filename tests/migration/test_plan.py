@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.migration.plan import BURST_SECONDS, GRAIN, RATE_WINDOW, Rate, RateLimit
+from flexmigrate.migration.source.rate import BURST_SECONDS, GRAIN, RATE_WINDOW, Rate, RateLimit
 
 MIB = 1 << 20
 RATES = st.integers(1, 10**12)

@@ -13,10 +13,10 @@ import pytest
 
 from flexmigrate.image import disk as disks
 from flexmigrate.image.disk import SYSTEM, UntrustedFile
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
-from flexmigrate.migration.standing import look
-from flexmigrate.wire.session import State
+from flexmigrate.migration.ownership import journal
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.ownership.status import look
+from flexmigrate.wire.handover import State
 from support.privileges import block_device, needs_root
 from support.processes import Children, flexmigrate
 

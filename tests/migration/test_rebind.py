@@ -10,14 +10,14 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import FlexmigrateError
-from flexmigrate.migration.rebind import (
+from flexmigrate.net.unix_socket import SocketPathError
+from flexmigrate.service.rebind import (
     RETRY_SECONDS,
     Rebind,
     RebindCore,
     RebindMachine,
     error_number,
 )
-from flexmigrate.net.unix_socket import SocketPathError
 from support.machines import states, undeclared
 
 PASSING = (

@@ -9,9 +9,9 @@ from twisted.internet.defer import Deferred
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.coverage import Coverage
-from flexmigrate.migration import receiving
-from flexmigrate.migration.receiving import (
+from flexmigrate.migration.destination import write_back
+from flexmigrate.migration.destination.coverage import Coverage
+from flexmigrate.migration.destination.write_back import (
     BACKLOG_BYTES,
     WRITE_BACK_BYTES,
     Reception,
@@ -195,8 +195,8 @@ class WholeMigrationTests(SceneCase):
     image = random.Random(4).randbytes(16 * 4096)
 
     def test_in_any_order_of_events_moves_the_image(self) -> None:
-        self.patch(receiving, "WRITE_BACK_BYTES", 4096)
-        self.patch(receiving, "BACKLOG_BYTES", 2 * 4096)
+        self.patch(write_back, "WRITE_BACK_BYTES", 4096)
+        self.patch(write_back, "BACKLOG_BYTES", 2 * 4096)
         waits: list[str] = []
         park = Export.park
 

@@ -10,10 +10,10 @@ from unittest import mock
 
 from twisted.internet.defer import Deferred
 
-from flexmigrate.control.grammar import Action, HandoverRule
 from flexmigrate.image.file import Image
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
+from flexmigrate.migration.ownership import journal
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.request import Action, HandoverRule
 from support.scene import SERVING, Scene, SceneCase
 
 CLOSED = "is told of a connection's end: ConnectionDone"

@@ -9,15 +9,14 @@ from twisted.internet.task import Clock
 from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import ConvergeConfig
-from flexmigrate.control.grammar import Action, ConvergeChange
 from flexmigrate.errors import Broken, ImageLost, MigrationError
-from flexmigrate.migration.convergence import Convergence
-from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.ground import Allowances
-from flexmigrate.migration.handover import Gift, HandoverUncertain, NotConfirmed, NotGiven
-from flexmigrate.migration.plan import RateLimit
-from flexmigrate.migration.source import RETRY_SECONDS, Core, Source, SourceMachine
+from flexmigrate.migration.request import Action, ConvergeChange, ConvergeConfig
+from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.environment import Allowances
+from flexmigrate.migration.source.handover import Gift, HandoverUncertain, NotConfirmed, NotGiven
+from flexmigrate.migration.source.machine import RETRY_SECONDS, Core, Source, SourceMachine
+from flexmigrate.migration.source.progress import Progress
+from flexmigrate.migration.source.rate import RateLimit
 from support.machines import state_of, states, undeclared
 
 STEPS = ("dial", "copy", "converge", "finish", "settle", "commit", "confirm", "finish_giving")

@@ -14,15 +14,15 @@ from twisted.internet.error import ConnectionLost
 from twisted.internet.protocol import Factory, Protocol
 
 from flexmigrate.client import NBDClientProtocol, ask, connect
-from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.errors import CommandError, FlexmigrateError, RequestFailed
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal, openings, sessions
-from flexmigrate.migration.handover import Gift
+from flexmigrate.migration.destination import policy as sessions
+from flexmigrate.migration.ownership import journal, offer
+from flexmigrate.migration.request import MirrorRequest
+from flexmigrate.migration.source.handover import Gift
 from flexmigrate.testing import Machine
 from flexmigrate.wire.client_handshake import SessionWish, Wish
-from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key
-from flexmigrate.wire.session import (
+from flexmigrate.wire.handover import (
     NO_ID,
     Answer,
     Capability,
@@ -34,6 +34,7 @@ from flexmigrate.wire.session import (
     parse_opening,
     parse_outcome,
 )
+from flexmigrate.wire.keys import NO_KEY, KeyKind, derive_key
 from support.scene import INTAKE, Scene, SceneCase
 
 COMMIT, RETRACT = KeyKind.COMMIT, KeyKind.RETRACT
@@ -296,7 +297,7 @@ class OldPeerTests(SceneCase):
         stack = ExitStack()
         stack.enter_context(mock.patch.object(Answer, "encode", answer))
         stack.enter_context(mock.patch.object(sessions, "parse_opening", read))
-        stack.enter_context(mock.patch.object(openings, "parse_opening", read))
+        stack.enter_context(mock.patch.object(offer, "parse_opening", read))
         return stack
 
     def test_is_refused_and_told_what_to_do(self) -> None:

@@ -18,14 +18,15 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import MigrationError, RequestFailed
 from flexmigrate.image.background import Background
-from flexmigrate.image.digests import ImageDigest, digests_of, image_digest
-from flexmigrate.image.dirty import DirtyMap
 from flexmigrate.image.file import Image
-from flexmigrate.migration import verifying
-from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.verifying import Verifier, fault_in, judge, tell
+from flexmigrate.migration.comparison import verifier
+from flexmigrate.migration.comparison.comparer import fault_in, judge, tell
+from flexmigrate.migration.comparison.digests import ImageDigest, digests_of, image_digest
+from flexmigrate.migration.comparison.verifier import Verifier
+from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.source.progress import Progress
 from flexmigrate.testing.threads import InlineClock, InlineThreads
-from flexmigrate.wire.session import (
+from flexmigrate.wire.handover import (
     ZEROES_DIGEST,
     Claim,
     PrivateCommand,
@@ -197,7 +198,7 @@ class CompareTests(VerifierCase):
 
     def test_a_destination_that_forgets_is_given_up(self) -> None:
         self.destination.before = lambda: self.copy.write(b"\0" * BLOCK, 0)
-        for _ in range(verifying.MOST_REPAIRS):
+        for _ in range(verifier.MOST_REPAIRS):
             self.assertFalse(self.compare())
             self.send()
         failure = self.failureResultOf(Deferred.fromCoroutine(self.verifier.compare()))
@@ -232,7 +233,7 @@ class RaceTests(VerifierCase):
 
     def disturb(self, point: str, offset: int, number: int) -> None:
         """Have a client write once, at *point* of the exchange *number*."""
-        self.patch(verifying, "BATCH_BYTES", MIB)
+        self.patch(verifier, "BATCH_BYTES", MIB)
         left = [number]
 
         def write() -> None:
@@ -297,7 +298,7 @@ class FollowTests(VerifierCase):
     def prepare_pass(self) -> None:
         """A destination that has nothing yet, and a pass that is to bring it everything."""
         size = self.SIZE
-        self.patch(verifying, "BATCH_BYTES", 2 * MIB)
+        self.patch(verifier, "BATCH_BYTES", 2 * MIB)
         self.prepare(size, ((0, 9 * MIB + BLOCK), (21 * MIB, 19 * MIB)))
         self.copy.trim(0, size)
         for extent in self.image.extents(0, size):
@@ -415,15 +416,15 @@ class FollowTests(VerifierCase):
                 self.turns += busy
                 return digests_of(image, ranges)
 
-            self.patch(verifying, "digests_of", hash_for_a_while)
+            self.patch(verifier, "digests_of", hash_for_a_while)
             while self.send_next():
                 pass
             self.verifier.end_following()
             hashed = clock.seconds()
             if at_work:
-                self.assertEqual(hashed, verifying.HASHED_BEHIND)
+                self.assertEqual(hashed, verifier.HASHED_BEHIND)
             for _ in range(100):
-                clock.advance(verifying.CLIENTS_SHARE)
+                clock.advance(verifier.CLIENTS_SHARE)
             self.successResultOf(self.following)
             self.assertEqual(self.progress.compared, self.SIZE)
             if not at_work:

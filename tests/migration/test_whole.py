@@ -13,16 +13,23 @@ from unittest import mock
 from twisted.internet.defer import Deferred
 from twisted.internet.error import ConnectionLost
 
-from flexmigrate.config import ConvergeConfig
-from flexmigrate.control.grammar import Action, ConvergeChange, HandoverRule, MirrorRequest
 from flexmigrate.errors import CommandError
-from flexmigrate.image.coverage import Coverage
-from flexmigrate.image.digests import ImageDigest
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal, sessions, verifying
-from flexmigrate.migration.handover import Gift
-from flexmigrate.migration.taking import DestinationHandover
-from flexmigrate.wire.session import Claim, Opening, Outcome, State
+from flexmigrate.migration.comparison import verifier
+from flexmigrate.migration.comparison.digests import ImageDigest
+from flexmigrate.migration.destination import policy as sessions
+from flexmigrate.migration.destination.coverage import Coverage
+from flexmigrate.migration.destination.handover import DestinationHandover
+from flexmigrate.migration.ownership import journal
+from flexmigrate.migration.request import (
+    Action,
+    ConvergeChange,
+    ConvergeConfig,
+    HandoverRule,
+    MirrorRequest,
+)
+from flexmigrate.migration.source.handover import Gift
+from flexmigrate.wire.handover import Claim, Opening, Outcome, State
 from support.scene import INTAKE, Scene, SceneCase
 
 BLOCK = 4096
@@ -500,7 +507,7 @@ class PrepareTests(SceneCase):
 
     def test_another_one_is_refused_and_the_next_attempt_begins_anew(self) -> None:
         def wrong(digest: ImageDigest, claim: Claim) -> None:
-            verifying.tell(digest, replace(claim, digest=b"x" * 32))
+            verifier.tell(digest, replace(claim, digest=b"x" * 32))
 
         for spoiled, found in ((wrong, "the image's digest is blake3"), (mock.Mock(), "not known")):
             with closing(Scene(self.folder, self.image)) as scene:

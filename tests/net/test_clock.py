@@ -66,12 +66,12 @@ class UseTests(SynchronousTestCase):
 # Who asks for the time of day, how often, and what for. Nothing else may: a duration, or a moment
 # at which something is to be done, is the monotonic clock's.
 WALL_CLOCK = {
-    "doctor/certificates.py": 1,  # until when one is valid
+    "cli/doctor/certificates.py": 1,  # until when one is valid
     "image/durability.py": 1,  # for people: when a flush failed
     "image/flush_failure.py": 1,  # likewise, in the note about it
     "log/layouts.py": 1,  # when an event was, for a layout that has the monotonic clock
     "log/observer.py": 1,  # the time of a line of the log
-    "migration/journal.py": 1,  # for people who read a journal
+    "migration/ownership/journal.py": 1,  # for people who read a journal
     "service/migrating.py": 1,  # for people who read a report
 }
 CALLS = {

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.commands import COMMANDS
-from flexmigrate.completion import script
+from flexmigrate.cli.commands import COMMANDS
+from flexmigrate.cli.completion import script
 from support.processes import flexmigrate
 from support.programs import Programs
 

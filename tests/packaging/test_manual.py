@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.commands import COMMANDS
+from flexmigrate.cli.commands import COMMANDS
 from support.processes import TESTS
 from support.programs import Programs
 

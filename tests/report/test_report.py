@@ -9,12 +9,12 @@ from xml.etree import ElementTree
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.fields import documented
-from flexmigrate.history import History, Sample, Summary
-from flexmigrate.report.document import FORMAT, VERSION, as_json
-from flexmigrate.report.page import MOST_ROWS, as_html
-from flexmigrate.report.plot import HEIGHT, WIDTH, draw, kind_of, phases, rates
-from flexmigrate.report.subject import Subject
+from flexmigrate.telemetry.fields import documented
+from flexmigrate.telemetry.history import History, Sample, Summary
+from flexmigrate.telemetry.report.document import FORMAT, VERSION, as_json
+from flexmigrate.telemetry.report.page import MOST_ROWS, as_html
+from flexmigrate.telemetry.report.plot import HEIGHT, WIDTH, draw, kind_of, phases, rates
+from flexmigrate.telemetry.report.subject import Subject
 
 MIB = 1 << 20
 SUBJECT = Subject("0.1", "/images/<vm>&.img", "", 64 * MIB, "exit", "2025-01-31T12:00:00+00:00")

@@ -5,7 +5,7 @@ import itertools
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net.acl import AccessList
-from flexmigrate.server.factory import Limits
+from flexmigrate.server.limits import Limits
 from flexmigrate.wire.constants import Command
 from flexmigrate.wire.handshake import HandshakeStyle
 from flexmigrate.wire.requests import pack_request

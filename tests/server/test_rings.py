@@ -6,7 +6,7 @@ from unittest import SkipTest
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.uring import Ring
+from flexmigrate.image.kernel.io_uring import Ring
 from flexmigrate.server.commands import MAX_UNDER_WAY
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed, StreamFeed

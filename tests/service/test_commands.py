@@ -6,7 +6,7 @@ import subprocess
 
 import pytest
 
-from flexmigrate.commands import COMMANDS
+from flexmigrate.cli.commands import COMMANDS
 from support.images import MIB
 from support.processes import flexmigrate, run, script
 from support.servers import SIZE, Servers, stop

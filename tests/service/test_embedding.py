@@ -17,11 +17,11 @@ from twisted.trial.unittest import TestCase
 
 import flexmigrate
 from flexmigrate import Action, Address, ExportService, ListenService, MirrorRequest, connect_uri
-from flexmigrate.config import TLSConfig
 from flexmigrate.errors import CommandError, ImageError, RequestFailed, UsageError
-from flexmigrate.history import Sample
+from flexmigrate.migration.request import TLSConfig
 from flexmigrate.service.embedding import NeverServed, StartedBefore
-from flexmigrate.wire.session import State
+from flexmigrate.telemetry.history import Sample
+from flexmigrate.wire.handover import State
 from support.examples import example
 from support.journals import leave_committed, leave_owner, state_of
 from support.ports import held_port

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from flexmigrate.image.digests import digest_of_zeroes
 from flexmigrate.image.file import Image
-from flexmigrate.migration.verifying import judge
-from flexmigrate.wire.session import ZEROES_DIGEST, Claim
+from flexmigrate.migration.comparison.comparer import judge
+from flexmigrate.migration.comparison.digests import digest_of_zeroes
+from flexmigrate.wire.handover import ZEROES_DIGEST, Claim
 from support.faulty_filesystem import FaultyFilesystem, faulty_filesystem
 from support.images import MIB, assert_same, blank_image
 from support.operator import status

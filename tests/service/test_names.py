@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flexmigrate.net.address import Address
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 from support.images import MIB, assert_same, blank_image, random_image
 from support.journals import leave_committed, leave_owner, leave_prepared, state_of
 from support.operator import ask, wait_until

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from flexmigrate.net.address import Address
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 from support.images import assert_same, blank_image, random_image
 from support.journals import leave_committed, leave_owner, state_of
 from support.operator import wait_until

@@ -64,7 +64,7 @@ import signal, sys
 import flexmigrate.__main__
 class Telling:
     def find_spec(name, path=None, target=None):
-        if name == "flexmigrate.cli":
+        if name == "flexmigrate.cli.main":
             print("begins", flush=True)
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.meta_path.insert(0, Telling)

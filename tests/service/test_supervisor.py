@@ -13,7 +13,7 @@ import pytest
 from twisted.internet.task import Clock
 
 from flexmigrate.service.supervisor import STATUS_SECONDS, Supervisor, describe
-from flexmigrate.status import Status
+from flexmigrate.telemetry.status import Status
 from support.processes import PATIENCE
 from support.servers import Servers
 

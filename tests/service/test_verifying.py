@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from flexmigrate.image.digests import image_digest
 from flexmigrate.image.file import Image
+from flexmigrate.migration.comparison.digests import image_digest
 from support.images import MIB, random_image, sparse_image
 from support.operator import ask, status, wait_until
 from support.relay import Relay

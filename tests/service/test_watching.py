@@ -11,18 +11,17 @@ from twisted.internet.defer import Deferred
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.config import ConvergeConfig
-from flexmigrate.control.grammar import Action
 from flexmigrate.errors import CommandError
-from flexmigrate.history import History, Summary
-from flexmigrate.migration.convergence import Convergence
-from flexmigrate.migration.copying import Progress
-from flexmigrate.migration.ground import Allowances
-from flexmigrate.migration.handover import Gift
-from flexmigrate.migration.plan import RateLimit
-from flexmigrate.migration.source import Core
+from flexmigrate.migration.request import Action, ConvergeConfig
+from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.environment import Allowances
+from flexmigrate.migration.source.handover import Gift
+from flexmigrate.migration.source.machine import Core
+from flexmigrate.migration.source.progress import Progress
+from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.service import watching
 from flexmigrate.service.watching import REPORT_SECONDS, Watch, in_own_thread
+from flexmigrate.telemetry.history import History, Summary
 from support.processes import PATIENCE
 from support.scene import Scene, SceneCase
 

@@ -34,11 +34,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from flexmigrate.migration import resolve
-from flexmigrate.migration.standing import MayServe, Standing
+from flexmigrate.migration.ownership import resolve
+from flexmigrate.migration.ownership.status import MayServe, Standing
 from flexmigrate.service.serve import ServeService
 from flexmigrate.testing.world import Stuck
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 from simulation.remains import (
     IMAGE,
     JOURNAL,

@@ -21,14 +21,15 @@ from twisted.internet.task import LoopingCall
 from flexmigrate.image import disk, trust
 from flexmigrate.image.durability import Durability
 from flexmigrate.image.file import Image
-from flexmigrate.migration import handover, verifying
-from flexmigrate.migration.attempt import Attempt
-from flexmigrate.migration.copying import Copier
-from flexmigrate.migration.handover import Gift, SourceHandover
-from flexmigrate.migration.ownership import Ownership
-from flexmigrate.migration.standing import Standing
-from flexmigrate.migration.taking import DestinationHandover
-from flexmigrate.migration.verifying import Verifier
+from flexmigrate.migration.comparison import verifier
+from flexmigrate.migration.comparison.verifier import Verifier
+from flexmigrate.migration.destination.handover import DestinationHandover
+from flexmigrate.migration.ownership.ownership import Ownership
+from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.source import handover
+from flexmigrate.migration.source.attempt import Attempt
+from flexmigrate.migration.source.copier import Copier
+from flexmigrate.migration.source.handover import Gift, SourceHandover
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
@@ -233,7 +234,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what differs at the destination is called equal there",
-        (Change(verifying.judge, "== each.digest", "!= b''"),),
+        (Change(verifier.judge, "== each.digest", "!= b''"),),
         after=("lost:destination",),
     ),
     Mutation(

@@ -15,11 +15,11 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from flexmigrate.migration import attribute, journal
-from flexmigrate.migration.attribute import NAME, Attribute
+from flexmigrate.migration.ownership import attribute, journal
+from flexmigrate.migration.ownership.attribute import NAME, Attribute
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.writer import Promises
-from flexmigrate.wire.session import NO_ID
+from flexmigrate.wire.handover import NO_ID
 
 IMAGE = "/image"  # in a folder that is quick to look for: its program does so often
 JOURNAL = IMAGE + ".handover"

@@ -14,16 +14,16 @@ from typing import Any
 from twisted.internet.error import ConnectionLost
 
 from flexmigrate.client import NBDClientProtocol
-from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
 from flexmigrate.errors import CommandError, FlexmigrateError
 from flexmigrate.image.filesystems import Filesystem
 from flexmigrate.image.probe import Probed
+from flexmigrate.migration.request import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, World, Writer
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.servers import connect_to
 from flexmigrate.testing.writer import SECTOR, Promises
-from flexmigrate.wire.session import SESSION_OPTION, State
+from flexmigrate.wire.handover import SESSION_OPTION, State
 from simulation.remains import BLOCK, IMAGE, Left, Remains
 from simulation.schedules import Fault, Schedule
 from simulation.sides import INTAKE_PORT, SERVING_PORT, Side, Violation

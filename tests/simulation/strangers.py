@@ -20,8 +20,7 @@ from flexmigrate.net.address import Address
 from flexmigrate.testing import Machine, World
 from flexmigrate.testing.writer import SECTOR
 from flexmigrate.wire.client_handshake import SessionWish, Wish
-from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key, key_digest
-from flexmigrate.wire.session import (
+from flexmigrate.wire.handover import (
     Opening,
     PrivateCommand,
     Purpose,
@@ -29,6 +28,7 @@ from flexmigrate.wire.session import (
     parse_opening,
     parse_outcome,
 )
+from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key, key_digest
 
 log = Logger()
 

@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from flexmigrate.migration.standing import look
-from flexmigrate.wire.session import State
+from flexmigrate.migration.ownership.status import look
+from flexmigrate.wire.handover import State
 from storm.judging import Ends, Violation
 from storm.plans import SIZE, Moment, Plan
 from support.images import sparse_image

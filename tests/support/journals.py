@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from flexmigrate.control.grammar import MirrorRequest
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration import journal
-from flexmigrate.migration.journal import Record
+from flexmigrate.migration.ownership import journal
+from flexmigrate.migration.ownership.journal import Record
+from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.net.address import Address
+from flexmigrate.wire.handover import State
 from flexmigrate.wire.keys import KeyKind, derive_key, key_digest
-from flexmigrate.wire.session import State
 
 SESSION = b"s" * 16
 SECRET = b"k" * 32

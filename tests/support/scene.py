@@ -13,10 +13,10 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig
-from flexmigrate.control.grammar import Action, HandoverRule, MirrorRequest
+from flexmigrate.migration.request import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, Server, World, Writer
-from flexmigrate.wire.session import State
+from flexmigrate.wire.handover import State
 
 INTAKE = Address.tcp("192.0.2.2", 10810)
 # Of the source at first, then of the destination: an address that moves with the image.

@@ -22,7 +22,8 @@ from flexmigrate.image.file import Image
 from flexmigrate.image.pace import Pace
 from flexmigrate.net.acl import AccessList
 from flexmigrate.server.export import Export, ExportDirectory
-from flexmigrate.server.factory import Limits, NBDServerFactory, OpenSession
+from flexmigrate.server.factory import NBDServerFactory, OpenSession
+from flexmigrate.server.limits import Limits
 from flexmigrate.wire.agreement import Agreement, Ready, Send
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import ClientHandshake, Wish

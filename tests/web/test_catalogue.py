@@ -7,10 +7,10 @@ import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.history import Tally
-from flexmigrate.migration import source
+from flexmigrate.migration.source import machine as source
 from flexmigrate.server.measuring import MEASURED, Meter
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Tally
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PHASES
 from flexmigrate.web.exposition import Exposition
 from flexmigrate.web.view import ExportView, ServerView

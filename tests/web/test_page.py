@@ -10,11 +10,11 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.history import Tally
-from flexmigrate.image.coverage import Coverage
-from flexmigrate.image.dirty import DirtyMap
+from flexmigrate.migration.destination.coverage import Coverage
+from flexmigrate.migration.dirty_map import DirtyMap
 from flexmigrate.server.measuring import Meter
-from flexmigrate.status import Status
+from flexmigrate.telemetry.history import Tally
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.document import MOST_CELLS, MOST_MOVING, MOST_ROWS, Document, cell_size, level
 from flexmigrate.web.feed import INTERVAL, PATIENCE, REST, Feed
 from flexmigrate.web.view import ClientView, ExportView, Moving, ServerView

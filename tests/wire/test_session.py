@@ -15,16 +15,12 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
-from flexmigrate.image.digests import ImageDigest
+from flexmigrate.migration.comparison.digests import ImageDigest
 from flexmigrate.wire.agreement import Close, CloseKind, Ready, TLSMode, Told
 from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, SessionWish, Wish
 from flexmigrate.wire.constants import MAX_OPTION_REPLY, OptionReply
-from flexmigrate.wire.handshake import RefusingHandshake, ServerHandshake
-from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key, key_digest
-from flexmigrate.wire.replies import reply_style
-from flexmigrate.wire.reply_parser import ReplyParser
-from flexmigrate.wire.session import (
+from flexmigrate.wire.handover import (
     MAX_CLAIMS,
     MAX_JOURNAL,
     MAX_PRIVATE_PAYLOAD,
@@ -53,6 +49,10 @@ from flexmigrate.wire.session import (
     parse_outcome,
     parse_verdicts,
 )
+from flexmigrate.wire.handshake import RefusingHandshake, ServerHandshake
+from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key, key_digest
+from flexmigrate.wire.replies import reply_style
+from flexmigrate.wire.reply_parser import ReplyParser
 from support.negotiation import Exports, Pair
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "handover-protocol.rst"

@@ -1,0 +1,235 @@
+"""What several options say together: addresses, exports, certificates.
+
+One option alone is `flexmigrate.cli.options`' business, and which command takes which is
+`flexmigrate.cli.commands`'. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+
+from flexmigrate.cli.option import Given, Option
+from flexmigrate.cli.options import (
+    ACL_WORDS,
+    BIND,
+    CONVERGE,
+    CONVERGE_TIMEOUT,
+    DEFAULT_EXPORT,
+    ENDPOINT,
+    EXPORTS,
+    FILE,
+    LISTEN_ADDR,
+    LISTEN_PORT,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    LOG_REQUESTS,
+    MAX_DOWNTIME,
+    MAX_PARK,
+    REBIND_ADDR,
+    REBIND_PORT,
+    REPORT,
+    TLS,
+    TLS_CERTIFICATES,
+    TLS_HOSTNAME,
+    TLS_VERIFY_PEER,
+)
+from flexmigrate.config import ExportConfig, Place
+from flexmigrate.control.grammar import WILDCARDS
+from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
+from flexmigrate.migration.request import (
+    USUAL_CONVERGENCE,
+    ConvergeChange,
+    ConvergeConfig,
+    TLSConfig,
+    format_seconds,
+)
+from flexmigrate.net.acl import AccessList, BadEntry
+from flexmigrate.net.address import Address
+
+_NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
+
+
+def log_of(given: Given) -> LogSettings:
+    """Return how a server's log is to be."""
+    return LogSettings(
+        verbosity=given.verbosity,
+        form=given.optional(LOG_FORMAT) or "text",
+        levels=tuple(given.every(LOG_LEVEL)),
+        requests=given.flag(LOG_REQUESTS),
+    )
+
+
+def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
+    """Return the address that two options make."""
+    place = given.required(addr)
+    if place.startswith("/"):
+        given.refuse(port, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
+
+
+def converge_of(given: Given) -> ConvergeConfig:
+    """Return how a new migration is to converge."""
+    rule = given.optional(CONVERGE) or USUAL_CONVERGENCE.rule
+    if rule != "force":
+        given.refuse(CONVERGE_TIMEOUT, f"--converge {rule} has no timeout, only force has one")
+    values = {
+        "max_downtime": given.optional(MAX_DOWNTIME),
+        "max_park": given.optional(MAX_PARK),
+        "timeout": given.optional(CONVERGE_TIMEOUT),
+    }
+    said = {name: value for name, value in values.items() if value is not None}
+    config = ConvergeConfig(rule, **said)
+    if config.max_downtime > config.max_park:
+        raise UsageError(
+            f"--max-downtime {format_seconds(config.max_downtime)} is more than "
+            f"--max-park {format_seconds(config.max_park)}"
+        )
+    return config
+
+
+def converge_change_of(given: Given) -> ConvergeChange:
+    """Return what is to change of the convergence of a migration that runs."""
+    rule = None
+    for word in given.words:
+        try:
+            rule = CONVERGE.parse(word)
+        except ValueError as error:
+            raise UsageError(str(error)) from error
+    if rule != "force":
+        because = "without the word force, there is no timeout"
+        given.refuse(CONVERGE_TIMEOUT, because)
+    timeout = given.optional(CONVERGE_TIMEOUT)
+    return ConvergeChange(
+        rule=rule,
+        max_downtime=given.optional(MAX_DOWNTIME),
+        max_park=given.optional(MAX_PARK),
+        timeout=0.0 if rule == "force" and timeout is None else timeout,
+    )
+
+
+def rebind_of(given: Given, listening: Place) -> Address | None:
+    """Return where to serve after the migration: what is left out is as in *listening*."""
+    place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
+    if place is None and port is None:
+        return None
+    if isinstance(listening, str):
+        listening = Address.tcp(given.required(REBIND_ADDR, " with --endpoint"), 0)
+    place = place or listening.path or listening.host
+    if place.startswith("/"):
+        given.refuse(REBIND_PORT, f"{place} is a UNIX socket, which has no port")
+        return Address.unix(place)
+    port = port or listening.port
+    if not port:
+        raise UsageError(f"--rebind-port is required with --rebind-addr {place}")
+    return Address.tcp(place, port)
+
+
+def bind_of(given: Given, address: Address) -> str | None:
+    """Return the local address to connect to *address* from, if one matters."""
+    host = given.optional(BIND)
+    if host is None or host in WILDCARDS:
+        return None
+    if address.is_unix:
+        given.refuse(BIND, f"{address} is a UNIX socket, to which no address is bound")
+    if (":" in host) != (":" in address.host):
+        given.refuse(BIND, f"one of it and --addr {address.host} is IPv4, the other IPv6")
+    return host
+
+
+def acl_of(given: Given) -> tuple[str, ...]:
+    """Return the entries of an access list, all of them sound."""
+    try:
+        AccessList(given.words)
+    except BadEntry as error:
+        raise UsageError(f"{given.name_of(ACL_WORDS)}: {error}") from error
+    return tuple(given.words)
+
+
+def places_of(given: Given) -> tuple[Place, ...]:
+    """Return where to listen: at ``--addr``, at each ``--endpoint``, or both."""
+    endpoints = given.every(ENDPOINT)
+    if endpoints and given.optional(LISTEN_ADDR) is None:
+        given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
+        return tuple(endpoints)
+    if given.optional(LISTEN_ADDR) is None:
+        raise UsageError(f"--{LISTEN_ADDR.long} is required, or --{ENDPOINT.long}")
+    return (address_of(given, LISTEN_ADDR, LISTEN_PORT), *endpoints)
+
+
+def exports_of(given: Given) -> tuple[ExportConfig, ...]:
+    """Return the image of ``--file``, under the name that has no file, and all that have one."""
+    pairs = [word.partition("=") for word in given.every(EXPORTS)]
+    exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
+    bare = [name for name, equals, _ in pairs if not equals]
+    if len(bare) > 1:
+        raise UsageError(f"--export {bare[1]}: which file? Only one name can do without =FILE")
+    if bare or not exports or given.optional(FILE) is not None:
+        exports.insert(0, ExportConfig(bare[0] if bare else "", given.required(FILE)))
+    names = [export.name for export in exports]
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--export {name}: that name is given twice")
+    for export in exports:
+        if not export.file:
+            raise UsageError(f"--export {export.name}=: the file is missing")
+    return tuple(exports)
+
+
+def default_export_of(given: Given, exports: tuple[ExportConfig, ...]) -> str:
+    """Return the name of the one of *exports* that clients get who name none."""
+    name = given.optional(DEFAULT_EXPORT)
+    names = {export.name for export in exports}
+    if name is None:
+        # A client that names none asks for the empty name: an export that has it is reached by it.
+        return "" if "" in names else exports[0].name
+    if name not in names:
+        raise UsageError(f"--default-export {name}: there is no such export")
+    if name and "" in names:
+        raise UsageError(f"--default-export {name}: nobody could reach the export without a name")
+    return name
+
+
+def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLSConfig:
+    """Return what is said of TLS; a *uri* may say that it is required.
+
+    Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
+    """
+    rule = given.optional(TLS) or "off"
+    because = f"--tls {rule}"
+    if uri is not None and uri.partition(":")[0].lower() in ("nbds", "nbds+unix"):
+        if rule != "require":
+            given.refuse(TLS, f"the URI {uri} requires it")
+        rule, because = "require", f"the URI {uri}"
+    certificates = given.optional(TLS_CERTIFICATES)
+    verify = server and given.flag(TLS_VERIFY_PEER)
+    hostname = None if server else given.optional(TLS_HOSTNAME)
+    if rule == "off":
+        given.refuse(TLS_CERTIFICATES, _NOT_ENCRYPTED)
+        if not server:
+            given.refuse(TLS_HOSTNAME, _NOT_ENCRYPTED)
+        if verify:
+            raise UsageError(f"{given.name(TLS_VERIFY_PEER)}: {_NOT_ENCRYPTED}")
+    elif certificates is None:
+        raise UsageError(f"--tls-certificates is required with {because}")
+    elif verify and rule != "require":
+        raise UsageError(
+            f"{given.name(TLS_VERIFY_PEER)}: with --tls {rule}, clients without TLS show no"
+            " certificate and are let in all the same; say --tls require"
+        )
+    return TLSConfig(rule, certificates, verify, hostname)
+
+
+def report_of(given: Given) -> str | None:
+    """Return where the report is to be written, by a path that any process finds."""
+    path = given.optional(REPORT)
+    return None if path is None else os.path.abspath(path)
+
+
+def seen_from_elsewhere(tls: TLSConfig) -> TLSConfig:
+    """Return *tls* with a folder that a process with another working directory finds."""
+    if tls.certificates is None:
+        return tls
+    return dataclasses.replace(tls, certificates=os.path.abspath(tls.certificates))

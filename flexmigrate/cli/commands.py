@@ -1,0 +1,455 @@
+"""The commands: which options each takes, and what they become.
+
+What was said becomes a frozen value that is known to be sound, or a `UsageError` that names the
+option and what is wrong with it. ``flexmigrate serve`` and ``twistd flexmigrate serve`` are both
+read by `flexmigrate.cli.parsing`, so that a command line that works for one works for the other.
+Nothing is opened or connected to, and Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from flexmigrate.cli.combined import (
+    acl_of,
+    address_of,
+    bind_of,
+    converge_change_of,
+    converge_of,
+    default_export_of,
+    exports_of,
+    log_of,
+    places_of,
+    rebind_of,
+    report_of,
+    seen_from_elsewhere,
+    tls_of,
+)
+from flexmigrate.cli.option import Flag, Given, Option, Words
+from flexmigrate.cli.options import (
+    ACL_WORDS,
+    BIND,
+    CALL_SOCK,
+    CONFIG,
+    CONNECTIONS,
+    CONVERGE,
+    CONVERGE_TIMEOUT,
+    CONVERGE_WORD,
+    COVERAGE,
+    DEFAULT_DENY,
+    DEFAULT_EXPORT,
+    DROP_CACHE,
+    ENDPOINT,
+    EXPORT,
+    EXPORTS,
+    FILE,
+    FROM,
+    HANDOVER,
+    IMAGE_WORD,
+    JSON,
+    KILLSWITCH,
+    LIMIT,
+    LIMIT_WORD,
+    LISTEN_ADDR,
+    LISTEN_EXPORT,
+    LISTEN_PORT,
+    LOG_FORMAT,
+    LOG_LEVEL,
+    LOG_REQUESTS,
+    MAX_CLIENTS,
+    MAX_CLIENTS_PER_HOST,
+    MAX_DOWNTIME,
+    MAX_PARK,
+    METRICS,
+    NO_LIST,
+    OLD_PEERS,
+    OLDSTYLE,
+    OPEN_SOCK,
+    PEER,
+    PEER_JOURNAL,
+    POLL,
+    READ_ONLY,
+    REBIND_ADDR,
+    REBIND_PORT,
+    RECEIVED_READ_ONLY,
+    REMOTE_ADDR,
+    REMOTE_EXPORT,
+    REMOTE_PORT,
+    REPORT,
+    SERVER_WORDS,
+    SHELL_WORD,
+    SIZE,
+    STATUS_EXPORT,
+    STATUS_JSON,
+    TLS,
+    TLS_CERTIFICATES,
+    TLS_HOSTNAME,
+    TLS_VERIFY_PEER,
+    UNLINK,
+    URI_WORD,
+    VERIFY,
+    WAIT,
+    WATCH,
+    WEB,
+    YES,
+)
+from flexmigrate.cli.requests import (
+    CallConfig,
+    CompletionConfig,
+    Config,
+    DoctorConfig,
+    ReadConfig,
+    SettleConfig,
+    StatusConfig,
+    WaitConfig,
+    WhoseConfig,
+    WriteConfig,
+)
+from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
+from flexmigrate.migration.request import (
+    USUAL_CONNECTIONS,
+    Action,
+    ConvergeChange,
+    HandoverRule,
+    MirrorRequest,
+    VerifyRule,
+    settings_lines,
+)
+from flexmigrate.net.address import Address
+
+_Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
+
+
+def _poll_seconds(given: Given) -> float:
+    microseconds = given.optional(POLL)
+    return ServeConfig.poll_seconds if microseconds is None else microseconds / 1e6
+
+
+def _serve(given: Given) -> ServeConfig:
+    oldstyle = given.flag(OLDSTYLE)
+    if oldstyle:
+        given.refuse(EXPORTS, "the handshake of --oldstyle has no export names")
+        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
+    places, exports = places_of(given), exports_of(given)
+    return ServeConfig(
+        places=places,
+        exports=exports,
+        default_export=default_export_of(given, exports),
+        sock=given.optional(OPEN_SOCK),
+        acl=acl_of(given),
+        default_deny=given.flag(DEFAULT_DENY),
+        killswitch=given.flag(KILLSWITCH),
+        oldstyle=oldstyle,
+        read_only=given.flag(READ_ONLY),
+        allow_old_peers=given.flag(OLD_PEERS),
+        listable=not given.flag(NO_LIST),
+        max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
+        max_clients_per_host=given.optional(MAX_CLIENTS_PER_HOST) or 0,
+        poll_seconds=_poll_seconds(given),
+        tls=tls_of(given, server=True),
+        metrics=given.optional(METRICS),
+        web=given.optional(WEB),
+        log=log_of(given),
+    )
+
+
+def _listen(given: Given) -> ListenConfig:
+    places = places_of(given)
+    oldstyle = given.flag(OLDSTYLE)
+    if oldstyle:
+        given.refuse(LISTEN_EXPORT, "the handshake of --oldstyle has no export names")
+        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
+    return ListenConfig(
+        places=places,
+        file=given.required(FILE),
+        export=given.optional(LISTEN_EXPORT) or "",
+        sock=given.optional(OPEN_SOCK),
+        acl=acl_of(given),
+        default_deny=given.flag(DEFAULT_DENY),
+        oldstyle=oldstyle,
+        rebind=rebind_of(given, places[0]),
+        coverage=given.optional(COVERAGE) or "full",
+        read_only=given.flag(RECEIVED_READ_ONLY),
+        allow_old_peers=given.flag(OLD_PEERS),
+        tls=tls_of(given, server=True),
+        metrics=given.optional(METRICS),
+        web=given.optional(WEB),
+        log=log_of(given),
+    )
+
+
+def _call(given: Given, *lines: str) -> CallConfig:
+    return CallConfig(given.required(CALL_SOCK), lines)
+
+
+def _call_export(given: Given, *lines: str) -> CallConfig:
+    """A command about one export."""
+    return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
+
+
+def _mirror(given: Given) -> CallConfig | WaitConfig:
+    address = address_of(given, REMOTE_ADDR, REMOTE_PORT)
+    request = MirrorRequest(
+        address=address,
+        action=Action.UNLINK if given.flag(UNLINK) else Action.EXIT,
+        bind=bind_of(given, address),
+        max_bps=given.optional(LIMIT) or 0,
+        export=given.optional(EXPORT),
+        remote_export=given.optional(REMOTE_EXPORT) or "",
+        handover=given.optional(HANDOVER) or HandoverRule.AUTO,
+        verify=given.optional(VERIFY) or VerifyRule.FULL,
+        allow_old_peers=given.flag(OLD_PEERS),
+        tls=seen_from_elsewhere(tls_of(given)),
+        converge=converge_of(given),
+        connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
+        drop_cache=given.flag(DROP_CACHE),
+        report=report_of(given),
+    )
+    lines = tuple(request.lines())
+    if given.flag(WAIT):
+        return WaitConfig(given.required(CALL_SOCK), (lines,), request.export)
+    return _call(given, *lines)
+
+
+def _wait(given: Given) -> WaitConfig:
+    return WaitConfig(given.required(CALL_SOCK), export=given.optional(EXPORT))
+
+
+def _status(given: Given) -> StatusConfig:
+    call = _call_export(given, "status")
+    return StatusConfig(call.sock, call.lines, given.flag(STATUS_JSON), given.flag(WATCH))
+
+
+def _converge(given: Given) -> CallConfig:
+    change = converge_change_of(given)
+    if change == ConvergeChange():
+        raise UsageError("nothing is to change: say throttle, wait or force, or another limit")
+    return _call_export(given, "converge", *change.lines())
+
+
+def _set_limit(given: Given) -> CallConfig:
+    (word,) = given.words
+    try:
+        return _call_export(given, "mirror_max_bps", str(LIMIT.parse(word)))
+    except ValueError as error:
+        raise UsageError(f"N: {error}") from error
+
+
+def _whose(given: Given) -> WhoseConfig:
+    (file,) = given.words
+    peer = given.optional(PEER)
+    if peer is None:
+        for option in (REMOTE_EXPORT, TLS, TLS_CERTIFICATES, TLS_HOSTNAME):
+            given.refuse(option, "without --peer, nobody is connected to")
+    else:
+        given.refuse(PEER_JOURNAL, "with --peer, the other side's journal is asked for there")
+    return WhoseConfig(
+        file=file,
+        peer_journal=given.optional(PEER_JOURNAL),
+        peer=peer,
+        remote_export=given.optional(REMOTE_EXPORT) or "",
+        json=given.flag(JSON),
+        tls=tls_of(given),
+        verbosity=given.verbosity,
+    )
+
+
+def _settle(given: Given, *, take: bool) -> SettleConfig:
+    (file,) = given.words
+    return SettleConfig(file, take, sure=given.flag(YES), verbosity=given.verbosity)
+
+
+def _doctor(given: Given) -> DoctorConfig:
+    return DoctorConfig(given.server, given.flag(JSON))
+
+
+def _completion(given: Given) -> CompletionConfig:
+    (shell,) = given.words
+    if shell not in SHELL_WORD.metavar.split("|"):
+        raise UsageError(f"{shell!r} is none of {SHELL_WORD.metavar}")
+    return CompletionConfig(shell)
+
+
+def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
+    server: Address | str
+    if given.words:
+        (server,) = given.words
+        for option in (REMOTE_ADDR, REMOTE_PORT, BIND):
+            given.refuse(option, f"the URI {server} says where the server is")
+    else:
+        server = address_of(given, REMOTE_ADDR, REMOTE_PORT)
+    return kind(
+        server=server,
+        offset=given.required(FROM),
+        size=given.required(SIZE),
+        bind=bind_of(given, server) if isinstance(server, Address) else None,
+        tls=tls_of(given, uri=server if isinstance(server, str) else None),
+        log=LogSettings(given.verbosity),
+    )
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command: what may be said behind its name, and what that becomes.
+
+    :ivar read: makes the configuration of what was given, or raises `UsageError`.
+    """
+
+    summary: str
+    synopsis: str
+    options: tuple[Flag | Option[Any], ...]
+    read: Callable[[Given], Config]
+    words: Words | None = None
+
+
+# Both ends of the synopses.
+_LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
+_TOLD = "[--metrics PLACE] [--web PLACE]"
+_TLS = "[--tls off|on|require] [--tls-certificates DIR]"
+_TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
+_TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
+
+COMMANDS = {
+    "serve": Command(
+        "serve images to NBD clients, until they have been migrated away",
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
+        " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
+        " [--oldstyle] [--read-only] [--max-clients N] [--max-clients-per-host N] [--poll-us N]"
+        f" [--allow-old-peers] {_TLS_SERVER} {_TOLD} {_LOG}"
+        " [--config FILE] [ACL_ENTRY...]",
+        (
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
+            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY),
+            *(MAX_CLIENTS, MAX_CLIENTS_PER_HOST, POLL, OLD_PEERS),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
+            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+        ),
+        _serve,
+        ACL_WORDS,
+    ),
+    "listen": Command(
+        "receive a migrated image; then exit, or serve it",
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
+        " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--read-only]"
+        " [--coverage full|any] [--allow-old-peers]"
+        f" {_TLS_SERVER} {_TOLD} {_LOG} [--config FILE] [ACL_ENTRY...]",
+        (
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
+            *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, RECEIVED_READ_ONLY, COVERAGE),
+            OLD_PEERS,
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
+            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+        ),
+        _listen,
+        ACL_WORDS,
+    ),
+    "mirror": Command(
+        "have a serve start to migrate its image to a listen",
+        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
+        " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
+        f" [--connections N] [--drop-cache] [--export NAME] [--remote-export NAME] [--wait]"
+        " [--handover auto|session|plain] [--allow-old-peers] [--verify full|dirty|off]"
+        f" [--report FILE] {_TLS_CLIENT}",
+        (
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS, DROP_CACHE),
+            *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
+            *(HANDOVER, OLD_PEERS, VERIFY, WAIT, REPORT),
+            *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        ),
+        _mirror,
+    ),
+    "break": Command(
+        "stop the migration that is running",
+        "--sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        lambda given: _call_export(given, "break"),
+    ),
+    "wait": Command(
+        "wait for the end of the migration that is running, and show its progress",
+        "--sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        _wait,
+    ),
+    "acl": Command(
+        "replace a server's access list, for connected clients too",
+        "--sock S [ACL_ENTRY...]",
+        (CALL_SOCK,),
+        lambda given: _call(given, "acl", *acl_of(given)),
+        ACL_WORDS,
+    ),
+    "status": Command(
+        "show a server's state, and how far its migration is",
+        "--sock S [--export NAME] [--json] [--watch]",
+        (CALL_SOCK, STATUS_EXPORT, STATUS_JSON, WATCH),
+        _status,
+    ),
+    "mirror-max-bps": Command(
+        "change the limit of the migration that is running",
+        "N --sock S [--export NAME]",
+        (CALL_SOCK, EXPORT),
+        _set_limit,
+        LIMIT_WORD,
+    ),
+    "converge": Command(
+        "change how the migration that is running comes to its end",
+        "[throttle|wait|force] --sock S [--max-downtime TIME] [--max-park TIME]"
+        " [--converge-timeout TIME] [--export NAME]",
+        (CALL_SOCK, MAX_DOWNTIME, MAX_PARK, CONVERGE_TIMEOUT, EXPORT),
+        _converge,
+        CONVERGE_WORD,
+    ),
+    "whose": Command(
+        "say which copy of an image is canonical, after a migration that went wrong",
+        "IMAGE [--peer-journal FILE | --peer HOST:PORT [--remote-export NAME]] [--json]"
+        f" {_TLS_CLIENT}",
+        (PEER_JOURNAL, PEER, REMOTE_EXPORT, JSON, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        _whose,
+        IMAGE_WORD,
+    ),
+    "take": Command(
+        "settle by hand that this copy is the image",
+        "IMAGE [--yes]",
+        (YES,),
+        lambda given: _settle(given, take=True),
+        IMAGE_WORD,
+    ),
+    "release": Command(
+        "settle by hand that this copy is not the image any more",
+        "IMAGE [--yes]",
+        (YES,),
+        lambda given: _settle(given, take=False),
+        IMAGE_WORD,
+    ),
+    "read": Command(
+        "copy bytes from a server to standard output",
+        f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        lambda given: _transfer(ReadConfig, given),
+        URI_WORD,
+    ),
+    "write": Command(
+        "copy bytes from standard input to a server",
+        f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
+        (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+        lambda given: _transfer(WriteConfig, given),
+        URI_WORD,
+    ),
+    "doctor": Command(
+        "look at this host, and at what a server needs, and say what to do",
+        "[--json] [COMMAND...]",
+        (JSON,),
+        _doctor,
+        SERVER_WORDS,
+    ),
+    "completion": Command(
+        "print a script that has a shell complete command lines",
+        "bash|zsh|fish",
+        (),
+        _completion,
+        SHELL_WORD,
+    ),
+}

@@ -1,0 +1,128 @@
+"""What an option is: how it is written, and how what was given is asked for.
+
+The options themselves are in ``options.py``; what their values may be, in ``values.py``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.errors import UsageError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Flag:
+    """An option that is given or not."""
+
+    long: str
+    short: str
+    help: str
+
+
+@dataclass(frozen=True)
+class Option(Generic[T]):
+    """An option with a value.
+
+    :ivar parse: makes the value of the word that was given; raises ``ValueError`` with a text that
+        quotes it.
+    :ivar repeatable: it may be given more than once; each time adds a value.
+    """
+
+    long: str
+    short: str
+    metavar: str
+    help: str
+    parse: Callable[[str], T]
+    repeatable: bool = False
+
+
+@dataclass(frozen=True)
+class Words:
+    """The words behind the options.
+
+    :ivar count: how many there may be, as argparse has it.
+    :ivar key: their name in a configuration file, where they can stand in one.
+    """
+
+    metavar: str
+    help: str
+    count: str | int
+    key: str = ""
+
+
+class Given:
+    """What was given on one command line, as words: each error names its option.
+
+    :param places: how to name those options that were given elsewhere: in a configuration file.
+    :ivar server: the configuration that the words behind the options give, where they are a
+        server's command line; else None.
+    """
+
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        places: Mapping[str, str] | None = None,
+        server: ServeConfig | ListenConfig | None = None,
+    ) -> None:
+        self._values = values
+        self._places = places or {}
+        self.server = server
+
+    def name(self, option: Flag | Option[Any]) -> str:
+        """Return what to call *option* in a message: ``--port``, or where its value stands."""
+        return self._places.get(option.long, f"--{option.long}")
+
+    @property
+    def words(self) -> list[str]:
+        """The words behind the options."""
+        words = self._values.get("words") or ()
+        return [words] if isinstance(words, str) else list(words)
+
+    def name_of(self, words: Words) -> str:
+        """Return what to call *words* in a message about one of them."""
+        return self._places.get(words.key, words.metavar)
+
+    @property
+    def verbosity(self) -> int:
+        """-1 after ``--quiet``, 1 after ``--verbose``; of both, the last one wins."""
+        return int(self._values["verbosity"] or 0)
+
+    def flag(self, flag: Flag) -> bool:
+        """Return whether *flag* was given."""
+        return bool(self._values[flag.long])
+
+    def optional(self, option: Option[T]) -> T | None:
+        """Return the value of *option*, or ``None`` if it was not given."""
+        word = self._values[option.long]
+        if word is None:
+            return None
+        try:
+            return option.parse(word)
+        except ValueError as error:
+            raise UsageError(f"{self.name(option)}: {error}") from error
+
+    def every(self, option: Option[T]) -> list[T]:
+        """Return the values of *option*, which is repeatable, in the order they were given."""
+        try:
+            return [option.parse(word) for word in self._values[option.long] or ()]
+        except ValueError as error:
+            raise UsageError(f"{self.name(option)}: {error}") from error
+
+    def required(self, option: Option[T], because: str = "") -> T:
+        """Return the value of *option*, which has to be given (*because* of another one)."""
+        value = self.optional(option)
+        if value is None:
+            raise UsageError(f"--{option.long} is required{because}")
+        return value
+
+    def refuse(self, option: Option[Any], because: str) -> None:
+        """Raise if *option* was given."""
+        given = self._values[option.long] or ()
+        for word in given if option.repeatable else (given,):
+            if word != ():
+                raise UsageError(f"{self.name(option)} {word}: {because}")

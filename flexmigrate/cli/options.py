@@ -1,0 +1,425 @@
+"""The options: how each is written, and what its help says.
+
+One table serves ``flexmigrate`` and ``twistd flexmigrate``. What an option means together with
+others is `flexmigrate.cli.combined`'s business. Twisted is not imported.
+"""
+
+from __future__ import annotations
+
+from flexmigrate.cli.option import Flag, Option, Words
+from flexmigrate.cli.values import (
+    parse_bps,
+    parse_bytes,
+    parse_connections,
+    parse_count,
+    parse_coverage,
+    parse_endpoint,
+    parse_export,
+    parse_handover,
+    parse_http_place,
+    parse_log_format,
+    parse_log_level,
+    parse_microseconds,
+    parse_path,
+    parse_remote_port,
+    parse_size,
+    parse_tls,
+    parse_verify,
+)
+from flexmigrate.control.grammar import (
+    parse_converge_rule,
+    parse_max_downtime,
+    parse_max_park,
+    parse_report,
+    parse_seconds,
+)
+from flexmigrate.net.address import (
+    parse_host,
+    parse_place,
+    parse_port,
+    parse_shown,
+    parse_socket_path,
+)
+
+METRICS = Option(
+    "metrics",
+    "",
+    "PLACE",
+    "offer metrics for Prometheus at http://PLACE/metrics: PORT (of 127.0.0.1), HOST:PORT, a path"
+    " beginning with / (a UNIX socket), or any Twisted server endpoint; whoever can connect there"
+    " can read them (default: don't, and measure nothing)",
+    parse_http_place,
+)
+
+WEB = Option(
+    "web",
+    "",
+    "PLACE",
+    "offer a page that shows what goes on, a migration above all, at http://PLACE/, given as for"
+    " --metrics; it can change nothing, and whoever can connect there can see it (default: don't)",
+    parse_http_place,
+)
+
+VERBOSE = Flag("verbose", "v", "log everything")
+QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
+
+LOG_FORMAT = Option(
+    "log-format",
+    "",
+    "text|json|flexnbd",
+    "layout of the log's lines (default: text)",
+    parse_log_format,
+)
+LOG_LEVEL = Option(
+    "log-level",
+    "",
+    "NAMESPACE=LEVEL",
+    "lowest level to log of a part of the program, named as in the log: migration=debug,"
+    " twisted=info; debug, info, warn, error or critical; can be repeated, and comes before -v and"
+    " -q (default: info for all of flexmigrate, warn for what it uses)",
+    parse_log_level,
+    repeatable=True,
+)
+LOG_REQUESTS = Flag(
+    "log-requests",
+    "",
+    "log every request and reply of every client: for looking into a fault, since it makes a"
+    " server several times slower (default: none)",
+)
+
+CONFIG = Option(
+    "config",
+    "",
+    "FILE",
+    "a TOML file with options, by their long names; the command line comes before it"
+    " (default: none)",
+    parse_path,
+)
+
+LISTEN_ADDR = Option(
+    "addr",
+    "l",
+    "ADDR",
+    "where to listen: an IPv4 or IPv6 address, or a path beginning with / (a UNIX socket, which"
+    " has no port)",
+    parse_place,
+)
+LISTEN_PORT = Option("port", "p", "PORT", "TCP port to listen on; 0 takes a free one", parse_port)
+REMOTE_ADDR = Option(
+    "addr",
+    "l",
+    "ADDR",
+    "where the other server listens: an IPv4 or IPv6 address, or a path beginning with / (a UNIX"
+    " socket, which has no port)",
+    parse_place,
+)
+REMOTE_PORT = Option("port", "p", "PORT", "TCP port of the other server", parse_remote_port)
+BIND = Option(
+    "bind",
+    "b",
+    "ADDR",
+    "local IP address to connect from (default: the kernel chooses)",
+    parse_host,
+)
+FILE = Option(
+    "file", "f", "FILE", "the image: a file or a block device, which must exist", parse_path
+)
+OPEN_SOCK = Option(
+    "sock",
+    "s",
+    "SOCK",
+    "path of a UNIX socket to open for the operator, mode 0600 (default: none)",
+    parse_socket_path,
+)
+CALL_SOCK = Option(
+    "sock", "s", "SOCK", "path of the running server's operator's socket", parse_socket_path
+)
+DEFAULT_DENY = Flag(
+    "default-deny", "d", "an empty access list lets nobody in (default: it lets everybody in)"
+)
+KILLSWITCH = Flag(
+    "killswitch",
+    "k",
+    "close the connection of a client whose request is not complete after 120 s (default: wait)",
+)
+OLDSTYLE = Flag("oldstyle", "", "speak flexnbd's oldstyle handshake (default: fixed newstyle)")
+EXPORTS = Option(
+    "export",
+    "",
+    "NAME[=FILE]",
+    "offer the image FILE under NAME, at most 4096 bytes; can be repeated. Without =FILE, the name"
+    ' under which --file is offered (default: "", the default export)',
+    parse_export,
+    repeatable=True,
+)
+DEFAULT_EXPORT = Option(
+    "default-export",
+    "",
+    "NAME",
+    "the export that clients get who name none (default: the first)",
+    parse_export,
+)
+EXPORT = Option(
+    "export", "", "NAME", "which of the server's exports (default: the only one)", parse_export
+)
+LISTEN_EXPORT = Option(
+    "export",
+    "",
+    "NAME",
+    "name under which the image is received, and then served; who names none gets it, too"
+    ' (default: "")',
+    parse_export,
+)
+STATUS_EXPORT = Option(
+    "export", "", "NAME", "which of the server's exports (default: the default one)", parse_export
+)
+REMOTE_EXPORT = Option(
+    "remote-export",
+    "",
+    "NAME",
+    'name of the export at the destination (default: "", its default export)',
+    parse_export,
+)
+CONNECTIONS = Option(
+    "connections",
+    "",
+    "N",
+    "connections to use, 1 to 16, where the destination takes several (default: 4)",
+    parse_connections,
+)
+DROP_CACHE = Flag(
+    "drop-cache",
+    "",
+    "drop from the source's page cache what was sent, so that a large image doesn't push out what"
+    " others use (default: keep it)",
+)
+NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
+ENDPOINT = Option(
+    "endpoint",
+    "",
+    "DESCRIPTION",
+    "listen there, too: any Twisted server endpoint, such as tcp:10809, unix:/run/nbd or"
+    " systemd:domain=INET:index=0; can be repeated. With it, --addr can be left out (default:"
+    " listen at --addr only)",
+    parse_endpoint,
+    repeatable=True,
+)
+MAX_CLIENTS = Option(
+    "max-clients",
+    "",
+    "N",
+    "connections at the same time, 1 to 100000 (default: 10000)",
+    parse_count,
+)
+MAX_CLIENTS_PER_HOST = Option(
+    "max-clients-per-host",
+    "",
+    "N",
+    "how many of these one host may have: an IPv4 address, or a network of IPv6 with 64 bits; those"
+    " of a UNIX socket aren't counted (default: three quarters of --max-clients, so that no host"
+    " takes all places)",
+    parse_count,
+)
+POLL = Option(
+    "poll-us",
+    "",
+    "N",
+    "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
+    " 10000; 0 turns it off (default: 200)",
+    parse_microseconds,
+)
+TLS = Option(
+    "tls",
+    "",
+    "off|on|require",
+    "whether connections are encrypted: never, if the other side asks for it, or always"
+    " (default: off)",
+    parse_tls,
+)
+TLS_CERTIFICATES = Option(
+    "tls-certificates",
+    "",
+    "DIR",
+    "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
+    " client-key.pem (default: none, and so no TLS)",
+    parse_path,
+)
+TLS_VERIFY_PEER = Flag(
+    "tls-verify-peer",
+    "",
+    "let in only clients with a certificate signed by ca-cert.pem; needs --tls require (default:"
+    " all)",
+)
+TLS_HOSTNAME = Option(
+    "tls-hostname",
+    "",
+    "NAME",
+    "name that the other server's certificate must have (default: the address connected to)",
+    parse_path,
+)
+READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
+RECEIVED_READ_ONLY = Flag(
+    "read-only",
+    "",
+    "serve the image for reading only once it has come (default: as its source serves it)",
+)
+OLD_PEERS = Flag(
+    "allow-old-peers",
+    "",
+    "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
+    " destination can then take the image over in the source's name (default: refuse them)",
+)
+REBIND_ADDR = Option(
+    "rebind-addr",
+    "",
+    "ADDR",
+    "serve the image here once it has come, and go on running (default: that of --addr if"
+    " --rebind-port is given; with neither, exit)",
+    parse_place,
+)
+REBIND_PORT = Option(
+    "rebind-port",
+    "",
+    "PORT",
+    "TCP port to serve on then (default: that of --port if --rebind-addr is given)",
+    parse_remote_port,
+)
+COVERAGE = Option(
+    "coverage",
+    "",
+    "full|any",
+    "how much a sender must have written, zeroed or trimmed for the migration to count: every byte,"
+    " or anything (default: full)",
+    parse_coverage,
+)
+PEER_JOURNAL = Option(
+    "peer-journal",
+    "",
+    "FILE",
+    "a copy of the other side's journal, its IMAGE.handover (default: judge by our own)",
+    parse_path,
+)
+PEER = Option(
+    "peer",
+    "",
+    "HOST:PORT",
+    "ask the other side's server: its IPv4 address or [IPv6 address] and port, or the path of its"
+    " UNIX socket (default: judge by our own journal)",
+    parse_shown,
+)
+JSON = Flag("json", "", "answer with an object in JSON (default: text for people)")
+YES = Flag("yes", "y", "don't ask whether it is meant (default: ask)")
+IMAGE_WORD = Words("IMAGE", "path of the image", 1)
+UNLINK = Flag(
+    "unlink",
+    "u",
+    "delete the source's image once it is complete at the destination (default: keep it)",
+)
+REPORT = Option(
+    "report",
+    "",
+    "FILE",
+    "have the server write a report of the migration when it is over: FILE.html, a page with a"
+    " plot, or FILE.json (default: none)",
+    parse_report,
+)
+WAIT = Flag(
+    "wait",
+    "",
+    "wait for the migration's end, show its progress, and exit with 0 if it succeeded, 1 if not, 3"
+    " if that isn't known (default: exit when it has begun)",
+)
+STATUS_JSON = Flag("json", "", "print a JSON object (default: key=value pairs)")
+WATCH = Flag("watch", "", "go on, and show each change, once a second (default: show it once)")
+LIMIT = Option(
+    "max-bps",
+    "m",
+    "N",
+    "send at most N bytes per second; K, M, G and T are powers of 1024 (default: 0, no limit)",
+    parse_bps,
+)
+CONVERGE = Option(
+    "converge",
+    "",
+    "throttle|wait|force",
+    "what to do about clients that write faster than can be sent: slow them down step by step until"
+    " it ends, wait until they write less (for ever, if they don't), or wait for --converge-timeout"
+    " and then see to it that it ends (default: throttle)",
+    parse_converge_rule,
+)
+CONVERGE_TIMEOUT = Option(
+    "converge-timeout",
+    "",
+    "TIME",
+    "with --converge force: so long after the first pass, clients may be parked for half of"
+    " --max-park, and are slowed down until that is enough (default: 60s)",
+    parse_seconds,
+)
+MAX_DOWNTIME = Option(
+    "max-downtime",
+    "",
+    "TIME",
+    "park clients once the rest can be sent, and the destination be settled with, in TIME, as far"
+    " as that can be estimated; like 100ms, 2.5s or 1min, without a unit seconds (default: 100ms)",
+    parse_max_downtime,
+)
+MAX_PARK = Option(
+    "max-park",
+    "",
+    "TIME",
+    "let parked clients go, and try again, if it takes longer than TIME, at least 100ms (default:"
+    " 10s)",
+    parse_max_park,
+)
+HANDOVER = Option(
+    "handover",
+    "",
+    "auto|session|plain",
+    "how to settle who owns the image: by a session with a journal at each end, which the other"
+    " server has to know, plainly as every NBD server understands it, or whichever it can"
+    " (default: auto)",
+    parse_handover,
+)
+VERIFY = Option(
+    "verify",
+    "",
+    "full|dirty|off",
+    "what to compare with the destination, by digests, before it is handed over by a session: all,"
+    " what clients have changed since it was first sent, or nothing (default: full)",
+    parse_verify,
+)
+FROM = Option(
+    "from",
+    "F",
+    "OFFSET",
+    "where to begin, in bytes from the start of the export; K, M, G and T are powers of 1024",
+    parse_bytes,
+)
+SIZE = Option(
+    "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", parse_size
+)
+ACL_WORDS = Words(
+    "ACL_ENTRY",
+    "addresses and networks that may connect: 10.0.0.1, 10.0.0.0/8, 2001:db8::/32",
+    "*",
+    "acl",
+)
+URI_WORD = Words(
+    "URI",
+    "where the export is, instead of --addr and --port: nbd://HOST[:PORT]/EXPORT or"
+    " nbd+unix:///EXPORT?socket=PATH; nbds and nbds+unix require TLS",
+    "?",
+)
+CONVERGE_WORD = Words(
+    "throttle|wait|force",
+    "as mirror's --converge; force acts after --converge-timeout from now (default: at once)",
+    "?",
+)
+SERVER_WORDS = Words(
+    "COMMAND",
+    "serve or listen, with the options that it is to be started with: what they need is looked at,"
+    " too",
+    "...",
+)
+SHELL_WORD = Words("bash|zsh|fish", "the shell", 1)
+LIMIT_WORD = Words("N", "bytes per second; K, M, G and T are powers of 1024; 0 lifts the limit", 1)

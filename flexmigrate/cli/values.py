@@ -1,0 +1,165 @@
+"""What the value of an option may be: each function makes it of the word that was given, or raises
+``ValueError`` with a text that quotes the word.
+"""
+
+from __future__ import annotations
+
+from flexmigrate.config import CoverageRule, Place
+from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
+from flexmigrate.migration.request import (
+    MAX_BPS,
+    MAX_CONNECTIONS,
+    HandoverRule,
+    TLSRule,
+    VerifyRule,
+)
+from flexmigrate.net.address import (
+    Address,
+    BadAddress,
+    parse_host,
+    parse_port,
+    parse_socket_path,
+)
+
+# off_t has 64 bits with a sign: no image is longer.
+MAX_OFFSET = 2**63 - 1
+# Longer than a disk takes, looking is not polling any more but waiting.
+MAX_POLL = 10000
+_SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+def parse_bytes(text: str, lowest: int = 0, highest: int = MAX_OFFSET) -> int:
+    """Return the number of bytes that *text* names: digits, and perhaps K, M, G or T (2 to the
+    power of 10, 20, 30, 40).
+
+    :raises ValueError: if it names none, or none from *lowest* to *highest*.
+    """
+    digits, factor = text, 1
+    if text[-1:].upper() in _SUFFIXES:
+        digits, factor = text[:-1], _SUFFIXES[text[-1:].upper()]
+    if not (digits.isascii() and digits.isdigit()):
+        raise ValueError(f"{text!r} is not a number of bytes, like 4096, 64K or 1G")
+    number = int(digits) * factor
+    if not lowest <= number <= highest:
+        raise ValueError(f"{text!r} is not from {lowest} to {highest}")
+    return number
+
+
+def parse_size(text: str) -> int:
+    """Return a number of bytes, at least 1."""
+    return parse_bytes(text, lowest=1)
+
+
+def parse_bps(text: str) -> int:
+    """Return a limit in bytes a second; 0 is none."""
+    return parse_bytes(text, highest=MAX_BPS)
+
+
+def parse_remote_port(text: str) -> int:
+    """Return a port that somebody listens on."""
+    return parse_port(text, lowest=1)
+
+
+def parse_path(text: str) -> str:
+    """Return a path."""
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return text
+
+
+def parse_export(text: str) -> str:
+    """Return the name of an export, as the protocol limits it."""
+    from flexmigrate.wire.constants import MAX_STRING  # imported late: only servers need it
+
+    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
+        raise ValueError(f"{text!r} is not a name of at most {MAX_STRING} bytes, none of them NUL")
+    return text
+
+
+def parse_coverage(text: str) -> CoverageRule:
+    """Return how much a sender must have written."""
+    rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
+    if text not in rules:
+        raise ValueError(f"{text!r} is neither 'full' nor 'any'")
+    return rules[text]
+
+
+def parse_verify(text: str) -> VerifyRule:
+    """Return what is compared."""
+    try:
+        return VerifyRule(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is none of 'full', 'dirty' and 'off'") from None
+
+
+def parse_handover(text: str) -> HandoverRule:
+    """Return how the image is handed over."""
+    try:
+        return HandoverRule(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is none of 'auto', 'session' and 'plain'") from None
+
+
+def parse_endpoint(text: str) -> str:
+    """Return the description of a server endpoint, of which only the form is looked at."""
+    kind, colon, _ = text.partition(":")
+    if not colon or not kind.isalnum():
+        raise ValueError(f"{text!r} is not a server endpoint, like tcp:10809 or unix:/run/nbd")
+    return text
+
+
+def parse_http_place(text: str) -> Place:
+    """Return where HTTP is served: a port alone is one of this host's own."""
+    if text.isdigit():
+        return Address.tcp("127.0.0.1", parse_port(text))
+    if text.startswith("/"):
+        return Address.unix(parse_socket_path(text))
+    host, _, port = text.rpartition(":")
+    try:
+        parsed = parse_host(host.removeprefix("[").removesuffix("]"))
+    except BadAddress:
+        return parse_endpoint(text)
+    return Address.tcp(parsed, parse_port(port))
+
+
+def parse_count(text: str) -> int:
+    """Return how many there may be, from 1 to 100000."""
+    return parse_bytes(text, lowest=1, highest=100000)
+
+
+def parse_connections(text: str) -> int:
+    """Return a number of connections."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
+        raise ValueError(f"{text!r} is not a number of connections from 1 to {MAX_CONNECTIONS}")
+    return int(text)
+
+
+def parse_microseconds(text: str) -> int:
+    """Return how long to poll, in microseconds."""
+    if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
+        raise ValueError(f"{text!r} is not a number of microseconds from 0 to {MAX_POLL}")
+    return int(text)
+
+
+def parse_log_format(text: str) -> LogFormat:
+    """Return a layout of log lines."""
+    for form in FORMATS:
+        if text == form:
+            return form
+    raise ValueError(f"{text!r} is none of 'text', 'json' and 'flexnbd'")
+
+
+def parse_log_level(text: str) -> tuple[str, str]:
+    """Return a namespace, and the level from which on its lines are logged."""
+    namespace, equals, level = text.rpartition("=")
+    if not equals or not namespace or level not in LEVELS:
+        raise ValueError(f"{text!r} is not NAMESPACE=LEVEL with a level of {', '.join(LEVELS)}")
+    return shown_namespace(namespace), level
+
+
+def parse_tls(text: str) -> TLSRule:
+    """Return whether connections are encrypted."""
+    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
+    if text not in rules:
+        raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
+    return rules[text]

@@ -1,0 +1,1 @@
+"""Linux itself: system calls that Python lacks, io_uring, and what the page cache holds."""

@@ -1,0 +1,103 @@
+"""What a source says of itself to a destination in negotiation, and what it makes of the answer.
+
+Three kinds of peers answer: a flexmigrate that waits for the image, and agrees or declines; one
+that doesn't, which declines; and a server that doesn't know what it was asked. Only the last is
+migrated to by the plain handover without having been told to, since nothing is known against it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from flexmigrate.errors import MigrationError, SessionDeclined
+from flexmigrate.migration.source.environment import SizeMismatch
+from flexmigrate.migration.source.handover import FIRST_WITH_KEYS, Gift
+from flexmigrate.wire.asking import SessionWish
+from flexmigrate.wire.handover import NO_ID, Answer, Opening, Purpose, State, parse_answer
+from flexmigrate.wire.keys import NO_KEY
+
+
+class Declined(MigrationError):
+    """The destination is another flexmigrate, and declines; the text says who, and why."""
+
+
+class Proposal:
+    """What is said in one negotiation.
+
+    :param opening: what is said first.
+    :ivar answer: what the destination said last; None where it said nothing.
+    """
+
+    def __init__(self, opening: Opening) -> None:
+        self.opening = opening
+        self.answer: Answer | None = None
+
+    def wish(self, export: str) -> SessionWish:
+        """Return what the client's negotiation has to know.
+
+        :param export: the name, at the destination.
+        """
+        self.opening = replace(self.opening, export=export)
+        return SessionWish(
+            self.opening.encode(),
+            self._judge,
+            self._probe(),
+            optional=self.opening.purpose is Purpose.PLAIN,
+        )
+
+    def _probe(self) -> bytes | None:
+        """Return what a server is asked that calls our option unsupported: an older flexmigrate
+        that serves its image says that of a migration, but does tell whose the image is.
+        """
+        if self.opening.purpose is not Purpose.MIGRATE:
+            return None
+        asking = Opening(Purpose.ASK, NO_ID, 0, State.NONE, 0, export=self.opening.export)
+        return asking.encode()
+
+    def _judge(self, data: bytes) -> bytes | str | None:
+        self.answer = parse_answer(data)
+        return self.judge(self.answer)
+
+    def judge(self, answer: Answer) -> bytes | str | None:
+        """Return what to say instead, or why the destination is left, or None."""
+        return None
+
+    def declined(self, error: SessionDeclined) -> MigrationError:
+        """Return what it means that the destination was left because it declined, or because of
+        what it said.
+        """
+        answer = self.answer
+        if answer is None:
+            return Declined(str(error))
+        if answer.size != self.opening.size and self.opening.purpose is not Purpose.SETTLE:
+            return SizeMismatch(answer.size, self.opening.size)
+        return Declined(f"{answer.name}: {error}" if answer.name else str(error))
+
+
+class MigrationProposal(Proposal):
+    """What is said at the beginning of an attempt.
+
+    :param gift: what is given, and how.
+    :param attempt: its number.
+    :param session: whether a session is wished for.
+    """
+
+    def __init__(self, gift: Gift, attempt: int, *, session: bool) -> None:
+        super().__init__(gift.opening(attempt, session=session))
+        self._gift = gift
+        self._attempt = attempt
+
+    def judge(self, answer: Answer) -> bytes | str | None:
+        """Leave whoever doesn't know of keys; show that what is there was given up, if it was."""
+        if answer.version < FIRST_WITH_KEYS and not self._gift.old_peers:
+            return (
+                "its version is too old to ask for a key, so that anybody who reaches it could "
+                "commit in our name: upgrade it, or say --allow-old-peers"
+            )
+        if not answer.refusal or self.opening.purpose is not Purpose.MIGRATE:
+            return None
+        key = self._gift.retract_key(answer, self._attempt)
+        if key == NO_KEY or key == self.opening.key:
+            return None
+        self.opening = replace(self.opening, key=key)
+        return self.opening.encode()

@@ -1,0 +1,54 @@
+"""Connects a source to its destination."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from twisted.internet.defer import Deferred
+
+from flexmigrate.client import NBDClientProtocol, connect
+from flexmigrate.migration.request import MirrorRequest, TLSConfig
+from flexmigrate.migration.source.proposal import Proposal
+from flexmigrate.net.endpoints import client_endpoint
+from flexmigrate.net.tls import client_context
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.client_handshake import Wish
+
+CONNECT_SECONDS = 5.0
+"""For a connection to the destination to stand: a few lost packets' time."""
+
+
+def dial(
+    reactor: Any,
+    request: MirrorRequest,
+    proposal: Proposal | None,
+    hello_seconds: float,
+    tls: Any,
+) -> Deferred[NBDClientProtocol]:
+    """Connect to the destination that *request* names.
+
+    :param proposal: what is said of ourselves, if anything is.
+    :param hello_seconds: from the connection's start to the end of its negotiation.
+    :param tls: what ``startTLS`` takes, or None.
+    """
+    wish = Wish(
+        name=request.remote_export,
+        # Writes and zeroes need neither reply chunks nor long headers.
+        structured=False,
+        extended=False,
+        tls=TLSMode(request.tls.rule),
+        session=None if proposal is None else proposal.wish(request.remote_export),
+    )
+    endpoint = client_endpoint(reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS)
+    return connect(endpoint, wish=wish, clock=reactor, hello_timeout=hello_seconds, tls=tls)
+
+
+def client_tls(config: TLSConfig, host: str) -> Any:
+    """Return what a client's ``startTLS`` takes, or None where *config* wants no TLS.
+
+    :param host: the server's address; empty for a UNIX socket.
+    :raises UsageError: the certificates can't be used.
+    """
+    if config.rule == "off" or config.certificates is None:
+        return None
+    return client_context(config.certificates, config.hostname or host or "localhost")

@@ -1,0 +1,1 @@
+"""Measured values, the status, the history of a migration, and how they are shown."""

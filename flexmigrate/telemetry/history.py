@@ -1,0 +1,181 @@
+"""What a migration looked like over time, and what it came to: values, remembered in bounded room.
+
+These dataclasses are the one source of the fields of reports and summaries, of their units and
+their meaning. Nothing here has a clock: whoever takes the samples says when that was.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal
+
+from flexmigrate.telemetry.fields import about
+
+FIRST_INTERVAL: Final = 0.1
+"""Seconds from one sample to the next, in the beginning."""
+
+MOST_SAMPLES: Final = 1025
+"""As many as a plot has pixels for; odd, so that the first and the last stay when every other one
+goes.
+"""
+
+MOST_CHANGES: Final = 512
+"""A migration that fails and is retried every second makes three changes each time."""
+
+MOST_TEXT: Final = 500
+"""Characters of an error that are remembered; a peer may send thousands."""
+
+Verdict = Literal["complete", "copied", "broken", "failed", "unconfirmed"]
+
+
+SUCCESSES: Final[tuple[Verdict, ...]] = ("complete", "copied")
+"""Those after which the destination has what it was to have."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A migration at one moment. What is ``None`` was not known, or did not apply."""
+
+    seconds: float = field(metadata=about("time since the migration was asked for", "seconds"))
+    phase: str = field(metadata=about("name of the source's state"))
+    attempt: int = field(metadata=about("connection to the destination, from 1"))
+    pass_number: int = field(
+        metadata=about(
+            "walk over what has to be sent, from 1 in each attempt; 0 while holes are looked for"
+        )
+    )
+    bytes_sent: int = field(metadata=about("what all attempts have sent so far", "bytes"))
+    bytes_left: int | None = field(
+        default=None, metadata=about("what is known to be still unsent", "bytes")
+    )
+    bytes_dirtied: int | None = field(
+        default=None,
+        metadata=about(
+            "what clients have changed that has to be sent again, since this attempt's first pass"
+            " began",
+            "bytes",
+        ),
+    )
+    write_limit: int | None = field(
+        default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")
+    )
+    speed_limit: int | None = field(
+        default=None, metadata=about("the limit on sending, if there is one", "bytes/second")
+    )
+    error: str | None = field(default=None, metadata=about("why the attempt failed that ended now"))
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a migration came to."""
+
+    verdict: Verdict = field(
+        metadata=about(
+            "how it ended: complete (given away), copied (and still the source's), broken (ended"
+            " by the operator or a signal), failed (never began), or unconfirmed (see the log)"
+        )
+    )
+    reason: str | None = field(metadata=about("why it did not succeed"))
+    address: str = field(metadata=about("where it went"))
+    duration: float = field(metadata=about("from its beginning to its end", "seconds"))
+    bytes_sent: int = field(metadata=about("what all attempts have sent", "bytes"))
+    speed: int = field(metadata=about("bytes sent by duration", "bytes/second"))
+    passes: int = field(metadata=about("walks over what had to be sent, in the last attempt"))
+    attempts: int = field(metadata=about("connections to the destination"))
+    parked: float = field(metadata=about("how long clients were parked, in all", "seconds"))
+    verified: str | None = field(
+        default=None,
+        metadata=about(
+            "what was compared with the destination: full, dirty, off, or unable (it can't); left"
+            " out where it did not succeed"
+        ),
+    )
+    bytes_compared: int | None = field(
+        default=None,
+        metadata=about("what was compared with the destination's and equal, in all", "bytes"),
+    )
+    digest: str | None = field(
+        default=None,
+        metadata=about(
+            "the image's digest, where it succeeded and all of it was compared: see Verification"
+        ),
+    )
+    flush_failed: str | None = field(
+        default=None,
+        metadata=about(
+            "when a flush of the source's image had failed, and why: what was sent is what clients "
+            "read, which its disk may not have"
+        ),
+    )
+
+    @property
+    def succeeded(self) -> bool:
+        """Whether the destination has what it was to have."""
+        return self.verdict in SUCCESSES
+
+
+@dataclass(frozen=True)
+class Tally:
+    """What all migrations of an export came to, one that runs included.
+
+    :ivar ends: how many have ended, by their verdict.
+    :ivar bytes_sent: by all of them.
+    :ivar attempts: connections to destinations.
+    :ivar parked: for how long clients were parked, in seconds.
+    """
+
+    ends: Counter[Verdict] = field(default_factory=Counter)
+    bytes_sent: int = 0
+    attempts: int = 0
+    parked: float = 0.0
+
+    def after(self, summary: Summary) -> Tally:
+        """Return what it is with another migration that has ended."""
+        so_far = self.with_running(summary.bytes_sent, summary.attempts, summary.parked)
+        return replace(so_far, ends=self.ends + Counter([summary.verdict]))
+
+    def with_running(self, bytes_sent: int, attempts: int, parked: float) -> Tally:
+        """Return what it is with one that runs."""
+        return Tally(
+            self.ends, self.bytes_sent + bytes_sent, self.attempts + attempts, self.parked + parked
+        )
+
+
+class History:
+    """The samples of one migration: as many for an hour as for a day, only further apart.
+
+    :ivar samples: in order. Once they are too many, every other one is dropped, and the next are
+        taken half as often.
+    :ivar changes: one sample at the beginning of each phase and each pass; the first are dropped
+        once they are too many.
+    :ivar interval: seconds until the next sample should be taken.
+    """
+
+    def __init__(self, interval: float = FIRST_INTERVAL, most: int = MOST_SAMPLES) -> None:
+        self.samples: list[Sample] = []
+        self.changes: deque[Sample] = deque(maxlen=MOST_CHANGES)
+        self.interval = interval
+        self._most = most
+
+    def add(self, sample: Sample) -> None:
+        """Remember *sample*, taken because it was time for one."""
+        self.samples.append(sample)
+        if len(self.samples) >= self._most:
+            del self.samples[-2::-2]
+            self.interval *= 2
+
+    def change(self, sample: Sample) -> None:
+        """Remember *sample*, taken because a phase or a pass began."""
+        self.changes.append(sample)
+
+    def all(self) -> list[Sample]:
+        """Return all that is remembered, in the order of time."""
+        return sorted([*self.samples, *self.changes], key=lambda sample: sample.seconds)
+
+
+def shortened(text: str | None) -> str | None:
+    """Return *text*, cut where it is too long to be remembered again and again."""
+    if text is None or len(text) <= MOST_TEXT:
+        return text
+    return f"{text[:MOST_TEXT]}…"
