@@ -6,10 +6,10 @@ One option alone is `flexmigrate.cli.options`' business, and which command takes
 
 from __future__ import annotations
 
-import dataclasses
 import os
+from typing import Any
 
-from flexmigrate.cli.option import Given, Option
+from flexmigrate.cli.option import Flag, Given, Option
 from flexmigrate.cli.options import (
     ACL_WORDS,
     BIND,
@@ -28,7 +28,7 @@ from flexmigrate.cli.options import (
     MAX_PARK,
     REBIND_ADDR,
     REBIND_PORT,
-    REPORT,
+    SETTING_OPTIONS,
     TLS,
     TLS_CERTIFICATES,
     TLS_HOSTNAME,
@@ -38,13 +38,7 @@ from flexmigrate.config import ExportConfig, Place
 from flexmigrate.control.grammar import WILDCARDS
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.request import (
-    USUAL_CONVERGENCE,
-    ConvergeChange,
-    ConvergeConfig,
-    TLSConfig,
-    format_seconds,
-)
+from flexmigrate.migration.request import SETTINGS, ConvergeChange, TLSConfig, TLSRule
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
 
@@ -68,26 +62,6 @@ def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
         given.refuse(port, f"{place} is a UNIX socket, which has no port")
         return Address.unix(place)
     return Address.tcp(place, given.required(port, f" with --{addr.long} {place}"))
-
-
-def converge_of(given: Given) -> ConvergeConfig:
-    """Return how a new migration is to converge."""
-    rule = given.optional(CONVERGE) or USUAL_CONVERGENCE.rule
-    if rule != "force":
-        given.refuse(CONVERGE_TIMEOUT, f"--converge {rule} has no timeout, only force has one")
-    values = {
-        "max_downtime": given.optional(MAX_DOWNTIME),
-        "max_park": given.optional(MAX_PARK),
-        "timeout": given.optional(CONVERGE_TIMEOUT),
-    }
-    said = {name: value for name, value in values.items() if value is not None}
-    config = ConvergeConfig(rule, **said)
-    if config.max_downtime > config.max_park:
-        raise UsageError(
-            f"--max-downtime {format_seconds(config.max_downtime)} is more than "
-            f"--max-park {format_seconds(config.max_park)}"
-        )
-    return config
 
 
 def converge_change_of(given: Given) -> ConvergeChange:
@@ -197,7 +171,7 @@ def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLS
 
     Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
     """
-    rule = given.optional(TLS) or "off"
+    rule: TLSRule = given.optional(TLS) or "off"
     because = f"--tls {rule}"
     if uri is not None and uri.partition(":")[0].lower() in ("nbds", "nbds+unix"):
         if rule != "require":
@@ -222,14 +196,16 @@ def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLS
     return TLSConfig(rule, certificates, verify, hostname)
 
 
-def report_of(given: Given) -> str | None:
-    """Return where the report is to be written, by a path that any process finds."""
-    path = given.optional(REPORT)
-    return None if path is None else os.path.abspath(path)
-
-
-def seen_from_elsewhere(tls: TLSConfig) -> TLSConfig:
-    """Return *tls* with a folder that a process with another working directory finds."""
-    if tls.certificates is None:
-        return tls
-    return dataclasses.replace(tls, certificates=os.path.abspath(tls.certificates))
+def settings_of(given: Given) -> dict[str, Any]:
+    """Return the settings of a migration that were given, by their fields; a path so that any
+    process finds what it leads to.
+    """
+    values: dict[str, Any] = {}
+    for setting in SETTINGS:
+        option = SETTING_OPTIONS[setting.field]
+        value: Any = (given.flag(option) or None) if isinstance(option, Flag) else None
+        if isinstance(option, Option):
+            value = given.optional(option)
+        if value is not None:
+            values[setting.field] = os.path.abspath(value) if setting.is_path else value
+    return values

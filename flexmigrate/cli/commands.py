@@ -17,14 +17,12 @@ from flexmigrate.cli.combined import (
     address_of,
     bind_of,
     converge_change_of,
-    converge_of,
     default_export_of,
     exports_of,
     log_of,
     places_of,
     rebind_of,
-    report_of,
-    seen_from_elsewhere,
+    settings_of,
     tls_of,
 )
 from flexmigrate.cli.option import Flag, Given, Option, Words
@@ -33,20 +31,16 @@ from flexmigrate.cli.options import (
     BIND,
     CALL_SOCK,
     CONFIG,
-    CONNECTIONS,
-    CONVERGE,
     CONVERGE_TIMEOUT,
     CONVERGE_WORD,
     COVERAGE,
     DEFAULT_DENY,
     DEFAULT_EXPORT,
-    DROP_CACHE,
     ENDPOINT,
     EXPORT,
     EXPORTS,
     FILE,
     FROM,
-    HANDOVER,
     IMAGE_WORD,
     JSON,
     KILLSWITCH,
@@ -77,8 +71,8 @@ from flexmigrate.cli.options import (
     REMOTE_ADDR,
     REMOTE_EXPORT,
     REMOTE_PORT,
-    REPORT,
     SERVER_WORDS,
+    SETTING_OPTIONS,
     SHELL_WORD,
     SIZE,
     STATUS_EXPORT,
@@ -89,7 +83,6 @@ from flexmigrate.cli.options import (
     TLS_VERIFY_PEER,
     UNLINK,
     URI_WORD,
-    VERIFY,
     WAIT,
     WATCH,
     WEB,
@@ -108,17 +101,10 @@ from flexmigrate.cli.requests import (
     WriteConfig,
 )
 from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.control.grammar import export_lines, mirror_command
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.request import (
-    USUAL_CONNECTIONS,
-    Action,
-    ConvergeChange,
-    HandoverRule,
-    MirrorRequest,
-    VerifyRule,
-    settings_lines,
-)
+from flexmigrate.migration.request import SETTINGS, Action, ConvergeChange, MirrorRequest
 from flexmigrate.net.address import Address
 
 _Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
@@ -188,28 +174,20 @@ def _call(given: Given, *lines: str) -> CallConfig:
 
 def _call_export(given: Given, *lines: str) -> CallConfig:
     """A command about one export."""
-    return _call(given, *lines, *settings_lines({"export": given.optional(EXPORT)}))
+    return _call(given, *lines, *export_lines(given.optional(EXPORT)))
 
 
 def _mirror(given: Given) -> CallConfig | WaitConfig:
     address = address_of(given, REMOTE_ADDR, REMOTE_PORT)
-    request = MirrorRequest(
-        address=address,
+    tls_of(given)  # what is wrong about it is told by the options' names
+    request = MirrorRequest.of(
+        address,
+        settings_of(given),
         action=Action.UNLINK if given.flag(UNLINK) else Action.EXIT,
         bind=bind_of(given, address),
         max_bps=given.optional(LIMIT) or 0,
-        export=given.optional(EXPORT),
-        remote_export=given.optional(REMOTE_EXPORT) or "",
-        handover=given.optional(HANDOVER) or HandoverRule.AUTO,
-        verify=given.optional(VERIFY) or VerifyRule.FULL,
-        allow_old_peers=given.flag(OLD_PEERS),
-        tls=seen_from_elsewhere(tls_of(given)),
-        converge=converge_of(given),
-        connections=given.optional(CONNECTIONS) or USUAL_CONNECTIONS,
-        drop_cache=given.flag(DROP_CACHE),
-        report=report_of(given),
     )
-    lines = tuple(request.lines())
+    lines = tuple(mirror_command(request))
     if given.flag(WAIT):
         return WaitConfig(given.required(CALL_SOCK), (lines,), request.export)
     return _call(given, *lines)
@@ -228,7 +206,7 @@ def _converge(given: Given) -> CallConfig:
     change = converge_change_of(given)
     if change == ConvergeChange():
         raise UsageError("nothing is to change: say throttle, wait or force, or another limit")
-    return _call_export(given, "converge", *change.lines())
+    return _call_export(given, "converge", *change.setting_lines())
 
 
 def _set_limit(given: Given) -> CallConfig:
@@ -312,6 +290,7 @@ _TOLD = "[--metrics PLACE] [--web PLACE]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
+_SETTINGS = " ".join(f"[--{each.name} {each.metavar}".rstrip() + "]" for each in SETTINGS)
 
 COMMANDS = {
     "serve": Command(
@@ -349,16 +328,10 @@ COMMANDS = {
     ),
     "mirror": Command(
         "have a serve start to migrate its image to a listen",
-        "--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--max-downtime TIME]"
-        " [--max-park TIME] [--converge throttle|wait|force] [--converge-timeout TIME]"
-        f" [--connections N] [--drop-cache] [--export NAME] [--remote-export NAME] [--wait]"
-        " [--handover auto|session|plain] [--allow-old-peers] [--verify full|dirty|off]"
-        f" [--report FILE] {_TLS_CLIENT}",
+        f"--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--wait] {_SETTINGS}",
         (
-            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, CONNECTIONS, DROP_CACHE),
-            *(MAX_DOWNTIME, MAX_PARK, CONVERGE, CONVERGE_TIMEOUT, EXPORT, REMOTE_EXPORT),
-            *(HANDOVER, OLD_PEERS, VERIFY, WAIT, REPORT),
-            *(TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
+            *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, WAIT),
+            *SETTING_OPTIONS.values(),
         ),
         _mirror,
     ),

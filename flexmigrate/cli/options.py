@@ -6,32 +6,27 @@ others is `flexmigrate.cli.combined`'s business. Twisted is not imported.
 
 from __future__ import annotations
 
+from typing import Any
+
 from flexmigrate.cli.option import Flag, Option, Words
 from flexmigrate.cli.values import (
     parse_bps,
     parse_bytes,
-    parse_connections,
     parse_count,
     parse_coverage,
     parse_endpoint,
-    parse_export,
-    parse_handover,
     parse_http_place,
     parse_log_format,
     parse_log_level,
     parse_microseconds,
-    parse_path,
     parse_remote_port,
     parse_size,
-    parse_tls,
-    parse_verify,
 )
-from flexmigrate.control.grammar import (
-    parse_converge_rule,
-    parse_max_downtime,
-    parse_max_park,
-    parse_report,
-    parse_seconds,
+from flexmigrate.migration.request import (
+    SETTINGS,
+    Setting,
+    parse_name,
+    parse_path,
 )
 from flexmigrate.net.address import (
     parse_host,
@@ -40,6 +35,31 @@ from flexmigrate.net.address import (
     parse_shown,
     parse_socket_path,
 )
+
+
+def _option_of(setting: Setting) -> Flag | Option[Any]:
+    if not setting.metavar:
+        return Flag(setting.name, "", setting.help)
+    return Option(setting.name, "", setting.metavar, setting.help, setting.parse)
+
+
+SETTING_OPTIONS: dict[str, Flag | Option[Any]] = {each.field: _option_of(each) for each in SETTINGS}
+"""The options of ``mirror`` that are settings, by their field."""
+
+
+def _flag(field: str) -> Flag:
+    """Return the flag of a setting that other commands have, too."""
+    flag = SETTING_OPTIONS[field]
+    assert isinstance(flag, Flag)
+    return flag
+
+
+def _option(field: str) -> Option[Any]:
+    """Return the option of a setting that other commands have, too."""
+    option = SETTING_OPTIONS[field]
+    assert isinstance(option, Option)
+    return option
+
 
 METRICS = Option(
     "metrics",
@@ -149,7 +169,7 @@ EXPORTS = Option(
     "NAME[=FILE]",
     "offer the image FILE under NAME, at most 4096 bytes; can be repeated. Without =FILE, the name"
     ' under which --file is offered (default: "", the default export)',
-    parse_export,
+    parse_name,
     repeatable=True,
 )
 DEFAULT_EXPORT = Option(
@@ -157,42 +177,21 @@ DEFAULT_EXPORT = Option(
     "",
     "NAME",
     "the export that clients get who name none (default: the first)",
-    parse_export,
+    parse_name,
 )
-EXPORT = Option(
-    "export", "", "NAME", "which of the server's exports (default: the only one)", parse_export
-)
+EXPORT = _option("export")
 LISTEN_EXPORT = Option(
     "export",
     "",
     "NAME",
     "name under which the image is received, and then served; who names none gets it, too"
     ' (default: "")',
-    parse_export,
+    parse_name,
 )
 STATUS_EXPORT = Option(
-    "export", "", "NAME", "which of the server's exports (default: the default one)", parse_export
+    "export", "", "NAME", "which of the server's exports (default: the default one)", parse_name
 )
-REMOTE_EXPORT = Option(
-    "remote-export",
-    "",
-    "NAME",
-    'name of the export at the destination (default: "", its default export)',
-    parse_export,
-)
-CONNECTIONS = Option(
-    "connections",
-    "",
-    "N",
-    "connections to use, 1 to 16, where the destination takes several (default: 4)",
-    parse_connections,
-)
-DROP_CACHE = Flag(
-    "drop-cache",
-    "",
-    "drop from the source's page cache what was sent, so that a large image doesn't push out what"
-    " others use (default: keep it)",
-)
+REMOTE_EXPORT = _option("remote_export")
 NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
 ENDPOINT = Option(
     "endpoint",
@@ -228,47 +227,22 @@ POLL = Option(
     " 10000; 0 turns it off (default: 200)",
     parse_microseconds,
 )
-TLS = Option(
-    "tls",
-    "",
-    "off|on|require",
-    "whether connections are encrypted: never, if the other side asks for it, or always"
-    " (default: off)",
-    parse_tls,
-)
-TLS_CERTIFICATES = Option(
-    "tls-certificates",
-    "",
-    "DIR",
-    "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
-    " client-key.pem (default: none, and so no TLS)",
-    parse_path,
-)
+TLS = _option("tls.rule")
+TLS_CERTIFICATES = _option("tls.certificates")
 TLS_VERIFY_PEER = Flag(
     "tls-verify-peer",
     "",
     "let in only clients with a certificate signed by ca-cert.pem; needs --tls require (default:"
     " all)",
 )
-TLS_HOSTNAME = Option(
-    "tls-hostname",
-    "",
-    "NAME",
-    "name that the other server's certificate must have (default: the address connected to)",
-    parse_path,
-)
+TLS_HOSTNAME = _option("tls.hostname")
 READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
 RECEIVED_READ_ONLY = Flag(
     "read-only",
     "",
     "serve the image for reading only once it has come (default: as its source serves it)",
 )
-OLD_PEERS = Flag(
-    "allow-old-peers",
-    "",
-    "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
-    " destination can then take the image over in the source's name (default: refuse them)",
-)
+OLD_PEERS = _flag("allow_old_peers")
 REBIND_ADDR = Option(
     "rebind-addr",
     "",
@@ -315,14 +289,6 @@ UNLINK = Flag(
     "u",
     "delete the source's image once it is complete at the destination (default: keep it)",
 )
-REPORT = Option(
-    "report",
-    "",
-    "FILE",
-    "have the server write a report of the migration when it is over: FILE.html, a page with a"
-    " plot, or FILE.json (default: none)",
-    parse_report,
-)
 WAIT = Flag(
     "wait",
     "",
@@ -338,56 +304,10 @@ LIMIT = Option(
     "send at most N bytes per second; K, M, G and T are powers of 1024 (default: 0, no limit)",
     parse_bps,
 )
-CONVERGE = Option(
-    "converge",
-    "",
-    "throttle|wait|force",
-    "what to do about clients that write faster than can be sent: slow them down step by step until"
-    " it ends, wait until they write less (for ever, if they don't), or wait for --converge-timeout"
-    " and then see to it that it ends (default: throttle)",
-    parse_converge_rule,
-)
-CONVERGE_TIMEOUT = Option(
-    "converge-timeout",
-    "",
-    "TIME",
-    "with --converge force: so long after the first pass, clients may be parked for half of"
-    " --max-park, and are slowed down until that is enough (default: 60s)",
-    parse_seconds,
-)
-MAX_DOWNTIME = Option(
-    "max-downtime",
-    "",
-    "TIME",
-    "park clients once the rest can be sent, and the destination be settled with, in TIME, as far"
-    " as that can be estimated; like 100ms, 2.5s or 1min, without a unit seconds (default: 100ms)",
-    parse_max_downtime,
-)
-MAX_PARK = Option(
-    "max-park",
-    "",
-    "TIME",
-    "let parked clients go, and try again, if it takes longer than TIME, at least 100ms (default:"
-    " 10s)",
-    parse_max_park,
-)
-HANDOVER = Option(
-    "handover",
-    "",
-    "auto|session|plain",
-    "how to settle who owns the image: by a session with a journal at each end, which the other"
-    " server has to know, plainly as every NBD server understands it, or whichever it can"
-    " (default: auto)",
-    parse_handover,
-)
-VERIFY = Option(
-    "verify",
-    "",
-    "full|dirty|off",
-    "what to compare with the destination, by digests, before it is handed over by a session: all,"
-    " what clients have changed since it was first sent, or nothing (default: full)",
-    parse_verify,
-)
+CONVERGE = _option("converge.rule")
+CONVERGE_TIMEOUT = _option("converge.timeout")
+MAX_DOWNTIME = _option("converge.max_downtime")
+MAX_PARK = _option("converge.max_park")
 FROM = Option(
     "from",
     "F",

@@ -6,13 +6,7 @@ from __future__ import annotations
 
 from flexmigrate.config import CoverageRule, Place
 from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
-from flexmigrate.migration.request import (
-    MAX_BPS,
-    MAX_CONNECTIONS,
-    HandoverRule,
-    TLSRule,
-    VerifyRule,
-)
+from flexmigrate.migration.request import MAX_BPS
 from flexmigrate.net.address import (
     Address,
     BadAddress,
@@ -60,44 +54,12 @@ def parse_remote_port(text: str) -> int:
     return parse_port(text, lowest=1)
 
 
-def parse_path(text: str) -> str:
-    """Return a path."""
-    if not text or "\0" in text:
-        raise ValueError(f"{text!r} is not a path")
-    return text
-
-
-def parse_export(text: str) -> str:
-    """Return the name of an export, as the protocol limits it."""
-    from flexmigrate.wire.constants import MAX_STRING  # imported late: only servers need it
-
-    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_STRING:
-        raise ValueError(f"{text!r} is not a name of at most {MAX_STRING} bytes, none of them NUL")
-    return text
-
-
 def parse_coverage(text: str) -> CoverageRule:
     """Return how much a sender must have written."""
     rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
     if text not in rules:
         raise ValueError(f"{text!r} is neither 'full' nor 'any'")
     return rules[text]
-
-
-def parse_verify(text: str) -> VerifyRule:
-    """Return what is compared."""
-    try:
-        return VerifyRule(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is none of 'full', 'dirty' and 'off'") from None
-
-
-def parse_handover(text: str) -> HandoverRule:
-    """Return how the image is handed over."""
-    try:
-        return HandoverRule(text)
-    except ValueError:
-        raise ValueError(f"{text!r} is none of 'auto', 'session' and 'plain'") from None
 
 
 def parse_endpoint(text: str) -> str:
@@ -127,13 +89,6 @@ def parse_count(text: str) -> int:
     return parse_bytes(text, lowest=1, highest=100000)
 
 
-def parse_connections(text: str) -> int:
-    """Return a number of connections."""
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
-        raise ValueError(f"{text!r} is not a number of connections from 1 to {MAX_CONNECTIONS}")
-    return int(text)
-
-
 def parse_microseconds(text: str) -> int:
     """Return how long to poll, in microseconds."""
     if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
@@ -155,11 +110,3 @@ def parse_log_level(text: str) -> tuple[str, str]:
     if not equals or not namespace or level not in LEVELS:
         raise ValueError(f"{text!r} is not NAMESPACE=LEVEL with a level of {', '.join(LEVELS)}")
     return shown_namespace(namespace), level
-
-
-def parse_tls(text: str) -> TLSRule:
-    """Return whether connections are encrypted."""
-    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
-    if text not in rules:
-        raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
-    return rules[text]

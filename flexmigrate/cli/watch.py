@@ -15,9 +15,8 @@ from typing import TextIO
 
 from flexmigrate.cli.requests import StatusConfig, WaitConfig
 from flexmigrate.control.caller import Conversation, NoAnswer, call
-from flexmigrate.control.grammar import OK
+from flexmigrate.control.grammar import OK, export_lines
 from flexmigrate.errors import CommandError, FlexmigrateError
-from flexmigrate.migration.request import settings_lines
 from flexmigrate.telemetry.fields import Value, parse_fields, typed
 from flexmigrate.telemetry.history import Summary
 from flexmigrate.telemetry.status import Status
@@ -106,7 +105,7 @@ def _tell(code: int, text: str, out: TextIO, errors: TextIO) -> int:
 
 
 def _about(config: WaitConfig) -> list[str]:
-    return settings_lines({"export": config.export})
+    return export_lines(config.export)
 
 
 def _goes_on(config: WaitConfig) -> str:
@@ -182,7 +181,7 @@ def _status_text(config: StatusConfig) -> str:
 
 
 def _status(sock: str, export: str | None) -> Mapping[str, Value]:
-    code, text = call(sock, ["status", *settings_lines({"export": export})], STATUS_SECONDS)
+    code, text = call(sock, ["status", *export_lines(export)], STATUS_SECONDS)
     if code != OK:
         raise CommandError(text)
     return _typed(text)

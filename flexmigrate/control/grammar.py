@@ -14,30 +14,20 @@ Nothing here imports Twisted: the command line makes its calls with this module,
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
-from typing import Final, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
 
-from flexmigrate.errors import CommandError
+from flexmigrate.errors import CommandError, UsageError
 from flexmigrate.migration.request import (
-    _ANY_HOST,
+    CONVERGE_SETTINGS,
     MAX_BPS,
-    MAX_CONNECTIONS,
-    USUAL_CONNECTIONS,
-    USUAL_CONVERGENCE,
+    SETTINGS,
     Action,
     ConvergeChange,
-    ConvergeRule,
-    HandoverRule,
     MirrorRequest,
-    TLSConfig,
-    TLSRule,
-    VerifyRule,
-    format_seconds,
+    Setting,
 )
 from flexmigrate.net.address import BadAddress, parse_address, parse_host
-from flexmigrate.telemetry.report.subject import SUFFIXES
-
-_T = TypeVar("_T")
 
 # Bounds on what one connection may make the server hold. The longest lines that mean something are
 # settings: a name of an export, or a path, has at most 4096 bytes. An access list may have many
@@ -45,95 +35,37 @@ _T = TypeVar("_T")
 MAX_LINE = 4096 + 64  # bytes, without the line's end
 MAX_LINES = 1024  # in one command
 
-# Seconds in any setting: what takes longer than a day is no pause and no timeout.
-MAX_SECONDS = 86400.0
-
 _SETTING = re.compile(r"[a-z][a-z-]*=")
-_CONVERGE_SETTINGS = ("converge", "max-downtime", "max-park", "converge-timeout")
-_MIRROR_SETTINGS = (
-    "export",
-    "remote-export",
-    "handover",
-    "allow-old-peers",
-    "verify",
-    "connections",
-    "drop-cache",
-    "tls",
-    "tls-certificates",
-    "tls-hostname",
-    "report",
-    *_CONVERGE_SETTINGS,
-)
-_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
-_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
-
 
 OK: Final = 0
 FAILED: Final = 1
 
+# Binding to it leaves the choice to the kernel: how "no bind address" is said where a limit has to
+# follow, since an empty line would end the command.
+_ANY_HOST = "0.0.0.0"
 WILDCARDS = frozenset({_ANY_HOST, "::"})
 
 
-def parse_seconds(text: str, lowest: float = 0.0) -> float:
-    """Return the seconds that *text* names: a decimal number, and perhaps ``ms``, ``s`` or ``min``.
-
-    :raises ValueError: if it names none, or none from *lowest* to `MAX_SECONDS`.
-    """
-    match = _SECONDS.fullmatch(text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a time, like 100ms, 2.5s or 1min")
-    seconds = float(match[1]) * _UNITS[match[2]]
-    if not lowest <= seconds <= MAX_SECONDS:
-        raise ValueError(
-            f"{text!r} is not from {format_seconds(lowest)} to {format_seconds(MAX_SECONDS)}"
-        )
-    return seconds
-
-
-# Parking for less would give up every handover that takes a round trip to a far host.
-SHORTEST_PARK = 0.1
-
-
-def parse_max_downtime(text: str) -> float:
-    """As `parse_seconds`; 0 asks for the least that can be."""
-    return parse_seconds(text)
-
-
-def parse_max_park(text: str) -> float:
-    """As `parse_seconds`, from `SHORTEST_PARK`."""
-    return parse_seconds(text, SHORTEST_PARK)
-
-
-def parse_converge_rule(text: str) -> ConvergeRule:
-    """Return the rule that *text* names.
-
-    :raises ValueError: if it names none.
-    """
-    rules: dict[str, ConvergeRule] = {"throttle": "throttle", "wait": "wait", "force": "force"}
-    if text not in rules:
-        raise ValueError(f"{text!r} is none of 'throttle', 'wait' and 'force'")
-    return rules[text]
-
-
-def _parse_convergence(settings: Mapping[str, str]) -> ConvergeChange:
-    """Read the settings about convergence.
+def _read_settings(said: Mapping[str, str], known: Sequence[Setting]) -> dict[str, Any]:
+    """Return the values of settings, by their fields.
 
     :raises CommandError: with the answer.
     """
+    try:
+        return {each.field: each.read(said[each.name]) for each in known if each.name in said}
+    except UsageError as error:
+        raise CommandError(str(error)) from error
 
-    def read(name: str, parse: Callable[[str], _T]) -> _T | None:
-        text = settings.get(name)
-        try:
-            return None if text is None else parse(text)
-        except ValueError as error:
-            raise CommandError(f"{name}: {error}") from error
 
-    return ConvergeChange(
-        rule=read("converge", parse_converge_rule),
-        max_downtime=read("max-downtime", parse_max_downtime),
-        max_park=read("max-park", parse_max_park),
-        timeout=read("converge-timeout", parse_seconds),
-    )
+def mirror_command(request: MirrorRequest) -> list[str]:
+    """Return the command that asks for *request*, as `parse_mirror` reads it behind ``mirror``."""
+    place = request.address.path or request.address.host
+    lines = ["mirror", place, str(request.address.port), request.action.value]
+    if request.bind is not None or request.max_bps:
+        lines.append(request.bind or _ANY_HOST)
+    if request.max_bps:
+        lines.append(str(request.max_bps))
+    return [*lines, *request.setting_lines()]
 
 
 def parse_converge(arguments: list[str]) -> tuple[ConvergeChange, str | None]:
@@ -141,11 +73,16 @@ def parse_converge(arguments: list[str]) -> tuple[ConvergeChange, str | None]:
 
     :raises CommandError: with the answer.
     """
-    positional, settings = split_settings(arguments, ("export", *_CONVERGE_SETTINGS))
-    change = _parse_convergence(settings)
-    if positional or change == ConvergeChange():
-        raise CommandError(f"converge takes settings: {', '.join(_CONVERGE_SETTINGS)}")
-    return change, settings.get("export")
+    names = [each.name for each in CONVERGE_SETTINGS]
+    positional, said = split_settings(arguments, ("export", *names))
+    values = _read_settings(said, CONVERGE_SETTINGS)
+    if positional or not values:
+        raise CommandError(f"converge takes settings: {', '.join(names)}")
+    try:
+        change = ConvergeChange(**{key.rpartition(".")[2]: each for key, each in values.items()})
+    except UsageError as error:
+        raise CommandError(str(error)) from error
+    return change, said.get("export")
 
 
 def split_settings(
@@ -165,6 +102,11 @@ def split_settings(
     return positional, settings
 
 
+def export_lines(export: str | None) -> list[str]:
+    """Return the setting that says which export a command is about; ``None``: the only one."""
+    return [] if export is None else [f"export={export}"]
+
+
 def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
     """Return the arguments of a command about one export, and which it is, if that is said.
 
@@ -181,29 +123,20 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
 
     :raises CommandError: with the answer.
     """
-    arguments, settings = split_settings(arguments, _MIRROR_SETTINGS)
+    arguments, said = split_settings(arguments, [each.name for each in SETTINGS])
     if not 2 <= len(arguments) <= 5:
         raise CommandError("mirror takes ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]")
     left_out = ["exit", _ANY_HOST, "0"][len(arguments) - 2 :]
     addr, port, action, bind, max_bps = arguments + left_out
     try:
-        return MirrorRequest(
-            address=parse_address(addr, port, lowest_port=0 if addr.startswith("/") else 1),
+        return MirrorRequest.of(
+            parse_address(addr, port, lowest_port=0 if addr.startswith("/") else 1),
+            _read_settings(said, SETTINGS),
             action=_parse_action(action),
             bind=None if bind in WILDCARDS else parse_host(bind),
             max_bps=parse_max_bps([max_bps]),
-            export=settings.get("export"),
-            remote_export=settings.get("remote-export", ""),
-            handover=_parse_handover(settings.get("handover", HandoverRule.AUTO.value)),
-            verify=_parse_verify(settings.get("verify", VerifyRule.FULL.value)),
-            allow_old_peers=_parse_yes("allow-old-peers", settings.get("allow-old-peers", "no")),
-            tls=_parse_tls(settings),
-            converge=_parse_convergence(settings).of(USUAL_CONVERGENCE),
-            connections=parse_connections(settings.get("connections", str(USUAL_CONNECTIONS))),
-            drop_cache=_parse_yes("drop-cache", settings.get("drop-cache", "no")),
-            report=_parse_report(settings.get("report")),
         )
-    except BadAddress as error:
+    except (BadAddress, UsageError) as error:
         raise CommandError(str(error)) from error
 
 
@@ -220,79 +153,11 @@ def parse_max_bps(arguments: list[str]) -> int:
     return int(text)
 
 
-def parse_connections(text: str) -> int:
-    """Read how many connections a migration may use.
-
-    :raises CommandError: with the answer.
-    """
-    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
-        raise CommandError(f"connections={text}: it is a number from 1 to {MAX_CONNECTIONS}")
-    return int(text)
-
-
-def _parse_yes(name: str, text: str) -> bool:
-    if text not in ("yes", "no"):
-        raise CommandError(f"{name}={text}: it is yes or no")
-    return text == "yes"
-
-
-def _parse_tls(settings: Mapping[str, str]) -> TLSConfig:
-    rules: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
-    said = settings.get("tls", "off")
-    if said not in rules:
-        raise CommandError(f"tls={said}: it is off, on or require")
-    if said != "off" and not settings.get("tls-certificates"):
-        raise CommandError(f"tls={said} needs tls-certificates=DIR")
-    for name in ("tls-certificates", "tls-hostname"):
-        if said == "off" and name in settings:
-            raise CommandError(f"{name}: without tls=on or tls=require, nothing is encrypted")
-    return TLSConfig(
-        rules[said], settings.get("tls-certificates"), hostname=settings.get("tls-hostname")
-    )
-
-
-def parse_report(text: str) -> str:
-    """Return the path of a report, whose end says of which kind it is.
-
-    :raises ValueError: if it doesn't.
-    """
-    if not text.endswith(SUFFIXES) or "\0" in text:
-        raise ValueError(f"{text!r} is not the path of a report: it ends in .html or .json")
-    return text
-
-
-def _parse_report(text: str | None) -> str | None:
-    if text is None:
-        return None
-    try:
-        path = parse_report(text)
-    except ValueError as error:
-        raise CommandError(f"report={text}: {error}") from error
-    if not path.startswith("/"):
-        # What it is relative to, the server can't know.
-        raise CommandError(f"report={text}: the path has to begin with /")
-    return path
-
-
 def _parse_action(text: str) -> Action:
     try:
         return Action(text)
     except ValueError:
         raise CommandError(f"action {text!r} is not 'exit', 'unlink' or 'nothing'") from None
-
-
-def _parse_handover(text: str) -> HandoverRule:
-    try:
-        return HandoverRule(text)
-    except ValueError:
-        raise CommandError(f"handover={text}: it is auto, session or plain") from None
-
-
-def _parse_verify(text: str) -> VerifyRule:
-    try:
-        return VerifyRule(text)
-    except ValueError:
-        raise CommandError(f"verify={text}: it is full, dirty or off") from None
 
 
 class CommandReader:

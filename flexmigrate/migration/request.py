@@ -1,19 +1,75 @@
-"""A request to migrate: what is asked for, with its limits and defaults."""
+"""A request to migrate: what is asked for, and how it is said.
+
+`SETTINGS` has a row for each setting of ``mirror`` that flexnbd's positional arguments don't cover.
+The command line makes an option of each row, and the operator's socket a line ``name=value``; the
+journal keeps these lines. So a new setting is one row here, a field of a class below, and the code
+that uses it.
+
+A request checks itself when it is made. Nothing here imports Twisted.
+"""
 
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Literal
+from operator import attrgetter
+from typing import Any, Literal, TypeVar
 
-from flexmigrate.errors import CommandError
+from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
+from flexmigrate.telemetry.report.subject import SUFFIXES
+from flexmigrate.telemetry.units import format_seconds, parse_seconds
+
+_E = TypeVar("_E", bound=enum.Enum)
 
 TLSRule = Literal["off", "on", "require"]
-
-
 ConvergeRule = Literal["throttle", "wait", "force"]
+
+TLS_RULES: dict[str, TLSRule] = {"off": "off", "on": "on", "require": "require"}
+CONVERGE_RULES: dict[str, ConvergeRule] = {"throttle": "throttle", "wait": "wait", "force": "force"}
+
+MAX_BPS = 2**64 - 1
+"""The highest limit of a rate, in bytes a second: flexnbd is told an unsigned number of 64 bits."""
+
+USUAL_CONNECTIONS = 4
+"""Connections of one migration, unless more is said. What one can't fill is a link that is long for
+the socket buffers that the system allows."""
+
+MAX_CONNECTIONS = 16
+"""The most connections of one migration: beyond a few, they only compete."""
+
+SHORTEST_PARK = 0.1
+"""The lowest ``max-park``, in seconds: to park for less would give up every handover that takes a
+round trip to a far host."""
+
+MAX_NAME = 4096
+"""Bytes that the name of an export may have (proto.md, "Values")."""
+
+
+class Action(enum.Enum):
+    """What becomes of the source once the destination owns the image."""
+
+    EXIT = "exit"
+    UNLINK = "unlink"  #: exit, and the image's file is deleted before the destination is told
+    NOTHING = "nothing"  #: go on serving: the destination has a copy, and no claim to the image
+
+
+class HandoverRule(enum.Enum):
+    """How the source and the destination settle who owns the image."""
+
+    AUTO = "auto"  #: by a session, with a journal at each end, where the destination knows it
+    SESSION = "session"  #: by a session, or not at all
+    PLAIN = "plain"  #: as every NBD server understands it
+
+
+class VerifyRule(enum.Enum):
+    """What is proved to have arrived, where there is a session (`HandoverRule`)."""
+
+    FULL = "full"  #: both copies are compared, by their digests, before they are handed over
+    DIRTY = "dirty"  #: only what clients have changed since it was first sent
+    OFF = "off"  #: nothing; an attempt that follows on a lost one sends everything again
 
 
 @dataclass(frozen=True)
@@ -44,11 +100,12 @@ class ConvergeConfig:
         waits, but only for so long as *timeout* says.
     :ivar max_downtime: seconds for which clients should be parked at most. Aimed at, since what
         the destination will do can only be estimated.
-    :ivar max_park: seconds, above 0, after which parked clients are let go and the attempt is given
-        up; at least *max_downtime*.
+    :ivar max_park: seconds, from `SHORTEST_PARK`, after which parked clients are let go and the
+        attempt is given up; at least *max_downtime*.
     :ivar timeout: with "force", seconds after the first pass (or after this was said, if that was
         later) from which clients may be parked for half of *max_park*, and are slowed down until
         that is enough.
+    :raises UsageError: the values don't fit each other.
     """
 
     rule: ConvergeRule = "throttle"
@@ -56,49 +113,16 @@ class ConvergeConfig:
     max_park: float = 10.0
     timeout: float = 60.0
 
+    def __post_init__(self) -> None:
+        """Refuse what could never end in a handover."""
+        if self.max_downtime > self.max_park:
+            raise UsageError(
+                f"max-downtime {format_seconds(self.max_downtime)} is more than "
+                f"max-park {format_seconds(self.max_park)}"
+            )
+
 
 USUAL_CONVERGENCE = ConvergeConfig()
-
-
-# A limit is told to flexnbd as an unsigned number of 64 bits.
-MAX_BPS = 2**64 - 1
-
-
-# Connections of one migration: unless more is said, and the most. What one can't fill is a link
-# that is long for the socket buffers that the system allows; beyond a few, they only compete.
-USUAL_CONNECTIONS = 4
-
-
-MAX_CONNECTIONS = 16
-
-
-# Binding to it leaves the choice to the kernel: how "no bind address" is said where a limit has to
-# follow, since an empty line would end the command.
-_ANY_HOST = "0.0.0.0"
-
-
-class Action(enum.Enum):
-    """What becomes of the source once the destination owns the image."""
-
-    EXIT = "exit"
-    UNLINK = "unlink"  #: exit, and the image's file is deleted before the destination is told
-    NOTHING = "nothing"  #: go on serving: the destination has a copy, and no claim to the image
-
-
-class HandoverRule(enum.Enum):
-    """How the source and the destination settle who owns the image."""
-
-    AUTO = "auto"  #: by a session, with a journal at each end, where the destination knows it
-    SESSION = "session"  #: by a session, or not at all
-    PLAIN = "plain"  #: as every NBD server understands it
-
-
-class VerifyRule(enum.Enum):
-    """What is proved to have arrived, where there is a session (`HandoverRule`)."""
-
-    FULL = "full"  #: both copies are compared, by their digests, before they are handed over
-    DIRTY = "dirty"  #: only what clients have changed since it was first sent
-    OFF = "off"  #: nothing; an attempt that follows on a lost one sends everything again
 
 
 @dataclass(frozen=True)
@@ -119,6 +143,7 @@ class MirrorRequest:
     :ivar handover: see `HandoverRule`.
     :ivar verify: see `VerifyRule`.
     :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys.
+    :raises UsageError: a value is out of its range, or doesn't fit another.
     """
 
     address: Address
@@ -136,28 +161,48 @@ class MirrorRequest:
     verify: VerifyRule = VerifyRule.FULL
     allow_old_peers: bool = False
 
-    def lines(self) -> list[str]:
-        """Return the command that asks for it, as `parse_mirror` reads it behind ``mirror``."""
-        place = self.address.path or self.address.host
-        lines = ["mirror", place, str(self.address.port), self.action.value]
-        if self.bind is not None or self.max_bps:
-            lines.append(self.bind or _ANY_HOST)
-        if self.max_bps:
-            lines.append(str(self.max_bps))
-        settings = {
-            "export": self.export,
-            "remote-export": self.remote_export or None,
-            "connections": None if self.connections == USUAL_CONNECTIONS else str(self.connections),
-            "drop-cache": "yes" if self.drop_cache else None,
-            "handover": None if self.handover is HandoverRule.AUTO else self.handover.value,
-            "allow-old-peers": "yes" if self.allow_old_peers else None,
-            "verify": None if self.verify is VerifyRule.FULL else self.verify.value,
-            "tls": None if self.tls.rule == "off" else self.tls.rule,
-            "tls-certificates": self.tls.certificates,
-            "tls-hostname": self.tls.hostname,
-            "report": self.report,
-        }
-        return [*lines, *settings_lines(settings), *ConvergeChange.to(self.converge).lines()]
+    def __post_init__(self) -> None:
+        """Check each value against its setting's own parser, and TLS as a whole."""
+        if not 0 <= self.max_bps <= MAX_BPS:
+            raise UsageError(f"max-bps {self.max_bps} is not from 0 to {MAX_BPS}")
+        for setting in SETTINGS:
+            value = setting.value_in(self)
+            if value is not None:
+                setting.check(value)
+        if self.tls.rule != "off" and not self.tls.certificates:
+            raise UsageError(f"tls={self.tls.rule} needs tls-certificates")
+        for name, given in (
+            ("tls-certificates", self.tls.certificates),
+            ("tls-hostname", self.tls.hostname),
+        ):
+            if self.tls.rule == "off" and given is not None:
+                raise UsageError(f"{name}: without tls on or require, nothing is encrypted")
+
+    @classmethod
+    def of(cls, address: Address, settings: Mapping[str, Any], **positional: Any) -> MirrorRequest:
+        """Return the request that has these *settings*, values by the fields of `Setting`.
+
+        :param positional: the other arguments of the class.
+        :raises UsageError: as the class.
+        """
+        if "converge.timeout" in settings:
+            _expect_force(settings.get("converge.rule", USUAL_CONVERGENCE.rule))
+        parts: dict[str, dict[str, Any]] = {}
+        for field, value in settings.items():
+            part, _, name = field.rpartition(".")
+            parts.setdefault(part, {})[name] = value
+        own = parts.pop("", {})
+        inner = {part: replace(getattr(cls, part), **said) for part, said in parts.items()}
+        return cls(address, **positional, **own, **inner)
+
+    def setting_lines(self) -> list[str]:
+        """Return the lines ``name=value`` of all settings that aren't as they are by default."""
+        usual = MirrorRequest(self.address)
+        return [
+            setting.line(value)
+            for setting in SETTINGS
+            if (value := setting.value_in(self)) != setting.value_in(usual)
+        ]
 
 
 @dataclass(frozen=True)
@@ -172,62 +217,318 @@ class ConvergeChange:
     max_park: float | None = None
     timeout: float | None = None
 
-    @classmethod
-    def to(cls, config: ConvergeConfig) -> ConvergeChange:
-        """Return what has to be said so that the usual convergence becomes *config*."""
-        return cls(
-            **{
-                name: value
-                for name, value in vars(config).items()
-                if value != getattr(USUAL_CONVERGENCE, name)
-            }
-        )
+    def __post_init__(self) -> None:
+        """Check each value against its setting's own parser."""
+        for setting in CONVERGE_SETTINGS:
+            value = getattr(self, setting.own_field)
+            if value is not None:
+                setting.check(value)
 
     def of(self, config: ConvergeConfig) -> ConvergeConfig:
         """Return what *config* becomes.
 
-        :raises CommandError: if that makes no sense.
+        :raises UsageError: that makes no sense.
         """
         said = {name: value for name, value in vars(self).items() if value is not None}
         changed = replace(config, **said)
-        if changed.max_downtime > changed.max_park:
-            raise CommandError(
-                f"max-downtime {format_seconds(changed.max_downtime)} is more than "
-                f"max-park {format_seconds(changed.max_park)}"
-            )
-        if self.timeout is not None and changed.rule != "force":
-            raise CommandError(
-                f"converge-timeout means nothing with converge={changed.rule}: it is for force"
-            )
+        if self.timeout is not None:
+            _expect_force(changed.rule)
         return changed
 
-    def lines(self) -> list[str]:
-        """Return the settings that say this, as `parse_converge` reads them."""
-        return settings_lines(
-            {
-                "converge": self.rule,
-                "max-downtime": _said_seconds(self.max_downtime),
-                "max-park": _said_seconds(self.max_park),
-                "converge-timeout": _said_seconds(self.timeout),
-            }
-        )
+    def setting_lines(self) -> list[str]:
+        """Return the lines ``name=value`` that say this."""
+        return [
+            setting.line(value)
+            for setting in CONVERGE_SETTINGS
+            if (value := getattr(self, setting.own_field)) is not None
+        ]
 
 
-def format_seconds(seconds: float) -> str:
-    """Return *seconds* as `parse_seconds` reads them, to the nanosecond."""
-    if 0 < seconds < 1:
-        return f"{_decimal(seconds * 1000, 6)}ms"
-    return f"{_decimal(seconds, 9)}s"
+def _expect_force(rule: str) -> None:
+    if rule != "force":
+        raise UsageError(f"converge-timeout means nothing with converge={rule}: it is for force")
 
 
-def _decimal(number: float, digits: int) -> str:
-    return f"{number:.{digits}f}".rstrip("0").rstrip(".")
+# How values are said
 
 
-def _said_seconds(seconds: float | None) -> str | None:
-    return None if seconds is None else format_seconds(seconds)
+def parse_yes(text: str) -> bool:
+    """Return whether *text* says yes; ValueError if it says neither that nor no."""
+    if text not in ("yes", "no"):
+        raise ValueError(f"{text!r} is neither 'yes' nor 'no'")
+    return text == "yes"
 
 
-def settings_lines(settings: Mapping[str, str | None]) -> list[str]:
-    """Return the lines that say *settings*; one that is ``None`` isn't said."""
-    return [f"{name}={value}" for name, value in settings.items() if value is not None]
+def format_yes(value: bool) -> str:
+    """Return *value* as `parse_yes` reads it."""
+    return "yes" if value else "no"
+
+
+def parse_path(text: str) -> str:
+    """Return a path; ValueError if it is none."""
+    if not text or "\0" in text:
+        raise ValueError(f"{text!r} is not a path")
+    return text
+
+
+def parse_report(text: str) -> str:
+    """Return the path of a report, whose ending says of which kind it is; else ValueError."""
+    if not text.endswith(SUFFIXES) or "\0" in text:
+        raise ValueError(f"{text!r} is not the path of a report: it ends in .html or .json")
+    return text
+
+
+def parse_name(text: str) -> str:
+    """Return the name of an export, as the protocol limits it; else ValueError."""
+    if "\0" in text or len(text.encode("utf-8", "surrogateescape")) > MAX_NAME:
+        raise ValueError(f"{text!r} is not a name of at most {MAX_NAME} bytes, none of them NUL")
+    return text
+
+
+def parse_host_name(text: str) -> str:
+    """Return the name that a certificate has to have; ValueError if it can't be one."""
+    if "\0" in text:
+        raise ValueError(f"{text!r} is not the name of a host")
+    return text
+
+
+def parse_connections(text: str) -> int:
+    """Return a number of connections; ValueError if it isn't from 1 to `MAX_CONNECTIONS`."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text) <= MAX_CONNECTIONS):
+        raise ValueError(f"{text!r} is not a number of connections from 1 to {MAX_CONNECTIONS}")
+    return int(text)
+
+
+def parse_tls(text: str) -> TLSRule:
+    """Return whether connections are encrypted; ValueError if *text* doesn't say."""
+    if text not in TLS_RULES:
+        raise ValueError(f"{text!r} is none of 'off', 'on' and 'require'")
+    return TLS_RULES[text]
+
+
+def parse_converge_rule(text: str) -> ConvergeRule:
+    """Return the rule that *text* names; ValueError if it names none."""
+    if text not in CONVERGE_RULES:
+        raise ValueError(f"{text!r} is none of 'throttle', 'wait' and 'force'")
+    return CONVERGE_RULES[text]
+
+
+def parse_max_park(text: str) -> float:
+    """As `parse_seconds`, from `SHORTEST_PARK`."""
+    return parse_seconds(text, SHORTEST_PARK)
+
+
+def _member_of(kind: type[_E]) -> Callable[[str], _E]:
+    """Return a parser of the values of *kind*."""
+
+    def parse(text: str) -> _E:
+        try:
+            return kind(text)
+        except ValueError:
+            *others, last = (repr(each.value) for each in kind)
+            raise ValueError(f"{text!r} is none of {', '.join(others)} and {last}") from None
+
+    return parse
+
+
+def _value_of(member: enum.Enum) -> str:
+    return str(member.value)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A row of `SETTINGS`.
+
+    :ivar field: of `MirrorRequest`; ``part.field`` for one of its ``tls`` or ``converge``.
+    :ivar name: on the operator's socket, ``name=value``, and on the command line, ``--name``.
+    :ivar metavar: what stands for the value in help; empty for one that is only given or not.
+    :ivar help: of the option.
+    :ivar parse: makes the value of a text; ValueError with a text that quotes it.
+    :ivar format: makes the text of a value.
+    :ivar is_path: relative to the working directory on the command line, absolute elsewhere.
+    """
+
+    field: str
+    name: str
+    metavar: str
+    help: str
+    parse: Callable[[str], Any]
+    format: Callable[[Any], str] = str
+    is_path: bool = False
+
+    @property
+    def own_field(self) -> str:
+        """The field's name within its part."""
+        return self.field.rpartition(".")[2]
+
+    def value_in(self, request: MirrorRequest) -> Any:
+        """Return the value that *request* has of it."""
+        return attrgetter(self.field)(request)
+
+    def line(self, value: Any) -> str:
+        """Return the line that says *value*."""
+        return f"{self.name}={self.format(value)}"
+
+    def read(self, text: str) -> Any:
+        """Return the value that *text* says.
+
+        :raises UsageError: it says none.
+        """
+        try:
+            value = self.parse(text)
+        except ValueError as error:
+            raise UsageError(f"{self.name}: {error}") from error
+        if self.is_path and not os.path.isabs(text):
+            raise UsageError(f"{self.name}: {text!r} has to begin with /")
+        return value
+
+    def check(self, value: Any) -> None:
+        """See that *value* is one that the setting may have.
+
+        :raises UsageError: it isn't.
+        """
+        try:
+            text = self.format(value)
+        except (TypeError, ValueError, AttributeError):
+            raise UsageError(f"{self.name}: {value!r} is not a value of it") from None
+        understood = self.read(text)
+        # Times are said to the nanosecond.
+        is_near = isinstance(understood, float) and abs(understood - value) < 1e-6
+        if not is_near and understood != value:
+            raise UsageError(f"{self.name}: {value!r} is not a value of it")
+
+
+SETTINGS = (
+    Setting(
+        "export",
+        "export",
+        "NAME",
+        "which of the server's exports (default: the only one)",
+        parse_name,
+    ),
+    Setting(
+        "remote_export",
+        "remote-export",
+        "NAME",
+        'name of the export at the destination (default: "", its default export)',
+        parse_name,
+    ),
+    Setting(
+        "connections",
+        "connections",
+        "N",
+        "connections to use, 1 to 16, where the destination takes several (default: 4)",
+        parse_connections,
+    ),
+    Setting(
+        "drop_cache",
+        "drop-cache",
+        "",
+        "drop from the source's page cache what was sent, so that a large image doesn't push out"
+        " what others use (default: keep it)",
+        parse_yes,
+        format_yes,
+    ),
+    Setting(
+        "handover",
+        "handover",
+        "auto|session|plain",
+        "how to settle who owns the image: by a session with a journal at each end, which the other"
+        " server has to know, plainly as every NBD server understands it, or whichever it can"
+        " (default: auto)",
+        _member_of(HandoverRule),
+        _value_of,
+    ),
+    Setting(
+        "allow_old_peers",
+        "allow-old-peers",
+        "",
+        "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
+        " destination can then take the image over in the source's name (default: refuse them)",
+        parse_yes,
+        format_yes,
+    ),
+    Setting(
+        "verify",
+        "verify",
+        "full|dirty|off",
+        "what to compare with the destination, by digests, before it is handed over by a session:"
+        " all, what clients have changed since it was first sent, or nothing (default: full)",
+        _member_of(VerifyRule),
+        _value_of,
+    ),
+    Setting(
+        "tls.rule",
+        "tls",
+        "off|on|require",
+        "whether connections are encrypted: never, if the other side asks for it, or always"
+        " (default: off)",
+        parse_tls,
+    ),
+    Setting(
+        "tls.certificates",
+        "tls-certificates",
+        "DIR",
+        "folder with ca-cert.pem, and server-cert.pem and server-key.pem, or client-cert.pem and"
+        " client-key.pem (default: none, and so no TLS)",
+        parse_path,
+        is_path=True,
+    ),
+    Setting(
+        "tls.hostname",
+        "tls-hostname",
+        "NAME",
+        "name that the other server's certificate must have (default: the address connected to)",
+        parse_host_name,
+    ),
+    Setting(
+        "report",
+        "report",
+        "FILE",
+        "have the server write a report of the migration when it is over: FILE.html, a page with a"
+        " plot, or FILE.json (default: none)",
+        parse_report,
+        is_path=True,
+    ),
+    Setting(
+        "converge.rule",
+        "converge",
+        "throttle|wait|force",
+        "what to do about clients that write faster than can be sent: slow them down step by step"
+        " until it ends, wait until they write less (for ever, if they don't), or wait for"
+        " --converge-timeout and then see to it that it ends (default: throttle)",
+        parse_converge_rule,
+    ),
+    Setting(
+        "converge.max_downtime",
+        "max-downtime",
+        "TIME",
+        "park clients once the rest can be sent, and the destination be settled with, in TIME, as"
+        " far as that can be estimated; like 100ms, 2.5s or 1min, without a unit seconds, 0 for the"
+        " least that can be (default: 100ms)",
+        parse_seconds,
+        format_seconds,
+    ),
+    Setting(
+        "converge.max_park",
+        "max-park",
+        "TIME",
+        "let parked clients go, and try again, if it takes longer than TIME, at least 100ms"
+        " (default: 10s)",
+        parse_max_park,
+        format_seconds,
+    ),
+    Setting(
+        "converge.timeout",
+        "converge-timeout",
+        "TIME",
+        "with --converge force: so long after the first pass, clients may be parked for half of"
+        " --max-park, and are slowed down until that is enough (default: 60s)",
+        parse_seconds,
+        format_seconds,
+    ),
+)
+"""The settings of ``mirror``, in the order in which they are said and shown."""
+
+CONVERGE_SETTINGS = tuple(each for each in SETTINGS if each.field.startswith("converge."))
+"""Those that can be changed while a migration runs."""

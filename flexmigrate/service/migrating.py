@@ -19,6 +19,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate import __version__
 from flexmigrate.client import NBDClientProtocol
+from flexmigrate.control.grammar import mirror_command
 from flexmigrate.errors import (
     Broken,
     CommandError,
@@ -243,7 +244,7 @@ class MigratingExport:
                 self.host.ownership,
                 request.action,
                 request.handover,
-                tuple(request.lines()),
+                tuple(mirror_command(request)),
                 self.host.full_name,
                 str(request.address),
                 verify=request.verify,

@@ -1,6 +1,14 @@
-"""Numbers as people read them: three digits and a unit."""
+"""Numbers as people read them, with three digits and a unit; and times as they type them."""
 
 from __future__ import annotations
+
+import re
+
+MAX_SECONDS = 86400.0
+"""The longest time that may be typed: what takes longer than a day is no pause and no timeout."""
+
+_TYPED_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
+_TYPED_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
 
 _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
@@ -42,3 +50,30 @@ def _three_digits(number: float) -> str:
     if number < 9.995:
         return f"{number:.2f}"
     return f"{number:.1f}" if number < 99.95 else f"{number:.0f}"
+
+
+def parse_seconds(text: str, lowest: float = 0.0) -> float:
+    """Return the seconds that *text* names: a decimal number, and perhaps ``ms``, ``s`` or ``min``.
+
+    :raises ValueError: it names none, or none from *lowest* to `MAX_SECONDS`.
+    """
+    match = _TYPED_SECONDS.fullmatch(text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a time, like 100ms, 2.5s or 1min")
+    seconds = float(match[1]) * _TYPED_UNITS[match[2]]
+    if not lowest <= seconds <= MAX_SECONDS:
+        raise ValueError(
+            f"{text!r} is not from {format_seconds(lowest)} to {format_seconds(MAX_SECONDS)}"
+        )
+    return seconds
+
+
+def format_seconds(seconds: float) -> str:
+    """Return *seconds* as `parse_seconds` reads them, to the nanosecond."""
+    if 0 < seconds < 1:
+        return f"{_decimal(seconds * 1000, 6)}ms"
+    return f"{_decimal(seconds, 9)}s"
+
+
+def _decimal(number: float, digits: int) -> str:
+    return f"{number:.{digits}f}".rstrip("0").rstrip(".")

@@ -446,9 +446,9 @@ class ConvergeTests(CommandLineTestCase):
         self.assert_wrong(f"{mirror} --max-downtime soon", "--max-downtime", "'soon'", "100ms")
         self.assert_wrong(f"{mirror} --max-park 0", "--max-park", "'0'", "100ms")
         self.assert_wrong(f"{mirror} --converge fast", "--converge", "'fast'", "'throttle'")
-        self.assert_wrong(f"{mirror} --converge-timeout 5", "--converge-timeout 5", "only force")
+        self.assert_wrong(f"{mirror} --converge-timeout 5", "converge-timeout", "it is for force")
         self.assert_wrong(
-            f"{mirror} --max-downtime 2 --max-park 1s", "--max-downtime 2s", "--max-park 1s"
+            f"{mirror} --max-downtime 2 --max-park 1s", "max-downtime 2s", "max-park 1s"
         )
 
     def test_a_change_while_it_runs(self) -> None:

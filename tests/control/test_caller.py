@@ -14,6 +14,7 @@ from twisted.internet.threads import deferToThread
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
 from flexmigrate.control.caller import MAX_ANSWER, call
+from flexmigrate.control.grammar import mirror_command
 from flexmigrate.control.server import listen_control
 from flexmigrate.errors import CommandError, ConnectFailed
 from flexmigrate.migration.request import ConvergeChange, MirrorRequest
@@ -90,7 +91,7 @@ class RealSocketTests(TestCase):
     def test_mirror(self):
         destination = Address.tcp("10.0.0.2", 10809)
         request = MirrorRequest(destination, bind="10.0.0.1", max_bps=1 << 40)
-        answer = yield self.call(*request.lines())
+        answer = yield self.call(*mirror_command(request))
         self.assertEqual(answer, (0, "Mirror started"))
         self.assertEqual(self.operator.requests, [request])
 

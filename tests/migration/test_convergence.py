@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.errors import CommandError
+from flexmigrate.errors import UsageError
 from flexmigrate.migration.request import ConvergeChange, ConvergeConfig, ConvergeRule
 from flexmigrate.migration.source.convergence import (
     CAUTION,
@@ -333,7 +333,7 @@ class RuleTests(SynchronousTestCase):
     def test_a_change_that_makes_no_sense_changes_nothing(self) -> None:
         plan, _ = self.plan("wait")
         before = dataclasses.replace(plan.config)
-        with self.assertRaises(CommandError):
+        with self.assertRaises(UsageError):
             plan.change(ConvergeChange(max_downtime=11.0), 1.0)
         self.assertEqual(plan.config, before)
 

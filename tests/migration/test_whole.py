@@ -15,7 +15,7 @@ from twisted.internet.error import ConnectionLost
 
 from flexmigrate.errors import CommandError
 from flexmigrate.image.disk import SYSTEM
-from flexmigrate.migration.comparison import verifier
+from flexmigrate.migration.comparison import comparer
 from flexmigrate.migration.comparison.digests import ImageDigest
 from flexmigrate.migration.destination import policy as sessions
 from flexmigrate.migration.destination.coverage import Coverage
@@ -507,7 +507,7 @@ class PrepareTests(SceneCase):
 
     def test_another_one_is_refused_and_the_next_attempt_begins_anew(self) -> None:
         def wrong(digest: ImageDigest, claim: Claim) -> None:
-            verifier.tell(digest, replace(claim, digest=b"x" * 32))
+            comparer.tell(digest, replace(claim, digest=b"x" * 32))
 
         for spoiled, found in ((wrong, "the image's digest is blake3"), (mock.Mock(), "not known")):
             with closing(Scene(self.folder, self.image)) as scene:

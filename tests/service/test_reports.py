@@ -105,7 +105,7 @@ class TestRefused:
         assert b"it ends in .html or .json" in refused.stderr
         lines = ("mirror", "127.0.0.1", servers.place[3], "report=relative.json")
         code, text = ask(servers.source_sock, *lines)
-        assert (code, text) == (1, "report=relative.json: the path has to begin with /")
+        assert (code, text) == (1, "report: 'relative.json' has to begin with /")
 
 
 class TestFailed:

@@ -21,7 +21,7 @@ from twisted.internet.task import LoopingCall
 from flexmigrate.image import disk, trust
 from flexmigrate.image.durability import Durability
 from flexmigrate.image.file import Image
-from flexmigrate.migration.comparison import verifier
+from flexmigrate.migration.comparison import comparer
 from flexmigrate.migration.comparison.verifier import Verifier
 from flexmigrate.migration.destination.handover import DestinationHandover
 from flexmigrate.migration.ownership.ownership import Ownership
@@ -234,7 +234,7 @@ MUTATIONS = (
     ),
     Mutation(
         "what differs at the destination is called equal there",
-        (Change(verifier.judge, "== each.digest", "!= b''"),),
+        (Change(comparer.judge, "== each.digest", "!= b''"),),
         after=("lost:destination",),
     ),
     Mutation(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from flexmigrate.control.grammar import mirror_command
 from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration.ownership import journal
 from flexmigrate.migration.ownership.journal import Record
@@ -26,7 +27,7 @@ def leave(image: Path, state: State, **more: Any) -> None:
 
 def leave_committed(image: Path, address: Address, **more: Any) -> None:
     """Leave what a source does that has committed to the destination at *address*."""
-    mirror = tuple(MirrorRequest(address).lines())
+    mirror = tuple(mirror_command(MirrorRequest(address)))
     leave(image, State.COMMITTED, address=str(address), mirror=mirror, secret=SECRET, **more)
 
 
