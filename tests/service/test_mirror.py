@@ -294,7 +294,8 @@ class TestTheCopy:
         source, destination = servers.serve(), servers.listen()
         servers.start_mirroring()
         servers.complete(source, destination)
-        assert allocated(servers.copy) == 0
+        # One block may hold the attribute that says who owns it.
+        assert allocated(servers.copy) <= BLOCK
 
     def test_the_bytes_behind_the_last_sector_come_too(self, servers: Servers) -> None:
         for image in (servers.image, servers.copy):

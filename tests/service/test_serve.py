@@ -479,6 +479,7 @@ def test_an_access_list_that_has_no_effect_is_told_of(servers: Servers) -> None:
     path = str(servers.folder / "nbd")
     server = servers.start("serve", "--addr", path, "--file", str(servers.image), "--default-deny")
     server.wait_for("warn .*the access list has no effect here")
+    server.wait_for("listening on")  # from here on it can be told to end
     stop(server)
     server = servers.serve("--default-deny", f"--endpoint=unix:{path}")
     assert "has no effect" not in server.story()
