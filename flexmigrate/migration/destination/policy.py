@@ -1,14 +1,9 @@
-"""What connections mean to a server whose image comes, or came, by a migration: the policies that a
-server's factory asks (``server.factory.Session``).
+"""The policy of a destination: what a connection may do while an image is received
+(``server.factory.Session``).
 
-* ``ReceivingSession``, of a destination: one sender at a time. A plain one gives the image by its
-  DISC, a session's by COMMIT; and whoever committed before, and was not answered, is let in to ask
-  again.
-* ``ServingSession``, of a server that has its images: clients come and go. One that is in fact the
-  source by whose session an image came here is told so, and anybody may ask what a journal says.
-* ``AnsweringSession``, of the same server, where only that source is awaited.
-
-Which answer is right is ``ownership``'s affair.
+One sender at a time. A plain one gives the image by its DISC, a session's by COMMIT; and a source
+that committed before, and was not answered, is let in to ask again. Servers that have their images
+follow ``ownership.policy``; which answer is right, ``ownership`` decides.
 """
 
 from __future__ import annotations
