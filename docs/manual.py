@@ -140,10 +140,18 @@ def _reference(
     return [nodes.literal(rawtext, text)], []
 
 
+def _term(
+    _role: str, _rawtext: str, text: str, *_place: Any, **_options: Any
+) -> tuple[list[nodes.Node], list[nodes.system_message]]:
+    """Make of a term of the glossary its words: ``words <term>`` is how it is written in full."""
+    return [nodes.Text(re.sub(r" <[^>]+>$", "", text))], []
+
+
 def page() -> bytes:
     """Return the page, for man(1)."""
     for role in ("doc", "ref"):  # Sphinx's, for the site
         roles.register_local_role(role, _reference)
+    roles.register_local_role("term", _term)
     settings = {
         "report_level": 2,
         "halt_level": 2,  # a warning is an error
