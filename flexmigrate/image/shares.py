@@ -179,7 +179,7 @@ class ImageThreads(ThreadPool):
     @property
     def busy(self) -> int:
         """How many work now."""
-        return int(self._team.statistics().busyWorkerCount)
+        return len(self.working)
 
 
 def share_of(pool: Any) -> Share:

@@ -22,6 +22,8 @@ from twisted.internet.main import CONNECTION_DONE
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
+from flexmigrate.net.twisted_private import peer_address
+
 log = Logger()
 
 BACKLOG = 65535
@@ -120,8 +122,7 @@ class AcceptingPort(_Port):
             host, _ = socket.getnameinfo(address, socket.NI_NUMERICHOST | socket.NI_NUMERICSERV)
             address = (host, *address[1:])
         assert self.factory is not None
-        of_port: Any = self  # Twisted's methods have no types
-        return self.factory.buildProtocol(of_port._buildAddr(address))
+        return self.factory.buildProtocol(peer_address(self, address))
 
     def _pause(self, error: OSError) -> None:
         """Let those who wait do so for a while: the reactor would call again at once, for ever."""

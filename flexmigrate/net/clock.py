@@ -17,6 +17,8 @@ from __future__ import annotations
 from time import monotonic
 from typing import Any
 
+from flexmigrate.net.twisted_private import scheduled_calls
+
 
 def use_monotonic_clock(reactor: Any) -> None:
     """Have *reactor* schedule and measure by a monotonic clock: by CLOCK_MONOTONIC, in seconds.
@@ -30,10 +32,7 @@ def use_monotonic_clock(reactor: Any) -> None:
     """
     if reactor.seconds is monotonic:
         return
-    try:
-        scheduled = [*reactor._pendingTimedCalls, *reactor._newTimedCalls]
-    except AttributeError:
-        raise TypeError(f"{reactor!r} is not one of Twisted's own reactors") from None
+    scheduled = scheduled_calls(reactor)
     shift = monotonic() - reactor.seconds()
     for call in scheduled:  # cancelled ones, too: all by as much, so that their order stays
         call.time += shift

@@ -21,7 +21,6 @@ from typing import TYPE_CHECKING, Any
 
 from OpenSSL.SSL import RECEIVED_SHUTDOWN
 from twisted.internet import main, tcp
-from twisted.internet._newtls import startTLS as start_tls
 from twisted.internet.abstract import FileDescriptor
 from twisted.internet.error import ConnectionDone, ConnectionLost
 from twisted.logger import Logger
@@ -30,6 +29,7 @@ from zope.interface import implementer
 
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
 from flexmigrate.net.sendable import FileSource
+from flexmigrate.net.twisted_private import end_if_asked, has_ended_writing, start_tls
 
 # At most so much of one file is sent in one go, so that a client with a fast link and long reads
 # lets the others have their turn.
@@ -264,7 +264,7 @@ class StreamTransport(_Connection):
 
     def _send_records(self) -> None:
         records, self._records = self._records, []
-        if not records or not self.connected or self._lost or self._writeDisconnected:
+        if not records or not self.connected or self._lost or has_ended_writing(self):
             return
         sent = 0
         if not self._waiting:
@@ -299,13 +299,8 @@ class StreamTransport(_Connection):
             if self.TLS and self.disconnecting:
                 # TLS is over, so that it has nothing more to write: close in the next turn.
                 self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
-        elif self.disconnecting:
-            closing: BaseException | None = self._postLoseConnection()  # type: ignore[no-untyped-call]  # Twisted's
-            return closing
-        elif self._writeDisconnecting:
-            self._writeDisconnected = True
-            self._closeWriteConnection()
-        return None
+            return None
+        return end_if_asked(self)
 
     def _send_waiting(self) -> bool:
         """Return whether all that waited was sent."""

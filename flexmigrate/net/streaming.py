@@ -19,6 +19,11 @@ from zope.interface import directlyProvides, providedBy
 from flexmigrate.net.accepting import AcceptingPort
 from flexmigrate.net.readers import Readers
 from flexmigrate.net.stream import StreamTransport
+from flexmigrate.net.twisted_private import (
+    TCPConnector,
+    UNIXConnector,
+    adopt_tcp_port,
+)
 from flexmigrate.net.unix_socket import OwnedPort
 
 
@@ -46,13 +51,13 @@ class _StreamUNIXPort(OwnedPort):
     transport = _StreamUNIXServer
 
 
-class _StreamConnector(tcp.Connector):
-    def _makeTransport(self) -> tcp.Client:
+class _StreamConnector(TCPConnector):
+    def make_transport(self) -> tcp.Client:
         return _StreamClient(self.host, self.port, self.bindAddress, self, self.reactor)
 
 
-class _StreamUNIXConnector(unix.Connector):
-    def _makeTransport(self) -> unix.Client:  # type: ignore[override]  # as in Twisted itself
+class _StreamUNIXConnector(UNIXConnector):
+    def make_transport(self) -> unix.Client:
         return _StreamUNIXClient(self.address, self, self.reactor, self.checkPID)
 
 
@@ -93,13 +98,9 @@ class _StreamReactor:
     def adoptStreamPort(self, fileDescriptor: int, addressFamily: int, factory: Any) -> tcp.Port:
         listening: tcp.Port
         if addressFamily == socket.AF_UNIX:
-            listening = _StreamUNIXPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self, fileDescriptor, factory
-            )
+            listening = _StreamUNIXPort.adopt(self, fileDescriptor, factory)
         else:
-            listening = _StreamPort._fromListeningDescriptor(  # type: ignore[no-untyped-call]  # Twisted's
-                self, fileDescriptor, addressFamily, factory
-            )
+            listening = adopt_tcp_port(_StreamPort, self, fileDescriptor, addressFamily, factory)
         listening.startListening()
         return listening
 

@@ -16,6 +16,7 @@ import stat
 from typing import Any
 
 from twisted.internet import tcp, unix
+from twisted.internet.address import UNIXAddress
 from twisted.internet.error import CannotListenError
 from twisted.internet.interfaces import IListeningPort
 from twisted.internet.protocol import Factory
@@ -23,6 +24,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.accepting import AcceptingPort
+from flexmigrate.net.twisted_private import adopt_unix_port
 
 # Whoever can write to the socket can have the image sent away and deleted.
 SOCKET_MODE = 0o600
@@ -87,24 +89,33 @@ class OwnedPort(AcceptingPort, unix.Port):
     socket that was handed to it belongs to whoever has opened it.
     """
 
+    _is_adopted = False
     _created: socket.socket | None = None
     _identity: tuple[int, int] | None = None
 
+    def __init__(self, path: Any, *args: Any, **kwargs: Any) -> None:
+        super().__init__(path, *args, **kwargs)
+        self._path = UNIXAddress(path).name or b""
+
+    @classmethod
+    def adopt(cls, reactor: Any, fd: int, factory: Any) -> OwnedPort:
+        """Return a port for a copy of the listening socket *fd*, not yet started."""
+        port = adopt_unix_port(cls, reactor, fd, factory)
+        port._is_adopted = True
+        return port
+
     def startListening(self) -> None:
-        has_file = not self._bindPath.startswith(b"\0")  # unix(7), "abstract"
-        if self._preexistingSocket is not None:
-            # Unlike tcp.Port, unix.Port would end the socket for whoever else has it, and let
-            # everybody in.
-            self._shouldShutdown = False
-            if has_file:
-                self.mode = stat.S_IMODE(os.stat(self._bindPath).st_mode)
+        has_file = not self._path.startswith(b"\0")  # unix(7), "abstract"
+        if self._is_adopted and has_file:
+            # unix.Port would let everybody in.
+            self.mode = stat.S_IMODE(os.stat(self._path).st_mode)
         try:
             super().startListening()
         except CannotListenError:
             self._take_back()
             raise
         if self._created is not None and has_file:
-            self._identity = _identity(self._bindPath)
+            self._identity = _identity(self._path)
 
     def _take_back(self) -> None:
         """Undo what Twisted leaves behind when it can't bind: the socket, the lock of its file, and
@@ -135,8 +146,8 @@ class OwnedPort(AcceptingPort, unix.Port):
         # Unlike unix.Port's own: if the file has gone, or is another server's by now, the port is
         # closed all the same.
         with contextlib.suppress(FileNotFoundError):
-            if self._identity and _identity(self._bindPath) == self._identity:
-                os.unlink(self._bindPath)
+            if self._identity and _identity(self._path) == self._identity:
+                os.unlink(self._path)
         self._unlock()
         tcp.Port.connectionLost(self, reason)
 

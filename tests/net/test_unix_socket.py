@@ -147,7 +147,7 @@ class EndpointPortTests(TestCase):
             theirs.listen()
             theirs.setblocking(False)
             self.path.chmod(0o640)
-            port = OwnedPort._fromListeningDescriptor(reactor, theirs.fileno(), Factory())
+            port = OwnedPort.adopt(reactor, theirs.fileno(), Factory())
             port.startListening()
             self.assertEqual(stat.S_IMODE(self.path.stat().st_mode), 0o640)
             yield port.stopListening()
