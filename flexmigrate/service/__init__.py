@@ -13,10 +13,10 @@ from flexmigrate.image.file import Image, Opener
 from flexmigrate.net.clock import use_monotonic_clock
 from flexmigrate.service.descriptors import raise_limit
 from flexmigrate.service.host import ImageHost, new_pool
+from flexmigrate.service.images import Committed, ServeService
+from flexmigrate.service.in_doubt import SettleService
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
-from flexmigrate.service.listen import ListenService
-from flexmigrate.service.serve import Committed, ServeService
-from flexmigrate.service.settling import SettleService
+from flexmigrate.service.receiving import ListenService
 from flexmigrate.service.supervisor import Supervisor
 
 

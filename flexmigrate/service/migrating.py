@@ -2,7 +2,7 @@
 the end.
 
 It keeps the export's migration lock, and is the ground on which a migration's source works. Which
-addresses are open, and when the process ends, is ``image_server``'s affair.
+addresses are open, and when the process ends, is ``serving``'s affair.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.net.address import Address
 from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import Host
-from flexmigrate.service.keeping import Keeper, check_report
+from flexmigrate.service.report_file import Keeper, check_report
 from flexmigrate.service.watching import Look, Watch
 from flexmigrate.telemetry.history import Summary, Tally, Verdict
 from flexmigrate.telemetry.report.subject import Subject

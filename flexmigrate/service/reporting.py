@@ -18,15 +18,15 @@ from flexmigrate.service.migration_values import _flush_failed, _passes, _write_
 from flexmigrate.telemetry.status import ListeningPhase, Status
 
 if TYPE_CHECKING:
-    from flexmigrate.service.image_server import ImageServer
     from flexmigrate.service.migrating import MigratingExport
+    from flexmigrate.service.serving import Serving
     from flexmigrate.service.watching import Watch
 
 SettlingPhase = Literal["committing", "given"]
 """What a source tells while it asks for the same, in ``migration.source``."""
 
 
-def serving_status(serving: ImageServer, about: MigratingExport, now: float) -> Status:
+def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:
     """Return the status of a server that owns its images, and of one of its exports.
 
     :param now: the reactor's time, in seconds.
@@ -174,7 +174,7 @@ def settling_status(
     )
 
 
-def with_rebind(status: Status, serving: ImageServer, now: float) -> Status:
+def with_rebind(status: Status, serving: Serving, now: float) -> Status:
     """Return *status* of a server that was a destination: what it waits for, and for how long."""
     (listening,) = serving.ports
     rebind = listening.rebind

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from flexmigrate.migration.ownership import resolve
 from flexmigrate.migration.ownership.status import MayServe, Standing
-from flexmigrate.service.serve import ServeService
+from flexmigrate.service.images import ServeService
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.handover import State
 from simulation.remains import (

@@ -2,7 +2,7 @@
 
 * ``ServingSession``: clients come and go. The source by whose session an image came here is told
   so, and anybody may ask what a journal says.
-* ``AnsweringSession``, of the same server, where only that source is awaited.
+* ``ConfirmingSession``, of the same server, where only that source is awaited.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ class ServingSession(OpenSession):
         return None if export is None else self._find(export.name)
 
 
-class AnsweringSession(ServingSession):
+class ConfirmingSession(ServingSession):
     """Of an address at which nothing is served: only sources are awaited there, whose images are
     here, and that don't know. An image is found by its session, whatever name it is served under.
 

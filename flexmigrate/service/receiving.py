@@ -37,7 +37,14 @@ from flexmigrate.server.measuring import Meter
 from flexmigrate.service.closing import answer_operators, close_control, take_all
 from flexmigrate.service.descriptors import fitting
 from flexmigrate.service.host import ImageHost, new_pool
-from flexmigrate.service.image_server import ImageServer
+from flexmigrate.service.images import (
+    beyond_oldstyle,
+    handshake_style,
+    root_cause,
+    tell_what_has_no_effect,
+    tls_context,
+    transmission_kind,
+)
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
@@ -51,14 +58,7 @@ from flexmigrate.service.publishing import (
 )
 from flexmigrate.service.reloading import Reloading
 from flexmigrate.service.reporting import listening_status, serving_status, with_rebind
-from flexmigrate.service.serve import (
-    beyond_oldstyle,
-    handshake_style,
-    root_cause,
-    tell_what_has_no_effect,
-    tls_context,
-    transmission_kind,
-)
+from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.telemetry.history import Summary, Tally
 from flexmigrate.telemetry.status import ListeningPhase, Status
@@ -103,7 +103,7 @@ class ListenService(Service):
         self._host.is_destination = True
         self._host.ownership.allows_old_peers = config.allow_old_peers
         self._instance = secrets.token_bytes(ID_LENGTH)
-        self._serving: ImageServer | None = None
+        self._serving: Serving | None = None
         self._control: ControlPort | None = None
         with ExitStack() as undo:
             undo.callback(self._host.image.close)
@@ -295,7 +295,7 @@ class ListenService(Service):
         export.read_only = self._config.read_only or (record is not None and record.read_only)
         session = ServingSession(lambda name: self._host, instance=self._instance)
         factory = self._new_factory(session, Limits(clients=self._most_clients))
-        self._serving = ImageServer(
+        self._serving = Serving(
             self._reactor,
             [self._host],
             factory,
@@ -343,7 +343,7 @@ class ListenService(Service):
             return await serving.terminate(reason)
         return 0 if self._core.handover.owned else 1
 
-    def _served_by(self) -> ImageServer | None:
+    def _served_by(self) -> Serving | None:
         return self._serving
 
     def stopService(self) -> Deferred[None]:

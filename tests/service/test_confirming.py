@@ -10,8 +10,8 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
-from flexmigrate.service import answering
-from flexmigrate.service.answering import ANSWERING_SECONDS, Answering
+from flexmigrate.service import confirming
+from flexmigrate.service.confirming import CONFIRMING_SECONDS, Confirming
 
 HERE, THERE = "127.0.0.1:10810", "[::1]:10811"
 
@@ -42,14 +42,14 @@ def host(*awaited_at: str) -> Any:
     return SimpleNamespace(export=export, image=image, background=None, ownership=ownership)
 
 
-class AnsweringTests(SynchronousTestCase):
+class ConfirmingTests(SynchronousTestCase):
     def setUp(self) -> None:
-        self.patch(answering, "ListeningPort", Port)
+        self.patch(confirming, "ListeningPort", Port)
         Port.all = {}
         self.clock: Any = Clock()
 
-    def open(self, *hosts: Any, served_at: tuple[Address | None, ...] = ()) -> Answering:
-        found = Answering(self.clock, hosts, AccessList([], default_deny=False), None)
+    def open(self, *hosts: Any, served_at: tuple[Address | None, ...] = ()) -> Confirming:
+        found = Confirming(self.clock, hosts, AccessList([], default_deny=False), None)
         found.open(served_at)
         return found
 
@@ -77,7 +77,7 @@ class AnsweringTests(SynchronousTestCase):
 
     def test_it_is_over_after_a_while(self) -> None:
         self.open(host(HERE))
-        self.clock.advance(ANSWERING_SECONDS - 1)
+        self.clock.advance(CONFIRMING_SECONDS - 1)
         self.assertEqual(self.opened(), [HERE])
         self.clock.advance(1)
         self.assertEqual(self.opened(), [])

@@ -1,4 +1,4 @@
-"""Answering the sources of images that are here, and served here, but of which they don't know.
+"""Confirming the sources of images that are here, and served here, but of which they don't know.
 
 Such a source was cut off before its destination's answer came. It asks where it had sent the image,
 which may be another address than clients are served at: the ``listen`` that received it has ended,
@@ -15,7 +15,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 from twisted.python.failure import Failure
 
-from flexmigrate.migration.ownership.policy import AnsweringSession
+from flexmigrate.migration.ownership.policy import ConfirmingSession
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address, BadAddress, parse_shown
 from flexmigrate.server.export import Export, ExportDirectory
@@ -27,7 +27,7 @@ from flexmigrate.wire.handshake import ExportInfo
 
 log = Logger()
 
-ANSWERING_SECONDS = 3600.0
+CONFIRMING_SECONDS = 3600.0
 """How long that may take, from when the server is started."""
 
 
@@ -57,7 +57,7 @@ class _Place(NamedTuple):
     factory: NBDServerFactory
 
 
-class Answering:
+class Confirming:
     """The addresses at which sources may ask, as far as they can be had.
 
     :param tls_context: of the server, or None: who asks need not use it.
@@ -86,7 +86,7 @@ class Answering:
             except BadAddress as error:
                 log.warn("where a source may ask: {error}", error=error)
         if self._places:
-            self._end = self._reactor.callLater(ANSWERING_SECONDS, self._give_up)
+            self._end = self._reactor.callLater(CONFIRMING_SECONDS, self._give_up)
 
     def _listen(self, text: str, address: Address) -> None:
         hosts = [host for host in self._hosts if text in host.ownership.awaited_at]
@@ -96,7 +96,7 @@ class Answering:
             self._reactor,
             _AnyName(export),
             self._acl,
-            session=AnsweringSession(hosts, self.look),
+            session=ConfirmingSession(hosts, self.look),
             tls=TLSMode.OFF if self._tls_context is None else TLSMode.ON,
             tls_context=self._tls_context,
         )

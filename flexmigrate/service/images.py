@@ -30,11 +30,10 @@ from flexmigrate.server.limits import KILLSWITCH_SECONDS, Limits
 from flexmigrate.server.measuring import Meter
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Transmission
-from flexmigrate.service.answering import Answering
 from flexmigrate.service.closing import answer_operators, close_control, take_all
+from flexmigrate.service.confirming import Confirming
 from flexmigrate.service.descriptors import fitting
 from flexmigrate.service.host import DeviceHost, Host, ImageHost, new_pool
-from flexmigrate.service.image_server import ImageServer
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
@@ -47,6 +46,7 @@ from flexmigrate.service.publishing import (
 )
 from flexmigrate.service.reloading import Reloading
 from flexmigrate.service.reporting import serving_status
+from flexmigrate.service.serving import Serving
 from flexmigrate.service.supervisor import describe
 from flexmigrate.telemetry.history import Summary
 from flexmigrate.telemetry.status import Status
@@ -169,9 +169,9 @@ class ServeService(Service):
             self._by_name = {host.export.name: host for host in self._hosts}
             self._instance = secrets.token_bytes(ID_LENGTH)
             acl = AccessList(config.acl, config.default_deny)
-            self._answering = Answering(reactor, self._hosts, acl, context)
+            self._confirming = Confirming(reactor, self._hosts, acl, context)
             factory = self._new_factory(context, acl)
-            self.serving = ImageServer(
+            self.serving = Serving(
                 reactor,
                 self._hosts,
                 factory,
@@ -187,7 +187,7 @@ class ServeService(Service):
             self._reactor,
             ExportDirectory((host.export for host in self._hosts), listable=config.listable),
             acl,
-            session=ServingSession(self._held, self._answering.look, self._instance),
+            session=ServingSession(self._held, self._confirming.look, self._instance),
             style=handshake_style(config.oldstyle),
             default_export=config.default_export,
             tls=TLSMode(config.tls.rule),
@@ -275,7 +275,7 @@ class ServeService(Service):
 
     def _opened(self) -> None:
         self._lifetime.ready(self._describe)
-        self._answering.open(each.address for each in self.ports)
+        self._confirming.open(each.address for each in self.ports)
 
     @property
     def ports(self) -> list[ListeningPort]:
@@ -327,7 +327,7 @@ class ServeService(Service):
             lambda: close_control(self._control),
             lambda: self._publishing.close(self._lifetime.status, self._lifetime.reason),
             self.serving.close,
-            self._answering.close,
+            self._confirming.close,
             *(host.close for host in self._hosts),
             self.serving.concluded,
             lambda: answer_operators(self._control),
@@ -348,7 +348,7 @@ class ServeService(Service):
 
     def _use_acl(self, acl: AccessList) -> None:
         self.serving.set_acl(acl)
-        self._answering.set_acl(acl)
+        self._confirming.set_acl(acl)
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration."""

@@ -30,7 +30,7 @@ from flexmigrate.wire.handover import NO_ID
 log = Logger()
 
 
-class ImageServer:
+class Serving:
     """See the module.
 
     :param ended: called with an exit status and a reason once nothing is left to serve.
