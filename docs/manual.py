@@ -34,7 +34,7 @@ SECTIONS = (
     "Where a server listens",
     "Several exports",
     "Certificates",
-    "The doctor",
+    "Check a host with the doctor",
     "Environment",
 )
 

@@ -11,6 +11,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.cli.commands import COMMANDS
 from flexmigrate.control.server import COMMANDS as OPERATORS_COMMANDS
+from flexmigrate.migration.request import SETTINGS
 from flexmigrate.service.migrating import REQUEST_LIMIT_VARIABLE
 from support.processes import TESTS
 
@@ -57,6 +58,10 @@ class Tables(SynchronousTestCase):
     def test_every_command_of_the_operators_socket_has_its_paragraph(self) -> None:
         for name in OPERATORS_COMMANDS:
             self.assertRegex(text("operators.rst"), rf"(?m)^``{name}``")
+
+    def test_every_setting_of_a_migration_is_named(self) -> None:
+        for setting in SETTINGS:
+            self.assertRegex(text("operators.rst"), rf"``{setting.name}(=NAME)?``")
 
     def test_the_environment_variable_is_named_as_the_code_has_it(self) -> None:
         self.assertIn(f"\n``{REQUEST_LIMIT_VARIABLE}``\n", text("operators.rst"))

@@ -53,5 +53,5 @@ def test_each_command_and_option_is_in_it(shown: str) -> None:
 def test_sections_of_the_reference_are_in_it(shown: str) -> None:
     for title in ("Exit statuses", "Files", "Certificates", "See also"):
         assert f"\n{title}\n" in shown
-    assert "SIGTERM, SIGINT and SIGQUIT do the same" in " ".join(shown.split())
+    assert "SIGTERM, SIGINT and SIGQUIT end a server" in " ".join(shown.split())
     assert "IMAGE.INCOMPLETE" in shown
