@@ -92,7 +92,8 @@ test: $(VENV)/.developing
 # Hypothesis gives each example a deadline, unless it finds itself in CI: the machine may be busy.
 trial: $(VENV)/.developing
 	@.ci/need $(PEERS)
-	CI=1 PYTHONPATH="$(SHARED)" $(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
+	CI=1 PYTHONPATH="$(SHARED)" FLEXMIGRATE_STATE_DIR=$(CURDIR)/_trial_temp/state \
+		$(BIN)/trial --temp-directory=_trial_temp $(TRIALABLE)
 
 fuzz: $(VENV)/.developing
 	FUZZ_ANYWHERE=1 FUZZ_SECONDS=$${FUZZ_SECONDS:-600} $(BIN)/python -m pytest -s -o faulthandler_timeout=0 tests/fuzz

@@ -6,9 +6,12 @@ that measure, and would measure the others, too: nothing else of the run happens
 
 from __future__ import annotations
 
+import atexit
 import gc
 import os
+import shutil
 import signal
+import tempfile
 from collections.abc import Generator, Iterator
 from typing import Any
 
@@ -18,6 +21,7 @@ import pytest_twisted  # type: ignore[import-untyped]  # it has none
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase, TestCase
 
+from flexmigrate.image import places
 from support.certificates import PKI
 from support.failures import LoggedFailures, overheard
 from support.ports import held_port
@@ -44,6 +48,13 @@ os.environ.pop("CI", None)
 # The servers that tests start are compiled once, not each time: a third of the time that one takes
 # to start. An installed one isn't compiled each time either.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+
+# Records of devices are kept in a folder that outlives the host: not those of tests. (The workers of
+# pytest-xdist are given the environment of the process that started them.)
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    state = tempfile.mkdtemp(prefix="flexmigrate-tests-state-")
+    os.environ[places.VARIABLE] = state
+    atexit.register(shutil.rmtree, state, ignore_errors=True)
 
 # A shell has what it starts in the background, or after `trap ''`, ignore these, and so would every
 # server that a test starts.

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import tempfile
 
 import pytest
 
+from flexmigrate.image import places
 from support.processes import Children, run, script
 
 WAITS_FOR_EVER = "import signal; print('ready', flush=True); signal.pause()"
@@ -87,3 +90,10 @@ def test_a_program_run_to_its_end_gives_its_bytes_and_status() -> None:
 def test_a_program_that_runs_too_long_is_an_error() -> None:
     with pytest.raises(AssertionError, match="still running"):
         run(script("python"), "-c", WAITS_FOR_EVER, timeout=0.5)
+
+
+def test_records_of_devices_are_kept_away_from_those_of_this_host(children: Children) -> None:
+    child = children.python("-c", "import os; print('in', os.environ['FLEXMIGRATE_STATE_DIR'])")
+    folder = child.wait_for(r"in (\S+)")[1]
+    assert folder.startswith(tempfile.gettempdir())
+    assert places.aside("/dev/none", os.stat(__file__)).startswith(f"{folder}/devices/")
