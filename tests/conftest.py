@@ -49,8 +49,8 @@ os.environ.pop("CI", None)
 # to start. An installed one isn't compiled each time either.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
-# Records of devices are kept in a folder that outlives the host: not those of tests. (The workers of
-# pytest-xdist are given the environment of the process that started them.)
+# Records of devices are kept in a folder that outlives the host: not those of tests. (pytest-xdist
+# gives its workers the environment of the process that started them.)
 if "PYTEST_XDIST_WORKER" not in os.environ:
     state = tempfile.mkdtemp(prefix="flexmigrate-tests-state-")
     os.environ[places.VARIABLE] = state

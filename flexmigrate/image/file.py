@@ -65,7 +65,8 @@ class Image:
     :ivar cut: how ``size_fault`` has once found it shorter than that; None if it hasn't. Whoever
         writes behind its end lengthens it again, and what it had there is gone all the same.
     :ivar identity: (device, inode).
-    :ivar unlocked: why QEMU isn't seen there, and doesn't see us; None if it is and does.
+    :ivar unlocked: why QEMU, or another server that uses the same bytes under another name, isn't
+        seen there, and doesn't see us; None if it is and does.
     :ivar disk: where it and what is kept beside it have their names.
     :ivar is_local: nobody beyond this kernel is asked for what is in the page cache, or goes there.
     :ivar pace: whether its writes wait.
@@ -80,6 +81,7 @@ class Image:
         "_granule",
         "_may_have_holes",
         "_name",
+        "_range_locks",
         "_read_flags",
         "_residency",
         "cut",
@@ -110,7 +112,8 @@ class Image:
         self.size = opened.size
         self.cut: str | None = None
         self.identity = opened.identity
-        self.unlocked = opened.unlocked
+        self._range_locks = opened.range_locks
+        self.unlocked = opened.range_locks.unlocked
         self.is_block_device = opened.is_block_device
         self._granule = opened.granule
         # A file on tmpfs has no disk to wait for (but for swap), and refuses RWF_NOWAIT.
@@ -527,3 +530,4 @@ class Image:
                 self._folios = None
             fd, self.fd = self.fd, -1
             os.close(fd)
+            self._range_locks.close()

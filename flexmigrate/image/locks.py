@@ -44,41 +44,46 @@ _MOST_TOLD = 3
 """Processes that are named."""
 
 
-def lock(fd: int, path: str, *, read_only: bool) -> str | None:
-    """Lock an image for ourselves alone, or among those who only read it.
+def lock(fd: int, path: str, *, read_only: bool) -> None:
+    """Lock an image for ourselves alone, or among those who only read it, by flock(2).
 
-    :return: why locks as QEMU's can't be had there, so that QEMU and we don't see each other; None
-        if they could.
-    :raises ImageError: it is in use; the text names the path and, as far as that is known, by whom.
+    :raises ImageError: it is in use by another server; the text names the path.
     """
     try:
         fcntl.flock(fd, (fcntl.LOCK_SH if read_only else fcntl.LOCK_EX) | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ImageError(f"the image {path} is in use by another server") from error
-    used, not_shared = _permissions(read_only)
+        raise ImageError(f"the image {path} is in use by another server{told(fd)}") from error
+
+
+def lock_as_qemu(fd: int, path: str, *, read_only: bool, is_whole: bool = True) -> None:
+    """Take the locks by which QEMU and we see each other.
+
+    :param is_whole: all of the file is used, and not only a part of it.
+    :raises ImageError: it is in use; the text names the path and, as far as that is known, by whom.
+    :raises OSError: such locks can't be had there: a network filesystem without a lock service,
+        FUSE without locks, an old kernel.
+    """
+    used, not_shared = _permissions(read_only, is_whole)
     try:
         # As QEMU does: first taken, then looked at the others', so that of two at least one sees
         # the other.
         for byte in (*(_IN_USE + each for each in used), *(_NOT_SHARED + e for e in not_shared)):
-            _ofd(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
-        check(fd, path, read_only=read_only)
+            ofd(fd, fcntl.F_OFD_SETLK, fcntl.F_RDLCK, byte)
     except BlockingIOError as error:
         raise ImageError(
-            f"the image {path} is in use: another program has locked it{_told(fd)}"
+            f"the image {path} is in use: another program has locked it{told(fd)}"
         ) from error
-    except OSError as error:
-        # A network filesystem without a lock service, FUSE without locks, an old kernel.
-        return error.strerror or str(error)
-    return None
+    check(fd, path, read_only=read_only, is_whole=is_whole)
 
 
-def check(fd: int, path: str, *, read_only: bool) -> None:
+def check(fd: int, path: str, *, read_only: bool, is_whole: bool = True) -> None:
     """See, without taking any, that no lock as QEMU's stands in the way of what we would do.
 
+    :param is_whole: all of the file is used, and not only a part of it.
     :raises ImageError: one does.
     :raises OSError: such locks can't be had there.
     """
-    used, not_shared = _permissions(read_only)
+    used, not_shared = _permissions(read_only, is_whole)
     for each in used:
         if _is_locked(fd, _NOT_SHARED + each):
             raise _in_use(fd, path, f"lets nobody else {_NAMES[each]}")
@@ -95,7 +100,7 @@ def read_by_others(fd: int) -> str | None:
         is_read = _is_locked(fd, _IN_USE + READ)
     except OSError:  # such locks can't be had there
         return None
-    return f"another program reads the image, too{_told(fd)}" if is_read else None
+    return f"another program reads the image, too{told(fd)}" if is_read else None
 
 
 def check_flock(fd: int, path: str, *, read_only: bool, is_exact: bool) -> None:
@@ -120,33 +125,42 @@ def check_flock(fd: int, path: str, *, read_only: bool, is_exact: bool) -> None:
                 )
 
 
-def _permissions(read_only: bool) -> tuple[list[int], list[int]]:
+def _permissions(read_only: bool, is_whole: bool) -> tuple[list[int], list[int]]:
     """Return what we make use of, and what we share with nobody."""
     used = [READ] if read_only else [READ, WRITE]
+    if not is_whole:
+        return used, []  # others may use other parts: see `range_locks`
     return used, [each for each in (READ, WRITE, WRITE_UNCHANGED, RESIZE) if each not in _SHARED]
 
 
 def _in_use(fd: int, path: str, how: str) -> ImageError:
     return ImageError(
         f"the image {path} is in use by QEMU, or by another program that locks images as QEMU "
-        f"does. It {how}{_told(fd)}: end it first"
+        f"does. It {how}{told(fd)}: end it first"
     )
 
 
 def _is_locked(fd: int, byte: int) -> bool:
     """Return whether anybody else has a lock there."""
-    return _ofd(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
+    return ofd(fd, fcntl.F_OFD_GETLK, fcntl.F_WRLCK, byte) != fcntl.F_UNLCK
 
 
-def _ofd(fd: int, command: int, kind: int, byte: int) -> int:
-    """Make a call about one byte; return the kind of lock that the kernel answers with."""
+def ofd(fd: int, command: int, kind: int, start: int, length: int = 1) -> int:
+    """Make a call about a range of bytes, by a lock of the open file description (fcntl(2)); return
+    the kind of lock that the kernel answers with.
+
+    :raises OSError: as fcntl(2); BlockingIOError where another lock is in the way.
+    """
     # struct flock, in the machine's own alignment: type, whence, start, length, process (0).
-    asked = struct.pack("hhqqi0q", kind, os.SEEK_SET, byte, 1, 0)
+    asked = struct.pack("hhqqi0q", kind, os.SEEK_SET, start, length, 0)
     answer: int = struct.unpack_from("h", fcntl.fcntl(fd, command, asked))[0]
     return answer
 
 
-def _told(fd: int) -> str:
+def told(fd: int) -> str:
+    """Return who else has the file open, in brackets, to stand behind a text; empty if nobody is
+    known.
+    """
     found: list[str] = []
     with contextlib.suppress(OSError):  # there may be no /proc
         found.extend(holders(fd))

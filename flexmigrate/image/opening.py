@@ -1,7 +1,7 @@
 """Opening an image so that nobody else serves it: what may be opened, and that nobody else has it.
 
-Whoever gets a descriptor from here holds its locks until it is closed (``locks``); two openings
-exclude each other inside one process too.
+Whoever gets a descriptor from here holds its locks until it is closed (``locks``,
+``range_locks``); two openings exclude each other inside one process too.
 """
 
 from __future__ import annotations
@@ -14,10 +14,11 @@ import stat
 from dataclasses import dataclass
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image import locks
+from flexmigrate.image import locks, range_locks
 from flexmigrate.image.disk import SYSTEM, identity
 from flexmigrate.image.filesystems import filesystem_of
 from flexmigrate.image.kernel import calls as linux
+from flexmigrate.image.range_locks import RangeLocks
 from flexmigrate.image.trust import BLOCK_DEVICE, Trust, trust_in
 
 
@@ -31,7 +32,7 @@ class Opened:
     :ivar identity: (device, inode): what tells whether a path still leads to it.
     :ivar writable: the process may write to the file, whether it is open for that or not.
     :ivar trust: what is believed of the filesystem below it.
-    :ivar unlocked: why QEMU and we don't see each other there; None if we do.
+    :ivar range_locks: what is to be closed with *fd*.
     """
 
     fd: int
@@ -41,7 +42,7 @@ class Opened:
     identity: tuple[int, int]
     writable: bool
     trust: Trust
-    unlocked: str | None = None
+    range_locks: RangeLocks
 
 
 _WITH_OTHER_DEVICES = ("btrfs", "overlay", "bcachefs")
@@ -55,15 +56,17 @@ def open_image(path: str, *, read_only: bool) -> Opened:
         written to, or is in use. The text names the path and the cause.
     """
     fd = _open(path, read_only)
-    try:
-        unlocked = locks.lock(fd, path, read_only=read_only)
-        return _describe(fd, path, read_only, unlocked)
-    except OSError as error:
-        os.close(fd)
-        raise ImageError(f"cannot use the image {path}: {error.strerror}") from error
-    except ImageError:
-        os.close(fd)
-        raise
+    with contextlib.ExitStack() as closing:
+        closing.callback(os.close, fd)
+        try:
+            locks.lock(fd, path, read_only=read_only)
+            taken = RangeLocks.take(fd, path, read_only=read_only)
+            closing.callback(taken.close)
+            opened = _describe(fd, path, read_only, taken)
+        except OSError as error:
+            raise ImageError(f"cannot use the image {path}: {error.strerror}") from error
+        closing.pop_all()
+        return opened
 
 
 def try_opening(path: str, *, read_only: bool) -> None:
@@ -79,8 +82,7 @@ def try_opening(path: str, *, read_only: bool) -> None:
         name = filesystem_of(fd).name
         is_exact = name not in _WITH_OTHER_DEVICES or stat.S_ISBLK(os.fstat(fd).st_mode)
         locks.check_flock(fd, path, read_only=read_only, is_exact=is_exact)
-        with contextlib.suppress(OSError):  # no such locks can be had there
-            locks.check(fd, path, read_only=read_only)
+        range_locks.check(fd, path, read_only=read_only)
     finally:
         os.close(fd)
 
@@ -93,7 +95,8 @@ def _open(path: str, read_only: bool) -> int:
     except OSError as error:
         text = f"cannot open the image {path}: {error.strerror}"
         if error.errno == errno.EBUSY:
-            text += "; it is mounted, used as swap, or part of something that is"
+            text += "; it is mounted, used as swap, or part of something that is, or another server"
+            text += " has it, or a part of it"
         raise ImageError(text) from error
     try:
         if stat.S_ISBLK(os.fstat(fd).st_mode) != is_block_device:
@@ -156,7 +159,7 @@ def _flags(read_only: bool, is_block_device: bool) -> int:
     return mode if read_only else mode | os.O_EXCL
 
 
-def _describe(fd: int, path: str, read_only: bool, unlocked: str | None) -> Opened:
+def _describe(fd: int, path: str, read_only: bool, taken: RangeLocks) -> Opened:
     status = os.fstat(fd)
     opened = (status.st_dev, status.st_ino)
     # Whoever held the lock may have unlinked the file before letting go of it, as a source does
@@ -176,5 +179,5 @@ def _describe(fd: int, path: str, read_only: bool, unlocked: str | None) -> Open
         trust=BLOCK_DEVICE
         if is_block_device
         else trust_in(fd, os.path.dirname(os.path.realpath(path))),
-        unlocked=unlocked,
+        range_locks=taken,
     )

@@ -164,8 +164,8 @@ class ImageHost(Host):
             )
         if image.unlocked is not None:
             log.info(
-                "{path}: QEMU isn't seen there, and doesn't see us, since such locks can't be had: "
-                "{reason}",
+                "{path}: not all locks can be had there, so that QEMU, or a server of the same "
+                "bytes by another name, may not be seen, and may not see us: {reason}",
                 path=image.path,
                 reason=image.unlocked,
             )

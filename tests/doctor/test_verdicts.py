@@ -147,6 +147,27 @@ def a_claimed_device(image: Path, children: Children) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
+def served_by_its_device(image: Path, children: Children) -> Iterator[Path]:
+    with block_device(image) as device:
+        words = ("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(device))
+        children.flexmigrate(*words).listening()
+        yield image
+
+
+@contextlib.contextmanager
+def a_device_of_what_is_served(image: Path, children: Children) -> Iterator[Path]:
+    children.flexmigrate("serve", "-l", "127.0.0.1", "-p", "0", "-f", str(image)).listening()
+    with block_device(image) as device:
+        yield device
+
+
+@contextlib.contextmanager
+def mounted_by_its_device(image: Path, children: Children) -> Iterator[Path]:
+    with a_mounted_device(image, children):
+        yield image
+
+
+@contextlib.contextmanager
 def given_away(image: Path, children: Children) -> Iterator[Path]:
     leave(image, State.DONE)
     yield image
@@ -184,6 +205,9 @@ CONDITIONS: dict[Condition, set[str]] = {
     a_device_that_swaps: {"serve", "listen"},
     a_read_only_device: {"serve", "listen"},
     a_claimed_device: {"serve", "listen"},
+    served_by_its_device: {"serve", "read-only", "listen"},
+    a_device_of_what_is_served: {"serve", "read-only", "listen"},
+    mounted_by_its_device: {"serve", "listen"},
     given_away: {"serve", "read-only"},
     come_here: {"listen"},
     incomplete: {"serve", "read-only"},

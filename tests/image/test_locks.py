@@ -134,7 +134,7 @@ def test_two_of_ours(image: Path) -> None:
 
 
 def test_where_there_are_no_such_locks_it_is_told_and_that_is_all(image: Path) -> None:
-    with mock.patch.object(locks, "_ofd", side_effect=OSError(95, "Operation not supported")):
+    with mock.patch.object(locks, "ofd", side_effect=OSError(95, "Operation not supported")):
         with opened(image) as found:
             assert found.unlocked == "Operation not supported"
         try_opening(str(image), read_only=False)

@@ -88,9 +88,14 @@ def linked_namespaces() -> Iterator[Link]:
 
 
 @contextlib.contextmanager
-def block_device(image: Path) -> Iterator[Path]:
-    """Make a block device of *image*, while the body runs."""
-    device = Path(_must("losetup", "--find", "--show", str(image)))
+def block_device(image: Path, *, offset: int = 0, size: int = 0) -> Iterator[Path]:
+    """Make a block device of *image*, while the body runs.
+
+    :param offset: bytes, where it begins.
+    :param size: bytes; 0: up to the end.
+    """
+    limits = (f"--offset={offset}", *((f"--sizelimit={size}",) if size else ()))
+    device = Path(_must("losetup", "--find", "--show", *limits, str(image)))
     # The next device will have the same name, and none of this one's past.
     journal = Path(f"{device}.handover")
     try:
