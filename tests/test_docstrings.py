@@ -1,0 +1,64 @@
+"""Docstrings say what a thing does or is, beginning with a verb or a noun, and nothing public lacks
+one. A method may take its docstring from a base class or an interface.
+"""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+from twisted.trial import unittest
+
+TOP = Path(__file__).resolve().parents[1]
+OPENINGS = frozenset("What Whatever Who Whoever Whose Whom How Where Of That".split())
+# The rooms whose docstrings have yet to be rewritten.
+NOT_YET = (
+    *(f"flexmigrate/{room}" for room in ("bench", "cli", "client", "config", "control", "errors")),
+    *(f"flexmigrate/{room}" for room in ("image", "log", "migration", "net", "server", "service")),
+    *(f"flexmigrate/{room}" for room in ("telemetry", "testing", "web", "wire")),
+    *("bench", "tests/support"),
+)
+
+Documented = ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
+
+
+def modules() -> list[Path]:
+    """Return the modules to look at: the library, the programs of the docs, and both benchmarks."""
+    folders = ("flexmigrate", "examples", "bench", "tests/support")
+    found = (path for folder in folders for path in (TOP / folder).rglob("*.py"))
+    return sorted(p for p in found if not str(p.relative_to(TOP)).startswith(NOT_YET))
+
+
+def riddles(tree: ast.Module) -> list[str]:
+    """Return the first lines of docstrings that begin with a word of OPENINGS."""
+    documented = (node for node in ast.walk(tree) if isinstance(node, Documented))
+    texts = (ast.get_docstring(node) or "It" for node in documented)
+    return [text.splitlines()[0] for text in texts if text.split()[0] in OPENINGS]
+
+
+def undocumented(node: Documented, is_derived: bool = False) -> list[str]:
+    """Return the names of public things below *node* that should have a docstring."""
+    missing = []
+    for child in node.body:
+        if isinstance(child, Documented) and not child.name.startswith("_"):
+            is_method = isinstance(node, ast.ClassDef)
+            if ast.get_docstring(child) is None and not (is_method and is_derived):
+                missing.append(child.name)
+            if isinstance(child, ast.ClassDef):
+                missing += undocumented(child, bool(child.bases or child.decorator_list))
+    return missing
+
+
+class DocstringTests(unittest.TestCase):
+    def test_none_begins_with_a_riddle(self) -> None:
+        found = {str(p): riddles(ast.parse(p.read_text())) for p in modules()}
+        self.assertEqual({}, {path: lines for path, lines in found.items() if lines})
+
+    def test_everything_public_has_one(self) -> None:
+        library = [path for path in modules() if path.is_relative_to(TOP / "flexmigrate")]
+        found = {str(path): undocumented(ast.parse(path.read_text())) for path in library}
+        self.assertEqual({}, {path: names for path, names in found.items() if names})
+
+    def test_both_are_found(self) -> None:
+        tree = ast.parse('class A:\n    """What it is."""\n    def b(self): ...\n')
+        self.assertEqual((["What it is."], ["b"]), (riddles(tree), undocumented(tree)))
