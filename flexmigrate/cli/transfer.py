@@ -21,7 +21,7 @@ from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.service import process_reactor
 from flexmigrate.service.dialling import CONNECT_SECONDS, client_tls
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import SessionWish, Wish
+from flexmigrate.wire.client_handshake import ClientOptions, SessionRequest
 from flexmigrate.wire.handover import (
     MAX_SUPERSEDED,
     NO_ID,
@@ -148,7 +148,7 @@ def ask_peer(config: WhoseConfig, named: Sequence[bytes]) -> Answer:
         capabilities=Capability.JOURNAL,
     )
     tls = client_tls(config.tls, config.peer.host)
-    wish = Wish(tls=TLSMode(config.tls.rule), session=SessionWish(opening.encode()))
+    options = ClientOptions(tls=TLSMode(config.tls.rule), session=SessionRequest(opening.encode()))
     endpoint = client_endpoint(the_reactor, config.peer, timeout=CONNECT_SECONDS)
     results: list[Any] = []
 
@@ -157,7 +157,7 @@ def ask_peer(config: WhoseConfig, named: Sequence[bytes]) -> Answer:
         the_reactor.stop()
 
     def begin() -> None:
-        ask(endpoint, wish=wish, clock=the_reactor, tls=tls).addBoth(ended)
+        ask(endpoint, options=options, clock=the_reactor, tls=tls).addBoth(ended)
 
     the_reactor.callWhenRunning(begin)
     the_reactor.run()
@@ -177,5 +177,5 @@ def _connect(reactor: Any, config: TransferConfig) -> Deferred[NBDClientProtocol
         return connect_uri(reactor, uri, tls=client_tls(config.tls, uri.tls_hostname or uri.host))
     endpoint = client_endpoint(reactor, config.server, bind=config.bind)
     tls = client_tls(config.tls, config.server.host)
-    wish = Wish(tls=TLSMode(config.tls.rule))
-    return connect(endpoint, wish=wish, clock=reactor, tls=tls)
+    options = ClientOptions(tls=TLSMode(config.tls.rule))
+    return connect(endpoint, options=options, clock=reactor, tls=tls)

@@ -14,8 +14,8 @@ from flexmigrate.errors import (
     LocalProtocolError,
     RemoteProtocolError,
 )
-from flexmigrate.wire.agreement import Close, CloseKind, Event, Send, StartTLS, Told
-from flexmigrate.wire.client_handshake import AskHandshake, Wish
+from flexmigrate.wire.agreement import Close, CloseKind, Event, PrivateReply, Send, StartTLS
+from flexmigrate.wire.client_handshake import ClientOptions, QueryHandshake
 
 
 class Asker(Protocol):
@@ -26,9 +26,9 @@ class Asker(Protocol):
 
     transport: Any  # what it provides beyond ITransport depends on the endpoint
 
-    def __init__(self, wish: Wish, tls: Any = None) -> None:
+    def __init__(self, options: ClientOptions, tls: Any = None) -> None:
         self.answer: Deferred[bytes] = Deferred(lambda _: self._close())
-        self._handshake = AskHandshake(wish)
+        self._handshake = QueryHandshake(options)
         self._tls = tls
         self._over = False
 
@@ -42,7 +42,7 @@ class Asker(Protocol):
                 self.transport.write(event.data)
             elif isinstance(event, StartTLS):
                 self._start_tls()
-            elif isinstance(event, Told):
+            elif isinstance(event, PrivateReply):
                 self._over = True
                 self.answer.callback(event.data)
             elif isinstance(event, Close) and event.kind is CloseKind.ENDED:

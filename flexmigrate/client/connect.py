@@ -9,6 +9,7 @@ ours), `LocalProtocolError` (TLS was wished for without certificates).
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 from twisted.internet.defer import Deferred
@@ -22,7 +23,7 @@ from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.client.uri import NBDURI, parse_uri
 from flexmigrate.errors import ConnectFailed, NoHello
 from flexmigrate.net.streaming import streaming
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 
 HELLO_TIMEOUT = 5.0
 """Seconds from a connection's start to the end of negotiation: a few round trips, even far away."""
@@ -31,29 +32,40 @@ HELLO_TIMEOUT = 5.0
 def connect(
     endpoint: IStreamClientEndpoint,
     *,
-    wish: Wish | None = None,
+    options: ClientOptions | None = None,
     clock: IReactorTime,
     hello_timeout: float = HELLO_TIMEOUT,
     tls: Any = None,
     strict: bool = True,
+    wish: ClientOptions | None = None,
 ) -> Deferred[NBDClientProtocol]:
     """Connect to an NBD server and negotiate.
 
     :param endpoint: where it is; one made on ``streaming(reactor)`` avoids copies. How long the
         connection itself may take is the endpoint's affair.
-    :param wish: which export, and what to negotiate; the default export, and all there is, if None.
+    :param options: the export, and the options to negotiate; None: the default export, and all
+        options.
     :param hello_timeout: seconds that the server has from then on until negotiation is over.
     :param tls: see :class:`flexmigrate.client.link.Link`.
     :param strict: see :class:`NBDClientProtocol`.
+    :param wish: the earlier name of *options*; the next release will not have it.
     :return: fires with a connection that takes requests. Cancelling it ends the attempt.
     """
+    options = _by_new_name(options, wish)
     attempt = _connect(
         endpoint,
-        NBDClientProtocol(wish or Wish(), clock, tls=tls, strict=strict),
+        NBDClientProtocol(options or ClientOptions(), clock, tls=tls, strict=strict),
         clock,
         hello_timeout,
     )
     return Deferred.fromCoroutine(attempt)
+
+
+def _by_new_name(options: ClientOptions | None, wish: ClientOptions | None) -> ClientOptions | None:
+    if wish is None:
+        return options
+    warnings.warn("use options instead of wish", DeprecationWarning, stacklevel=3)
+    return wish if options is None else options
 
 
 async def _connect(
@@ -81,18 +93,18 @@ async def _connect(
 def ask(
     endpoint: IStreamClientEndpoint,
     *,
-    wish: Wish,
+    options: ClientOptions,
     clock: IReactorTime,
     timeout: float = HELLO_TIMEOUT,
     tls: Any = None,
 ) -> Deferred[bytes]:
     """Ask another flexmigrate what its journal says, and leave.
 
-    :param wish: its *session* is what is asked (``wire.handover``); of the rest, only *tls* counts.
+    :param options: its *session* is the query (``wire.handover``); of the rest, only *tls* counts.
     :param timeout: seconds from the connection's start to the answer.
     :return: fires with the answer's data; fails as `connect` does.
     """
-    asker = Asker(wish, tls)
+    asker = Asker(options, tls)
     return Deferred.fromCoroutine(_ask(endpoint, asker, clock, timeout))
 
 
@@ -118,23 +130,26 @@ def connect_uri(
     reactor: Any,
     uri: str | NBDURI,
     *,
-    wish: Wish | None = None,
+    options: ClientOptions | None = None,
     connect_timeout: float = 30.0,
     hello_timeout: float = HELLO_TIMEOUT,
     tls: Any = None,
+    wish: ClientOptions | None = None,
 ) -> Deferred[NBDClientProtocol]:
     """Connect to the export that an NBD URI names.
 
     :param uri: ``nbd://HOST[:PORT]/EXPORT``, ``nbd+unix:///EXPORT?socket=PATH``, or the same with
         ``nbds``, which needs *tls*; text is parsed by `parse_uri`.
-    :param wish: what to negotiate; its name and TLS mode are replaced by the URI's.
+    :param options: what to negotiate; its name and TLS mode are replaced by the URI's.
     :param connect_timeout: seconds for the connection itself.
+    :param wish: the earlier name of *options*; the next release will not have it.
     :raises URIError: *uri* isn't one of these, or needs TLS and there is no *tls*.
     """
+    options = _by_new_name(options, wish)
     target = parse_uri(uri) if isinstance(uri, str) else uri
     return connect(
         _endpoint(streaming(reactor), target, connect_timeout),
-        wish=target.wish(wish or Wish(), with_tls=tls is not None),
+        options=target.client_options(options or ClientOptions(), with_tls=tls is not None),
         clock=reactor,
         hello_timeout=hello_timeout,
         tls=tls,

@@ -21,8 +21,7 @@ from flexmigrate.client.link import Link
 from flexmigrate.client.splitting import all_of, pieces
 from flexmigrate.errors import LocalProtocolError
 from flexmigrate.net.sendable import FileSource
-from flexmigrate.wire.awaited import Awaited
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import (
     MAX_MIN_BLOCK,
     MAX_PAYLOAD,
@@ -31,6 +30,7 @@ from flexmigrate.wire.constants import (
     TransmissionFlag,
 )
 from flexmigrate.wire.handover import SESSION_OPTION, PrivateCommand
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.requests import Terms, refuse
 
 LARGEST_EFFECT = 2**32 - MAX_MIN_BLOCK
@@ -64,10 +64,10 @@ class NBDClientProtocol(Link):
     """
 
     def __init__(
-        self, wish: Wish, clock: IReactorTime, *, tls: Any = None, strict: bool = True
+        self, options: ClientOptions, clock: IReactorTime, *, tls: Any = None, strict: bool = True
     ) -> None:
         """Prepare a connection; see :class:`Link`."""
-        super().__init__(wish, clock, tls=tls)
+        super().__init__(options, clock, tls=tls)
         self.strict = strict
 
     @overload
@@ -111,10 +111,10 @@ class NBDClientProtocol(Link):
         if view.readonly or len(view) != length:
             return _refused(f"{length} bytes can't be read into a buffer of {len(view)}")
 
-        def send(at: int, size: int) -> Deferred[Awaited]:
+        def send(at: int, size: int) -> Deferred[PendingRequest]:
             piece = view[at - offset : at - offset + size]
-            awaited = Awaited(Command.READ, at, size, view=piece, unfragmented=unfragmented)
-            return self._ask(awaited, flags)
+            pending = PendingRequest(Command.READ, at, size, view=piece, unfragmented=unfragmented)
+            return self._ask(pending, flags)
 
         def result(_: None) -> bytearray | memoryview:
             if buffer is not None:
@@ -135,10 +135,10 @@ class NBDClientProtocol(Link):
         view = memoryview(data).cast("B")
         flags = self._payload_flag() | _fua(fua)
 
-        def send(at: int, size: int) -> Deferred[Awaited]:
+        def send(at: int, size: int) -> Deferred[PendingRequest]:
             piece = view[at - offset : at - offset + size]
-            awaited = Awaited(Command.WRITE, at, size)
-            return self._ask(awaited, flags, send_payload=lambda outlet: outlet.send(piece))
+            pending = PendingRequest(Command.WRITE, at, size)
+            return self._ask(pending, flags, send_payload=lambda outlet: outlet.send(piece))
 
         largest = self._largest_payload
         refusal = self._judge(Command.WRITE, flags, offset, len(view), largest)
@@ -159,10 +159,10 @@ class NBDClientProtocol(Link):
         """
         flags = self._payload_flag() | _fua(fua)
 
-        def send(at: int, size: int) -> Deferred[Awaited]:
-            awaited = Awaited(Command.WRITE, at, size)
+        def send(at: int, size: int) -> Deferred[PendingRequest]:
+            pending = PendingRequest(Command.WRITE, at, size)
             return self._ask(
-                awaited, flags, send_payload=lambda outlet: outlet.send_file(source, at, size)
+                pending, flags, send_payload=lambda outlet: outlet.send_file(source, at, size)
             )
 
         largest = self._largest_payload
@@ -207,7 +207,7 @@ class NBDClientProtocol(Link):
         refusal = self._judge(Command.FLUSH, CommandFlag(0), 0, 0, 0)
         if refusal is not None:
             return _refused(refusal)
-        return self._ask(Awaited(Command.FLUSH), 0).addCallback(_nothing)
+        return self._ask(PendingRequest(Command.FLUSH), 0).addCallback(_nothing)
 
     def block_status(
         self,
@@ -244,14 +244,14 @@ class NBDClientProtocol(Link):
 
     def _ask_status(
         self, offset: int, length: int, flags: CommandFlag, wanted: list[int]
-    ) -> Deferred[Awaited]:
+    ) -> Deferred[PendingRequest]:
         """Ask for the contexts *wanted* only, where the server can be told; else for all."""
         everything = [number for number, _ in self.agreement.contexts]
         payload = None
         if len(wanted) < len(everything) and self.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD:
             everything = wanted
             payload = _EFFECT_LENGTH.pack(length) + b"".join(map(_CONTEXT_ID.pack, wanted))
-        awaited = Awaited(
+        pending = PendingRequest(
             Command.BLOCK_STATUS,
             offset,
             length,
@@ -259,9 +259,9 @@ class NBDClientProtocol(Link):
             one_extent=bool(flags & CommandFlag.REQ_ONE),
         )
         if payload is None:
-            return self._ask(awaited, flags)
+            return self._ask(pending, flags)
         flags |= CommandFlag.PAYLOAD_LEN
-        return self._ask(awaited, flags, len(payload), lambda outlet: outlet.send(payload))
+        return self._ask(pending, flags, len(payload), lambda outlet: outlet.send(payload))
 
     def private(
         self, command: PrivateCommand, offset: int = 0, length: int = 0, payload: bytes = b""
@@ -277,10 +277,10 @@ class NBDClientProtocol(Link):
             return _refused(f"{command.name} without a session")
         if not (0 <= offset < 1 << 64 and 0 <= length < 1 << 32):
             return _refused(f"{command.name} of {length} bytes at {offset}")
-        awaited = Awaited(command, offset, length)
+        pending = PendingRequest(command, offset, length)
         if not payload:
-            return self._ask(awaited, 0).addCallback(_payload)
-        sent = self._ask(awaited, 0, len(payload), lambda outlet: outlet.send(payload))
+            return self._ask(pending, 0).addCallback(_payload)
+        sent = self._ask(pending, 0, len(payload), lambda outlet: outlet.send(payload))
         return sent.addCallback(_payload)
 
     @property
@@ -312,7 +312,7 @@ class NBDClientProtocol(Link):
     async def _send_paced(
         self,
         ranges: Iterator[tuple[int, int]],
-        send: Callable[[int, int], Deferred[Awaited]],
+        send: Callable[[int, int], Deferred[PendingRequest]],
     ) -> None:
         """Send piece after piece, never holding more than one that the server hasn't taken."""
         answers = []
@@ -330,7 +330,10 @@ class NBDClientProtocol(Link):
         if refusal is not None:
             return _refused(refusal)
         return _divided(
-            offset, length, largest, lambda at, size: self._ask(Awaited(command, at, size), flags)
+            offset,
+            length,
+            largest,
+            lambda at, size: self._ask(PendingRequest(command, at, size), flags),
         )
 
     @cached_property
@@ -357,7 +360,7 @@ def _fua(fua: bool) -> CommandFlag:
 
 
 def _divided(
-    offset: int, length: int, largest: int, send: Callable[[int, int], Deferred[Awaited]]
+    offset: int, length: int, largest: int, send: Callable[[int, int], Deferred[PendingRequest]]
 ) -> Deferred[None]:
     """*send* a range in pieces of at most *largest* bytes, all at once."""
     if length <= largest:
@@ -382,7 +385,7 @@ def _refused(text: str) -> Deferred[Any]:
     return fail(LocalProtocolError(text))
 
 
-def _payload(answered: Awaited) -> bytes:
+def _payload(answered: PendingRequest) -> bytes:
     assert answered.payload is not None, "the reply was parsed"
     return answered.payload
 

@@ -42,9 +42,9 @@ from flexmigrate.net.interfaces import IBufferedProtocol
 from flexmigrate.net.outlet import outlet_for
 from flexmigrate.net.tuning import tune
 from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready, Send, StartTLS
-from flexmigrate.wire.awaited import Awaited
-from flexmigrate.wire.client_handshake import ClientHandshake, Wish
+from flexmigrate.wire.client_handshake import ClientHandshake, ClientOptions
 from flexmigrate.wire.constants import Command, ErrorCode, TransmissionFlag
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.requests import pack_request
 
@@ -79,22 +79,22 @@ class Link(Protocol):
     waits = False
     _outlet: Any  # IOutlet, from `ready` on
 
-    def __init__(self, wish: Wish, clock: IReactorTime, *, tls: Any = None) -> None:
-        """Prepare a connection that will negotiate by *wish*.
+    def __init__(self, options: ClientOptions, clock: IReactorTime, *, tls: Any = None) -> None:
+        """Prepare a connection that will negotiate by *options*.
 
         :param clock: tells the time, and ends what `leave` could not.
         :param tls: what ``ITLSTransport.startTLS`` takes at a client, e.g. a context factory;
-            needed where *wish* asks for TLS.
+            needed where *options* asks for TLS.
         """
         self.ready: Deferred[Any] = Deferred(self._cancelled)
         self.last_progress = clock.seconds()
         self._clock = clock
         self._tls = tls
-        self._handshake = ClientHandshake(wish)
+        self._handshake = ClientHandshake(options)
         self._parser: ReplyParser | None = None
         self._hello = memoryview(bytearray(HELLO_BUFFER))
         self._heard = False
-        self._calls: dict[int, Deferred[Awaited]] = {}
+        self._calls: dict[int, Deferred[PendingRequest]] = {}
         self._cookies = itertools.count(1)
         self._closed = False
         self._leaving: IDelayedCall | None = None
@@ -312,12 +312,12 @@ class Link(Protocol):
 
     def _ask(
         self,
-        awaited: Awaited,
+        pending: PendingRequest,
         flags: int,
         payload_length: int | None = None,
         send_payload: Callable[[Any], None] | None = None,
-    ) -> Deferred[Awaited]:
-        """Send one request; return what fires with *awaited*, answered, or fails.
+    ) -> Deferred[PendingRequest]:
+        """Send one request; return what fires with *pending*, answered, or fails.
 
         :param payload_length: what the header's length says, where that isn't the effect's.
         :param send_payload: called with the outlet to send what follows the header.
@@ -328,12 +328,12 @@ class Link(Protocol):
         if not self._calls:
             self.last_progress = self._clock.seconds()
         cookie = next(self._cookies)
-        length = awaited.length if payload_length is None else payload_length
+        length = pending.length if payload_length is None else payload_length
         header = pack_request(
-            self.agreement.extended, flags, awaited.command, cookie, awaited.offset, length
+            self.agreement.extended, flags, pending.command, cookie, pending.offset, length
         )
-        parser.expect(cookie, awaited)
-        answer: Deferred[Awaited] = Deferred()
+        parser.expect(cookie, pending)
+        answer: Deferred[PendingRequest] = Deferred()
         self._calls[cookie] = answer
         self._outlet.send(header, more=send_payload is not None)
         if send_payload is not None:
@@ -346,25 +346,25 @@ class Link(Protocol):
             parser.buffer_updated(size)
         except RemoteProtocolError as error:
             violation = error
-        for cookie, awaited in parser.take():
-            self._answer(cookie, awaited)
+        for cookie, pending in parser.take():
+            self._answer(cookie, pending)
         if violation is not None:
             self.abort(violation)
         elif self._goodbyes:
             self._say_goodbye()
 
-    def _answer(self, cookie: int, awaited: Awaited) -> None:
+    def _answer(self, cookie: int, pending: PendingRequest) -> None:
         answer = self._calls.pop(cookie, None)
         if answer is None:  # the callback of an earlier one in this batch has called abort()
             return
-        if awaited.failure is None:
-            answer.callback(awaited)
+        if pending.failure is None:
+            answer.callback(pending)
             return
-        if awaited.failure.errno == ErrorCode.ESHUTDOWN and self._refusal is None:
+        if pending.failure.errno == ErrorCode.ESHUTDOWN and self._refusal is None:
             # proto.md, "Terminating the transmission phase": no more requests now, but DISC. That
             # one is left to whoever uses us: to a migration's destination it means far more.
             self._refusal = "takes no more requests: the server is shutting down"
-        answer.errback(awaited.failure)
+        answer.errback(pending.failure)
 
     def _say_goodbye(self) -> None:
         if self._goodbye_said or self._calls or self._closed:

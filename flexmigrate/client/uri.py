@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 from flexmigrate.errors import UsageError
 from flexmigrate.net.address import parse_host
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import DEFAULT_PORT, MAX_STRING
 
 MAX_PARAMETERS = 16
@@ -60,15 +60,15 @@ class NBDURI:
     tls_hostname: str | None = None
     tls_verify_peer: bool = True
 
-    def wish(self, wish: Wish, *, with_tls: bool) -> Wish:
-        """Return *wish* for this export, with the TLS mode that the URI calls for.
+    def client_options(self, options: ClientOptions, *, with_tls: bool) -> ClientOptions:
+        """Return *options* for this export, with the TLS mode that the URI calls for.
 
         :param with_tls: whether there is what TLS needs; without it, `tls` raises URIError.
         """
         if self.tls and not with_tls:
             raise URIError("this URI requires TLS, and no certificates were given")
         mode = TLSMode.REQUIRE if self.tls else TLSMode.ON if with_tls else TLSMode.OFF
-        return replace(wish, name=self.export, tls=mode)
+        return replace(options, name=self.export, tls=mode)
 
 
 def parse_uri(text: str) -> NBDURI:

@@ -12,7 +12,7 @@ from flexmigrate.migration.source.proposal import Proposal
 from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 
 CONNECT_SECONDS = 5.0
 """For a connection to the destination to stand: a few lost packets' time."""
@@ -31,16 +31,16 @@ def dial(
     :param hello_seconds: from the connection's start to the end of its negotiation.
     :param tls: what ``startTLS`` takes, or None.
     """
-    wish = Wish(
+    options = ClientOptions(
         name=request.remote_export,
         # Writes and zeroes need neither reply chunks nor long headers.
         structured=False,
         extended=False,
         tls=TLSMode(request.tls.rule),
-        session=None if proposal is None else proposal.wish(request.remote_export),
+        session=None if proposal is None else proposal.session_request(request.remote_export),
     )
     endpoint = client_endpoint(reactor, request.address, bind=request.bind, timeout=CONNECT_SECONDS)
-    return connect(endpoint, wish=wish, clock=reactor, hello_timeout=hello_seconds, tls=tls)
+    return connect(endpoint, options=options, clock=reactor, hello_timeout=hello_seconds, tls=tls)
 
 
 def client_tls(config: TLSConfig, host: str) -> Any:

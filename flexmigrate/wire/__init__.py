@@ -1,1 +1,1 @@
-"""NBD as pure values and functions: bytes in, values out, and back; no I/O, clock or Twisted."""
+"""The NBD protocol as values and pure functions: bytes in, values out. No I/O, clock or Twisted."""

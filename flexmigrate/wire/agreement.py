@@ -1,6 +1,6 @@
-"""What two sides of a negotiation agree on, and the events by which a negotiation tells it.
+"""Values shared by both sides of a negotiation: its events, and the agreement that it ends with.
 
-Values only, shared by both roles; what leads to them is in ``handshake`` and ``client_handshake``.
+``handshake`` and ``client_handshake`` produce them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ DEFAULT_BLOCK_SIZES: BlockSizes = (DEFAULT_MIN_BLOCK, DEFAULT_PREFERRED_BLOCK, M
 
 
 class TLSMode(Enum):
-    """What a side thinks of TLS; the server's modes are NOTLS, SELECTIVETLS and FORCEDTLS."""
+    """Whether a side uses TLS; the server's modes are NOTLS, SELECTIVETLS and FORCEDTLS."""
 
     OFF = "off"
     ON = "on"  # used if the other side wants it too
@@ -37,7 +37,8 @@ class TLSMode(Enum):
 
 @dataclass(frozen=True)
 class ExportInfo:
-    """One export, as it is described to clients; LocalProtocolError if it can't be.
+    """Describe one export to clients; raise LocalProtocolError for values that the protocol
+    forbids.
 
     :ivar name: its canonical name.
     :ivar size: in bytes, 0 to 2^63 - 1.
@@ -66,10 +67,10 @@ class ExportInfo:
 
 
 def block_size_fault(sizes: BlockSizes) -> str | None:
-    """Return what is wrong with *sizes*, or None.
+    """Return a sentence on the fault of *sizes*, or None if they are valid.
 
-    A preferred block below 512 bytes is let pass, against the specification's letter: it does no
-    harm, and there are servers that advertise it.
+    A preferred block below 512 bytes is accepted, although the specification forbids it: it does
+    no harm, and there are servers that advertise it.
     """
     minimum, preferred, maximum = sizes
     if not (_is_power_of_2(minimum) and minimum <= MAX_MIN_BLOCK):
@@ -87,7 +88,7 @@ def _is_power_of_2(number: int) -> bool:
 
 @dataclass(frozen=True)
 class Agreement:
-    """How the two sides will talk in the transmission phase.
+    """The terms of the transmission phase.
 
     :ivar export: the export; its flags are those that the client was told.
     :ivar structured: whether reads are answered by reply chunks; True also if *extended* is.
@@ -115,48 +116,48 @@ class Send:
 
 @dataclass(frozen=True)
 class StartTLS:
-    """Once what was sent before has left, start TLS; then call ``tls_started()``."""
+    """Start TLS once everything sent before has left; then call ``tls_started()``."""
 
 
 @dataclass(frozen=True)
 class Ready:
-    """The transmission phase begins; what came behind is in ``leftover``. The last event."""
+    """Begin the transmission phase. The last event; later bytes are in ``leftover``."""
 
     agreement: Agreement
 
 
 @dataclass(frozen=True)
 class Listed:
-    """The server's exports, (name, description) each. A ``Close`` follows."""
+    """The server's exports, as (name, description) pairs. A ``Close`` follows."""
 
     exports: tuple[tuple[str, str], ...]
 
 
 @dataclass(frozen=True)
-class Told:
-    """What the server answered to a private option that was all we wanted. A ``Close`` follows.
+class PrivateReply:
+    """The server's reply to a private option, where nothing else was wanted. A ``Close`` follows.
 
-    :ivar data: of its reply.
+    :ivar data: the data of the reply.
     """
 
     data: bytes
 
 
 class CloseKind(Enum):
-    """Why a negotiation ended without a transmission phase."""
+    """The reason that a negotiation ended without a transmission phase."""
 
-    ENDED = "ended"  # as it should: one side had all that it wanted
-    REFUSED = "refused"  # both kept the rules, and one does not get what it insists on
-    DECLINED = "declined"  # the server understands what we want, and says itself why it won't
-    VIOLATION = "violation"  # the peer broke a rule, or went beyond a limit
+    ENDED = "ended"  # in good order: one side had all that it wanted
+    REFUSED = "refused"  # both kept the rules, but one insists on something that the other refuses
+    DECLINED = "declined"  # the server understood the request, and gave its reason to refuse it
+    VIOLATION = "violation"  # the peer broke a rule, or exceeded a limit
 
 
 @dataclass(frozen=True)
 class Close:
-    """Close the connection once what was sent before has left. The last event."""
+    """Close the connection once everything sent before has left. The last event."""
 
     reason: str
     kind: CloseKind
 
 
-Event: TypeAlias = "Send | StartTLS | Ready | Listed | Told | Close"
+Event: TypeAlias = "Send | StartTLS | Ready | Listed | PrivateReply | Close"

@@ -1,10 +1,10 @@
-"""The client's side of the negotiation: ask for the best, and go on with what there is.
+"""The client's side of the negotiation: it asks for the best options, and does with fewer.
 
-The law of this file: two tables have the options that are asked for, in order, one to reach the
-transmission phase and one to list the exports; ``asking`` walks through them. A server that doesn't
-know an option is not at fault. One that won't give what the wish insists on is left (REFUSED), and
-so is one that breaks a rule (VIOLATION). Opening the connection, TLS itself, and the clock that
-ends a slow negotiation belong to the caller.
+Three tables at the end list the options to ask for, in order: to use an export, to list the
+exports, and to query a journal. ``client_options`` goes through them. A server that doesn't know an
+option is not at fault. The client leaves one that refuses something it insists on (REFUSED) or that
+breaks a rule (VIOLATION). Opening the connection, TLS itself, and the time limit belong to the
+caller.
 
 Specification: proto.md, "Handshake", "Option types"; EXTENDED_HEADERS from the branch
 extension-ext-header.
@@ -24,14 +24,20 @@ from flexmigrate.wire.agreement import (
     Event,
     ExportInfo,
     Listed,
+    PrivateReply,
     Ready,
     Send,
     StartTLS,
     TLSMode,
-    Told,
     block_size_fault,
 )
-from flexmigrate.wire.asking import STARTTLS, Asking, SessionWish, Step, Wish
+from flexmigrate.wire.client_options import (
+    STARTTLS,
+    ClientNegotiation,
+    ClientOptions,
+    OptionStep,
+    SessionRequest,
+)
 from flexmigrate.wire.constants import (
     MAX_EXPORT_SIZE,
     MAX_QUERIES,
@@ -48,36 +54,36 @@ from flexmigrate.wire.handover import (
 
 __all__ = [
     "Agreement",
-    "AskHandshake",
     "ClientHandshake",
+    "ClientOptions",
     "Close",
     "CloseKind",
     "Event",
     "ExportInfo",
     "ListHandshake",
     "Listed",
+    "PrivateReply",
+    "QueryHandshake",
     "Ready",
     "Send",
-    "SessionWish",
+    "SessionRequest",
     "StartTLS",
     "TLSMode",
-    "Told",
-    "Wish",
 ]
 
 
-class ClientHandshake(Asking):
-    """One connection's negotiation, as a client that wants to use an export."""
+class ClientHandshake(ClientNegotiation):
+    """The negotiation of a client that wants to use an export."""
 
-    def __init__(self, wish: Wish | None = None) -> None:
-        super().__init__(wish or Wish(), _TRANSMISSION)
+    def __init__(self, options: ClientOptions | None = None) -> None:
+        super().__init__(options or ClientOptions(), _TRANSMISSION)
         self._structured = False
         self._extended = False
         self._contexts: dict[int, str] = {}
         self._session: bytes | None = None
-        self._says_again = True  # it may be said something else once
+        self._may_ask_again = True  # the session, with other data
         self._is_probing = False
-        self._name = self._wish.name
+        self._name = self._options.name
         self._description = ""
         self._size: int | None = None
         self._flags = TransmissionFlag(0)
@@ -86,9 +92,9 @@ class ClientHandshake(Asking):
     # Servers without options
 
     def _oldstyle(self, frame: bytes) -> None:
-        if self._wish.tls is TLSMode.REQUIRE:
+        if self._options.tls is TLSMode.REQUIRE:
             self._close("TLS is required, and the server is oldstyle: it has none", _REFUSED)
-        elif self._wish.name:
+        elif self._options.name:
             self._close("the server is oldstyle: its export has no name", _REFUSED)
         else:
             self._enter(*frames.OLDSTYLE_REST.unpack(frame))
@@ -97,35 +103,35 @@ class ClientHandshake(Asking):
         self._ask_by_name()
 
     def _ask_by_name(self) -> None:
-        """Ask for the export in the old way; a server that refuses just closes the connection."""
+        """Ask with EXPORT_NAME, as old clients do; a server that refuses closes the connection."""
         layout = frames.EXPORT if self._no_zeroes else frames.EXPORT_PADDED
-        self._send(frames.option(Option.EXPORT_NAME, frames.encode_string(self._wish.name)))
+        self._send(frames.option(Option.EXPORT_NAME, frames.encode_string(self._options.name)))
         self._expect(layout.size, lambda frame: self._enter(*layout.unpack(frame)))
 
     def _enter(self, size: int, flags: int) -> None:
         self._take_export(size, flags)
         self._finish()
 
-    # Chunks, headers, contexts
+    # Reply styles and meta contexts
 
     def _extended_request(self) -> bytes | None:
-        return b"" if self._wish.structured and self._wish.extended else None
+        return b"" if self._options.structured and self._options.extended else None
 
     def _extended_acknowledged(self) -> None:
         self._structured = self._extended = True
         self._ask_next()
 
     def _structured_request(self) -> bytes | None:
-        return b"" if self._wish.structured and not self._extended else None
+        return b"" if self._options.structured and not self._extended else None
 
     def _structured_acknowledged(self) -> None:
         self._structured = True
         self._ask_next()
 
     def _contexts_request(self) -> bytes | None:
-        if not (self._structured and self._wish.contexts):
+        if not (self._structured and self._options.contexts):
             return None
-        return frames.context_request(self._wish.name, self._wish.contexts)
+        return frames.context_request(self._options.name, self._options.contexts)
 
     def _context(self, data: bytes) -> None:
         number, name = frames.parse_context_entry(data)
@@ -136,37 +142,37 @@ class ClientHandshake(Asking):
         self._contexts[number] = name
 
     def _contexts_refused(self, error: int, text: str) -> None:
-        # What came before the error doesn't count ("Option types", LIST_META_CONTEXT).
+        # Entries that came before the error don't count ("Option types", LIST_META_CONTEXT).
         self._contexts.clear()
         self._ask_next()
 
-    # A session between two of us
+    # Sessions with another flexmigrate
 
     def _session_request(self) -> bytes | None:
-        return None if self._wish.session is None else self._wish.session.opening
+        return None if self._options.session is None else self._options.session.opening
 
     def _session_told(self, data: bytes) -> None:
         self._session = data
 
     def _session_acknowledged(self) -> None:
-        told, wish = self._session, self._wish.session
-        if told is None or wish is None:
+        told, session = self._session, self._options.session
+        if told is None or session is None:
             raise RemoteProtocolError("SESSION acknowledged without an answer")
         answer = parse_answer(told)
-        verdict = wish.judge(told)
+        verdict = session.judge(told)
         if self._is_probing:
-            whose = answer.name or "the server"
-            self._decline(f"{whose} knows sessions, and waits for no migration")
+            peer = answer.name or "the server"
+            self._decline(f"{peer} supports sessions, and waits for no migration")
         elif isinstance(verdict, str):
             self._decline(verdict)
-        elif verdict is not None and self._says_again:
-            self._says_again, self._session = False, None
+        elif verdict is not None and self._may_ask_again:
+            self._may_ask_again, self._session = False, None
             self._ask(SESSION_OPTION, verdict)
         elif answer.refusal:
             self._decline(answer.refusal)
         else:
-            if wish.optional:
-                self._session = None  # what was said is that there is none
+            if session.optional:
+                self._session = None  # the answer only says that there is no session
             self._ask_next()
 
     def _decline(self, reason: str) -> None:
@@ -174,14 +180,14 @@ class ClientHandshake(Asking):
         self._close(reason, CloseKind.DECLINED)
 
     def _session_refused(self, error: int, text: str) -> None:
-        wish = self._wish.session
-        assert wish is not None
-        if not wish.optional and error != OptionReply.ERR_UNSUP:
-            # It may know very well what is wanted: whoever can't tell must not go on without.
+        session = self._options.session
+        assert session is not None
+        if not session.optional and error != OptionReply.ERR_UNSUP:
+            # The server may well know the option; then to go on without a session isn't safe.
             self._give_up(text)
-        elif not wish.optional and wish.probe is not None and not self._is_probing:
+        elif not session.optional and session.probe is not None and not self._is_probing:
             self._is_probing = True
-            self._ask(SESSION_OPTION, wish.probe)
+            self._ask(SESSION_OPTION, session.probe)
         else:
             self._session = None
             self._ask_next()
@@ -189,7 +195,7 @@ class ClientHandshake(Asking):
     # The export
 
     def _go_request(self) -> bytes:
-        return frames.export_request(self._wish.name, [Info.BLOCK_SIZE])
+        return frames.export_request(self._options.name, [Info.BLOCK_SIZE])
 
     def _go_refused(self, error: int, text: str) -> None:
         # With extended headers agreed on, EXPORT_NAME may not be used.
@@ -232,7 +238,7 @@ class ClientHandshake(Asking):
 
     def _finish(self) -> None:
         if self._size is None:
-            raise RemoteProtocolError("GO acknowledged without a word about the export")
+            raise RemoteProtocolError("GO acknowledged without information on the export")
         export = ExportInfo(
             self._name, self._size, self._flags, self._description, self._block_sizes, ()
         )
@@ -248,14 +254,14 @@ class ClientHandshake(Asking):
         )
 
 
-class ListHandshake(Asking):
-    """One connection's negotiation, as a client that asks which exports there are, and leaves.
+class ListHandshake(ClientNegotiation):
+    """The negotiation of a client that lists the exports, and leaves.
 
-    Of the wish only *tls* counts.
+    Only *tls* of the options counts.
     """
 
-    def __init__(self, wish: Wish | None = None) -> None:
-        super().__init__(wish or Wish(), _LISTING)
+    def __init__(self, options: ClientOptions | None = None) -> None:
+        super().__init__(options or ClientOptions(), _LISTING)
         self._exports: list[tuple[str, str]] = []
 
     def _oldstyle(self, frame: bytes) -> None:
@@ -279,24 +285,24 @@ class ListHandshake(Asking):
         self._give_up(text)
 
 
-class AskHandshake(Asking):
-    """One connection's negotiation, as one of us that asks what another's journal says, and leaves.
+class QueryHandshake(ClientNegotiation):
+    """The negotiation of a flexmigrate that asks another one for its journal, and leaves.
 
-    Of the wish only *tls* and *session* count; that has to be there.
+    Only *tls* and *session* of the options count; *session* is required.
     """
 
-    def __init__(self, wish: Wish) -> None:
-        super().__init__(wish, _ASKING)
+    def __init__(self, options: ClientOptions) -> None:
+        super().__init__(options, _QUERY)
         self._answer: bytes | None = None
 
     def _oldstyle(self, frame: bytes) -> None:
-        self._close("the server is oldstyle: it can't be asked", _REFUSED)
+        self._close("the server is oldstyle, and can't be queried", _REFUSED)
 
     def _plain_newstyle(self) -> None:
-        self._close("the server is too old to be asked", _REFUSED)
+        self._close("the server is too old to be queried", _REFUSED)
 
     def _session_request(self) -> bytes | None:
-        return None if self._wish.session is None else self._wish.session.opening
+        return None if self._options.session is None else self._options.session.opening
 
     def _session_told(self, data: bytes) -> None:
         self._answer = data
@@ -305,8 +311,8 @@ class AskHandshake(Asking):
         if self._answer is None:
             raise RemoteProtocolError("SESSION acknowledged without an answer")
         self._send(frames.option(Option.ABORT))
-        self._events.append(Told(self._answer))
-        self._close("all that was asked is answered", CloseKind.ENDED)
+        self._events.append(PrivateReply(self._answer))
+        self._close("the query is answered", CloseKind.ENDED)
 
     def _session_refused(self, error: int, text: str) -> None:
         self._give_up(text)
@@ -315,7 +321,7 @@ class AskHandshake(Asking):
 _REFUSED = CloseKind.REFUSED
 _KNOWN_FLAGS = sum(flag.value for flag in TransmissionFlag)
 
-# The details of an export that are understood; others are to be ignored.
+# The details of an export that the client understands; it ignores others.
 _INFOS: dict[int, Callable[[ClientHandshake, bytes], None]] = {
     Info.EXPORT: ClientHandshake._info_export,
     Info.NAME: ClientHandshake._info_name,
@@ -323,31 +329,31 @@ _INFOS: dict[int, Callable[[ClientHandshake, bytes], None]] = {
     Info.BLOCK_SIZE: ClientHandshake._info_block_size,
 }
 
-_TRANSMISSION: dict[int, Step] = {
+_TRANSMISSION: dict[int, OptionStep] = {
     Option.STARTTLS: STARTTLS,
-    Option.EXTENDED_HEADERS: Step(
+    Option.EXTENDED_HEADERS: OptionStep(
         ClientHandshake._extended_request,
         ClientHandshake._extended_acknowledged,
         ClientHandshake._ask_next,
     ),
-    Option.STRUCTURED_REPLY: Step(
+    Option.STRUCTURED_REPLY: OptionStep(
         ClientHandshake._structured_request,
         ClientHandshake._structured_acknowledged,
         ClientHandshake._ask_next,
     ),
-    Option.SET_META_CONTEXT: Step(
+    Option.SET_META_CONTEXT: OptionStep(
         ClientHandshake._contexts_request,
         ClientHandshake._ask_next,
         ClientHandshake._contexts_refused,
         {OptionReply.META_CONTEXT: ClientHandshake._context},
     ),
-    SESSION_OPTION: Step(
+    SESSION_OPTION: OptionStep(
         ClientHandshake._session_request,
         ClientHandshake._session_acknowledged,
         ClientHandshake._session_refused,
         {SESSION_REPLY: ClientHandshake._session_told},
     ),
-    Option.GO: Step(
+    Option.GO: OptionStep(
         ClientHandshake._go_request,
         ClientHandshake._finish,
         ClientHandshake._go_refused,
@@ -355,19 +361,19 @@ _TRANSMISSION: dict[int, Step] = {
     ),
 }
 
-_ASKING: dict[int, Step] = {
+_QUERY: dict[int, OptionStep] = {
     Option.STARTTLS: STARTTLS,
-    SESSION_OPTION: Step(
-        AskHandshake._session_request,
-        AskHandshake._session_acknowledged,
-        AskHandshake._session_refused,
-        {SESSION_REPLY: AskHandshake._session_told},
+    SESSION_OPTION: OptionStep(
+        QueryHandshake._session_request,
+        QueryHandshake._session_acknowledged,
+        QueryHandshake._session_refused,
+        {SESSION_REPLY: QueryHandshake._session_told},
     ),
 }
 
-_LISTING: dict[int, Step] = {
+_LISTING: dict[int, OptionStep] = {
     Option.STARTTLS: STARTTLS,
-    Option.LIST: Step(
+    Option.LIST: OptionStep(
         ListHandshake._list_request,
         ListHandshake._listed,
         ListHandshake._list_refused,

@@ -1,8 +1,8 @@
 """The numbers of the NBD protocol, under the specification's own names, and the limits we set.
 
-Each enum is one table of proto.md ("Values"), its members named as there with the common prefix
-dropped: ``NBD_CMD_READ`` is ``Command.READ``. Numbers marked "extension" are those of the
-EXTENDED_HEADERS branch of the specification. Nothing here does anything but name numbers.
+Each enum is one table of proto.md ("Values"), its members named as there without the common prefix:
+``NBD_CMD_READ`` is ``Command.READ``. Numbers marked "extension" are those of the EXTENDED_HEADERS
+branch of the specification.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ EXTENDED_REPLY_MAGIC = 0x6E8A278C  # extension
 
 
 class HandshakeFlag(IntFlag):
-    """Sent by a newstyle server in its greeting (16 bits)."""
+    """Flags of a newstyle server's greeting (16 bits)."""
 
     FIXED_NEWSTYLE = 1 << 0
     NO_ZEROES = 1 << 1
@@ -36,7 +36,7 @@ class ClientFlag(IntFlag):
 
 
 class TransmissionFlag(IntFlag):
-    """What an export can do (16 bits): a client uses nothing that was not advertised."""
+    """Features of an export (16 bits). A client uses nothing that was not advertised."""
 
     HAS_FLAGS = 1 << 0
     READ_ONLY = 1 << 1
@@ -54,7 +54,7 @@ class TransmissionFlag(IntFlag):
 
 
 class Option(IntEnum):
-    """What a client may ask for while haggling (32 bits)."""
+    """Options that a client may ask for while haggling (32 bits)."""
 
     EXPORT_NAME = 1
     ABORT = 2
@@ -93,7 +93,7 @@ class OptionReply(IntEnum):
 
 
 class Info(IntEnum):
-    """What an INFO reply tells about an export (16 bits)."""
+    """Kinds of INFO replies on an export (16 bits)."""
 
     EXPORT = 0
     NAME = 1
@@ -149,7 +149,7 @@ class ChunkFlag(IntFlag):
 
 
 class ErrorCode(IntEnum):
-    """The error numbers that may travel; fixed by the specification, not by the platform."""
+    """The error numbers of the protocol. The specification fixes them, not the platform."""
 
     EPERM = 1
     EIO = 5
@@ -175,23 +175,23 @@ DEFAULT_PORT = 10809
 """The TCP port that IANA has registered for NBD."""
 
 MAX_EXPORT_SIZE = 2**63 - 1
-"""Bytes; offsets beyond it can't be given to any system call."""
+"""Bytes; no system call takes offsets beyond it."""
 
 SECTOR = 512
-"""Bytes. The oldstyle handshake tells a size in whole sectors, rounded down, as flexnbd does; so do
-some other servers, one way or the other, and the kernel's client."""
+"""Bytes. The oldstyle handshake gives the size in whole sectors, rounded down, as flexnbd does. The
+kernel's client and some other servers round to sectors, too."""
 
 MAX_STRING = 4096
 """Bytes of UTF-8 in any name, description or message (proto.md, "Conventions")."""
 
 MAX_PAYLOAD = 32 * 1024 * 1024
-"""Bytes of payload in one request: what every server is expected to take and what clients assume
-where nothing is said ("Size constraints"), so also what we advertise, and what our client never
-exceeds."""
+"""Bytes of payload in one request that every server is expected to accept, and that clients assume
+if the server advertises nothing ("Size constraints"). So we advertise it, and our client never
+exceeds it."""
 
 MAX_REQUEST = 64 * 1024 * 1024
-"""Bytes of payload in one request that the server takes all the same, as nbdkit does: the most that
-libnbd sends to a server whatever that advertises. It is carried out piece by piece."""
+"""Bytes of payload in one request that the server accepts beyond what it advertises, as nbdkit
+does: the most that libnbd ever sends. Such a request is carried out piece by piece."""
 
 DEFAULT_MIN_BLOCK = 1
 """Bytes; the block sizes that hold where a server advertises none ("Size constraints")."""
@@ -207,28 +207,28 @@ MAX_OPTION_LENGTH = 64 * 1024
 metadata queries: this is room for an export's name and 14 queries, all of the longest allowed."""
 
 MAX_DRAINED_OPTION = 1024 * 1024
-"""Bytes of a too large option that the server reads and forgets so that it can answer it politely;
-who announces more is not negotiating, and is disconnected."""
+"""Bytes of a too large option that the server reads and discards, so that it can answer with an
+error. A client that announces more isn't negotiating, and is disconnected."""
 
 MAX_OPTIONS = 1024
-"""Options on one connection. ``qemu-nbd --list`` asks two for each export, so this is far above
-what a real client needs, and ends a client that haggles for ever."""
+"""Options on one connection. ``qemu-nbd --list`` asks for two per export, so this is far above what
+a real client needs, and stops one that haggles forever."""
 
 MAX_QUERIES = 64
-"""Metadata queries in one option; more than a server has contexts is only work for it."""
+"""Metadata queries in one option. A server has few contexts, so more queries would only be work."""
 
 MAX_ANSWERS = 8 * 1024 * 1024
-"""Bytes of option replies that the server makes for one connection. Options can be sent without
-waiting for the answers, and LIST makes 16 bytes into a long answer, so this is what bounds the
-memory that a negotiation can take."""
+"""Bytes of option replies that the server makes for one connection. A client can send options
+without waiting for answers, and 16 bytes of LIST have a long one. So this limit bounds the memory
+that a negotiation can take."""
 
 MAX_OPTION_REPLY = 16 * 1024
 """Bytes of one option reply that the client takes. The longest regular one is an export's name and
 its description, 4 + 2 * MAX_STRING."""
 
 MAX_OPTION_REPLIES = 1024 * 1024
-"""Bytes of all the replies to one option that the client takes, headers included: a LIST of some
-ten thousand exports; without it a server could reply for ever."""
+"""Bytes of all replies to one option that the client accepts, headers included: a LIST of some ten
+thousand exports. Without a limit a server could reply forever."""
 
 
 def name_of(enum: type[IntEnum] | type[IntFlag], value: int) -> str:

@@ -1,12 +1,11 @@
 """The engine of a negotiation, the same for both roles: bytes in, events out.
 
-The law of this file: it decides when a frame is whole, who takes it, and which call is allowed in
-which phase. It knows no option and no role. What it holds is bounded: one frame that is not whole
-yet, which its taker has bounded, beside the bytes of the call under way.
+It decides when a frame is complete, which method takes it, and which call is allowed in which
+phase. It knows no option and no role. Its memory is bounded: it holds one incomplete frame, whose
+length the role has limited, and the bytes of the call under way.
 
-One call returns a limited number of bytes to be sent, however many were asked for. What was
-received behind that stays here until the caller, who knows whether the peer reads its answers,
-calls again.
+One call returns a limited number of bytes to send. Received bytes beyond that wait here until the
+caller, who knows whether the peer reads its answers, calls again.
 """
 
 from __future__ import annotations
@@ -21,11 +20,11 @@ from flexmigrate.wire.agreement import Agreement, Close, CloseKind, Event, Ready
 Bytes: TypeAlias = "bytes | bytearray | memoryview"
 
 ENOUGH_TOLD = 64 * 1024
-"""Bytes to be sent from which on a call takes no more frames."""
+"""Bytes to send after which a call takes no more frames."""
 
 
 class Phase(Enum):
-    """The life of a negotiation; the values complete the sentence "this can't be done ..."."""
+    """The state of a negotiation; the values complete the sentence "this can't be done ..."."""
 
     NEW = "before the greeting"
     HAGGLING = "while haggling"
@@ -35,7 +34,7 @@ class Phase(Enum):
 
 
 class Negotiation:
-    """What both roles are made of: they are told of whole frames, and answer with events."""
+    """The base of both roles: a role takes complete frames, and answers with events."""
 
     def __init__(self) -> None:
         self._phase = Phase.NEW
@@ -45,28 +44,28 @@ class Negotiation:
         self._take: Callable[[bytes], None] = self._nobody
         self._events: list[Event] = []
         self._is_full = False
-        self._told = 0  # bytes to be sent among these
-        self._rest: Iterator[bytes] = iter(())  # of the answer under way
+        self._told = 0  # bytes to send in these events
+        self._rest: Iterator[bytes] = iter(())  # of the answer that is being sent
 
     @property
     def phase(self) -> Phase:
-        """Where the negotiation stands."""
+        """The current phase."""
         return self._phase
 
     @property
     def leftover(self) -> bytes:
-        """The bytes that came behind the end of the negotiation; LocalProtocolError before it."""
+        """The bytes that followed the negotiation; LocalProtocolError before its end."""
         if self._phase is not Phase.READY:
             raise LocalProtocolError(f"nothing can be left over {self._phase.value}")
         return bytes(self._buffer)
 
     @property
     def has_more(self) -> bool:
-        """Whether the last call ended because enough was told: ``receive(b"")`` goes on."""
+        """Whether the last call stopped at its limit: ``receive(b"")`` goes on."""
         return self._is_full
 
     def receive(self, data: Bytes) -> list[Event]:
-        """Take bytes from the peer, cut anywhere, and return what follows from them.
+        """Take bytes from the peer, split anywhere, and return the events that follow from them.
 
         After a ``Close`` bytes are ignored. LocalProtocolError before ``greeting()``, and after a
         ``Ready``: from then on the bytes belong to the transmission phase.
@@ -78,7 +77,7 @@ class Negotiation:
         return self._take_events()
 
     def tls_started(self) -> list[Event]:
-        """Go on over TLS, which a ``StartTLS`` asked for; all bytes from now on came through it."""
+        """Continue over TLS after a ``StartTLS``; all bytes from now on came through it."""
         if self._phase is not Phase.STARTING_TLS:
             raise LocalProtocolError(f"TLS can't have been started {self._phase.value}")
         self._phase = Phase.HAGGLING
@@ -88,20 +87,20 @@ class Negotiation:
     # For the roles
 
     def _encrypted(self) -> None:
-        """Go on after TLS was started."""
+        """Continue after TLS was started."""
         raise LocalProtocolError("this side never starts TLS")
 
     def _begin(self, length: int, take: Callable[[bytes], None]) -> None:
-        """Be ready for the peer's first frame."""
+        """Expect the peer's first frame."""
         self._phase = Phase.HAGGLING
         self._expect(length, take)
 
     def _expect(self, length: int, take: Callable[[bytes], None]) -> None:
-        """Give the next *length* bytes to *take*, as one frame."""
+        """Pass the next *length* bytes to *take*, as one frame."""
         self._frame_length, self._take = length, take
 
     def _skip(self, length: int) -> None:
-        """Throw the next *length* bytes away, as they come, before the frame that is expected."""
+        """Discard the next *length* bytes, as they come, before the frame that is expected."""
         self._skipping = length
 
     def _send(self, data: bytes) -> None:
@@ -109,7 +108,7 @@ class Negotiation:
         self._events.append(Send(data))
 
     def _send_each(self, pieces: Iterator[bytes]) -> None:
-        """Send *pieces*, which are made as they are sent, before another frame is taken."""
+        """Send *pieces* before taking another frame; each is made when it is sent."""
         self._rest = pieces
 
     def _start_tls(self) -> None:
@@ -128,7 +127,7 @@ class Negotiation:
         events, self._events, self._told = self._events, [], 0
         return events
 
-    # What receive() does in each phase
+    # The reactions of receive(), by phase
 
     def _take_frames(self, data: Bytes) -> None:
         self._buffer += data
@@ -146,10 +145,10 @@ class Negotiation:
             self._plaintext(self._buffer)  # and TLS isn't started at all
 
     def _plaintext(self, data: Bytes) -> None:
-        # Whoever sits on the line could have put these bytes there; taken for something that came
+        # An attacker on the network could have inserted these bytes. If they were taken as received
         # through TLS, they would be trusted (proto.md, "Protocol downgrade attacks").
         if data:
-            self._close("bytes that aren't encrypted came after STARTTLS", CloseKind.VIOLATION)
+            self._close("unencrypted bytes came after STARTTLS", CloseKind.VIOLATION)
 
     def _ignore(self, data: Bytes) -> None:
         pass
@@ -182,7 +181,7 @@ class Negotiation:
         raise LocalProtocolError("a frame that nobody expects")
 
 
-# A phase that isn't listed is one in which bytes can't be received.
+# The phases in which bytes can be received.
 _RECEIVED: dict[Phase, Callable[[Negotiation, Bytes], None]] = {
     Phase.HAGGLING: Negotiation._take_frames,
     Phase.STARTING_TLS: Negotiation._plaintext,

@@ -1,8 +1,8 @@
-"""The frames of the handshake: their layouts, how they are written, and how they are taken apart.
+"""The frames of the handshake: their layouts, and functions to build and parse them.
 
-The law of this file: what is written here is well formed, or ``LocalProtocolError`` is raised; what
-is read here is hostile, and a field that doesn't fit raises ``RemoteProtocolError``, nothing else.
-When a frame may come, and what follows from it, is not known here.
+The builders raise ``LocalProtocolError`` rather than make an invalid frame. The parsers take
+hostile input: any field that doesn't fit raises ``RemoteProtocolError``, and nothing else. The
+order of frames is the business of ``engine`` and the two handshakes.
 
 Layouts: proto.md, "Handshake" and "Option reply types". All numbers are big-endian.
 """
@@ -27,13 +27,13 @@ U16 = Struct(">H")
 U32 = Struct(">I")
 
 HELLO = Struct(">QQ")
-"""INIT_MAGIC, then the magic number that tells the style: all that both greetings share."""
+"""INIT_MAGIC, then the magic number of the style: the part that both greetings share."""
 
 HANDSHAKE_FLAGS = U16
-"""What follows HELLO in the newstyle greeting."""
+"""The flags that follow HELLO in the newstyle greeting."""
 
 OLDSTYLE_REST = Struct(">QI124x")
-"""What follows HELLO in the oldstyle greeting: size in bytes, flags, zeroes."""
+"""The rest of the oldstyle greeting, after HELLO: size in bytes, flags, zeroes."""
 
 CLIENT_FLAGS = U32
 
@@ -76,7 +76,7 @@ class ContextRequest:
 
 
 def encode_string(text: str) -> bytes:
-    """Return *text* as it travels; LocalProtocolError if the specification doesn't allow it."""
+    """Encode *text* as a string of the protocol; LocalProtocolError if it isn't allowed."""
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -89,7 +89,7 @@ def encode_string(text: str) -> bytes:
 
 
 def decode_string(data: bytes) -> str:
-    """Return the string that a peer sent; RemoteProtocolError if it isn't one (UTF-8, no NUL)."""
+    """Decode a string from a peer; RemoteProtocolError if it isn't one (UTF-8, without NUL)."""
     if len(data) > MAX_STRING:
         raise RemoteProtocolError(f"a string of {len(data)} bytes (at most {MAX_STRING})")
     if 0 in data:
@@ -101,9 +101,9 @@ def decode_string(data: bytes) -> str:
 
 
 def display_text(data: bytes) -> str:
-    """Return a peer's message fit to be shown, of at most MAX_STRING bytes in UTF-8; never raises.
+    """Decode a peer's message for display, cut to MAX_STRING bytes of UTF-8; never raises.
 
-    What could control a terminal or forge a line of a log is replaced.
+    Characters that could control a terminal or forge a line of a log are replaced.
     """
     text = data[:MAX_STRING].decode(errors="replace")
     shown = "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)
@@ -114,16 +114,16 @@ def display_text(data: bytes) -> str:
 
 
 def newstyle_greeting(flags: int) -> bytes:
-    """Return the 18 bytes with which a newstyle server begins; *flags*: HandshakeFlag."""
+    """Return the 18 bytes of a newstyle server's greeting; *flags*: HandshakeFlag."""
     return HELLO.pack(INIT_MAGIC, OPTION_MAGIC) + HANDSHAKE_FLAGS.pack(flags)
 
 
 def oldstyle_greeting(size: int, flags: int) -> bytes:
-    """Return the 152 bytes that are all of an oldstyle negotiation; *flags*: TransmissionFlag."""
+    """Return the 152 bytes of a whole oldstyle negotiation; *flags*: TransmissionFlag."""
     return HELLO.pack(INIT_MAGIC, OLDSTYLE_MAGIC) + OLDSTYLE_REST.pack(size, flags)
 
 
-# Options: what the client sends
+# Options, which the client sends
 
 
 def option(number: int, data: bytes = b"") -> bytes:
@@ -145,7 +145,7 @@ def context_request(name: str, queries: Iterable[str] = ()) -> bytes:
 
 
 def parse_export_request(data: bytes) -> ExportRequest:
-    """Take the data of INFO or GO apart; what is asked for twice is taken as asked for once."""
+    """Parse the data of INFO or GO; a detail that is asked for twice counts once."""
     fields = _Fields(data)
     name = fields.counted_string()
     infos = frozenset(fields.number(U16) for _ in range(fields.number(U16)))
@@ -154,7 +154,7 @@ def parse_export_request(data: bytes) -> ExportRequest:
 
 
 def parse_context_request(data: bytes) -> ContextRequest:
-    """Take the data of LIST_META_CONTEXT or SET_META_CONTEXT apart."""
+    """Parse the data of LIST_META_CONTEXT or SET_META_CONTEXT."""
     fields = _Fields(data)
     name = fields.counted_string()
     queries = tuple(fields.counted_string() for _ in range(fields.number(U32)))
@@ -163,12 +163,12 @@ def parse_context_request(data: bytes) -> ContextRequest:
 
 
 def parse_nothing(data: bytes) -> None:
-    """Insist on an option or a reply without data."""
+    """Check that an option or a reply has no data."""
     if data:
-        raise RemoteProtocolError(f"{len(data)} bytes of data where none belong")
+        raise RemoteProtocolError(f"{len(data)} bytes of data where there should be none")
 
 
-# Replies: what the server sends
+# Replies, which the server sends
 
 
 def option_reply(number: int, reply: int, data: bytes = b"") -> bytes:
@@ -208,7 +208,7 @@ def parse_context_entry(data: bytes) -> tuple[int, str]:
 def parse_fixed(layout: Struct, data: bytes) -> tuple[int, ...]:
     """Return the numbers of a frame whose length is fixed."""
     if len(data) != layout.size:
-        raise RemoteProtocolError(f"{len(data)} bytes of data where {layout.size} belong")
+        raise RemoteProtocolError(f"{len(data)} bytes of data where there should be {layout.size}")
     return layout.unpack(data)
 
 
@@ -217,7 +217,7 @@ def _counted(data: bytes) -> bytes:
 
 
 class _Fields:
-    """Walks over the fields of a frame; the first that reaches past the end raises."""
+    """A walk over the fields of a frame; a field that reaches past the end raises."""
 
     def __init__(self, data: bytes) -> None:
         self._data = data

@@ -1,8 +1,8 @@
-"""From bytes to options, on the server's side: who may ask for what, and how it is refused.
+"""The server's side of the exchange of options: checks of each option before it is carried out.
 
-The law of this file: every option is counted, bounded, checked against the state of TLS, and looked
-up in a table; only then is its data taken into memory, taken apart and acted on. What an option
-does is not known here (see ``handshake``).
+Every option is counted, bounded, checked against the state of TLS, and looked up in a table; only
+then its data is read into memory, parsed, and acted on. The options themselves are defined in
+``handshake``.
 
 Specification: proto.md, "Newstyle negotiation", "TLS support", "Option reply types".
 """
@@ -35,17 +35,17 @@ T = TypeVar("T")
 ACK = (OptionReply.ACK, b"")
 
 _OUR_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
-# A plain number: "all but these" of a flag type would leave out the bits that have no name.
+# A plain number: the complement of a flag type would leave out the bits that have no name.
 _KNOWN_CLIENT_FLAGS = int(ClientFlag.FIXED_NEWSTYLE | ClientFlag.NO_ZEROES)
 _ALLOWED_IN_PLAINTEXT = {Option.STARTTLS, Option.ABORT}
 
 
 @dataclass(frozen=True)
-class Rule(Generic[T]):
-    """How an option is treated.
+class OptionRule(Generic[T]):
+    """One row of the table of options.
 
-    :ivar parse: takes its data apart; RemoteProtocolError becomes the answer ERR_INVALID.
-    :ivar act: is given the negotiation and what *parse* returned, and answers.
+    :ivar parse: parses the option's data; RemoteProtocolError becomes the answer ERR_INVALID.
+    :ivar act: is given the negotiation and the result of *parse*, and answers.
     """
 
     parse: Callable[[bytes], T]
@@ -53,9 +53,9 @@ class Rule(Generic[T]):
 
 
 class Haggling(Negotiation):
-    """The exchange of options as a server sees it; what they do is in the table *rules*."""
+    """A server's exchange of options with a client, by the table *rules*."""
 
-    def __init__(self, rules: Mapping[int, Rule[Any]], tls: TLSMode) -> None:
+    def __init__(self, rules: Mapping[int, OptionRule[Any]], tls: TLSMode) -> None:
         super().__init__()
         self._rules = rules
         self._tls = tls
@@ -67,7 +67,7 @@ class Haggling(Negotiation):
         self._bytes_answered = 0
 
     def shut_down(self) -> None:
-        """From now on agree to nothing: the server is about to end (ERR_SHUTDOWN)."""
+        """Refuse everything from now on with ERR_SHUTDOWN: the server is about to end."""
         self._shutting_down = True
 
     def _greet(self) -> None:
@@ -75,7 +75,7 @@ class Haggling(Negotiation):
         self._begin(frames.CLIENT_FLAGS.size, self._client_flags)
 
     def _announced(self, option: int) -> None:
-        """Learn that *option* comes; it may yet be refused."""
+        """Note that *option* comes; it may still be refused."""
 
     def _client_flags(self, frame: bytes) -> None:
         (value,) = frames.CLIENT_FLAGS.unpack(frame)
@@ -83,9 +83,9 @@ class Haggling(Negotiation):
             raise RemoteProtocolError(f"client flags {name_of(ClientFlag, value)}")
         self._no_zeroes = bool(value & ClientFlag.NO_ZEROES)
         if not value & ClientFlag.FIXED_NEWSTYLE:
-            # Such a client must not be offered TLS ("Server-side requirements").
+            # A client with other flags must not be offered TLS ("Server-side requirements").
             if self._tls is TLSMode.REQUIRE:
-                return self._close("TLS is required of a client without it", CloseKind.REFUSED)
+                return self._close("TLS is required, and the client has none", CloseKind.REFUSED)
             self._tls = TLSMode.OFF
         return self._expect_option()
 
@@ -108,13 +108,13 @@ class Haggling(Negotiation):
             raise RemoteProtocolError(f"option magic {magic:#018x}")
         if length > MAX_DRAINED_OPTION:
             name = name_of(Option, self._option)
-            raise RemoteProtocolError(f"{name} announces {length} bytes")
+            raise RemoteProtocolError(f"{name} announces {length} bytes of data")
         self._options_seen += 1
         if self._options_seen > MAX_OPTIONS:
             raise RemoteProtocolError(f"more than {MAX_OPTIONS} options")
 
     def _refusal(self, length: int) -> tuple[OptionReply, str] | None:
-        """Return how the option is refused whatever its data, or None."""
+        """Return the error for an option that is refused whatever its data, or None."""
         if self._shutting_down and self._option != Option.ABORT:
             return OptionReply.ERR_SHUTDOWN, "the server is shutting down"
         if self._tls_is_missing() and self._option not in _ALLOWED_IN_PLAINTEXT:
@@ -138,11 +138,11 @@ class Haggling(Negotiation):
         return rule.act(self, parsed)
 
     def _answer(self, *replies: tuple[int, bytes]) -> None:
-        """Send all the replies to the option under way, type and data each."""
+        """Send all replies to the current option, as (type, data) pairs."""
         self._send(b"".join(self._counted(replies)))
 
     def _answer_at_length(self, replies: Iterable[tuple[int, bytes]]) -> None:
-        """Send many replies likewise, each made when the client has read those before it."""
+        """Send many replies; each is made when the client has read those before it."""
         self._send_each(self._counted(replies))
 
     def _counted(self, replies: Iterable[tuple[int, bytes]]) -> Iterator[bytes]:
@@ -150,11 +150,13 @@ class Haggling(Negotiation):
             data = frames.option_reply(self._option, kind, part)
             self._bytes_answered += len(data)
             if self._bytes_answered > MAX_ANSWERS:
-                raise RemoteProtocolError(f"a client that wants more than {MAX_ANSWERS} bytes told")
+                raise RemoteProtocolError(
+                    f"a client that asks for more than {MAX_ANSWERS} bytes of replies"
+                )
             yield data
 
     def _refuse(self, error: OptionReply, text: str) -> None:
-        # EXPORT_NAME has no reply, so there is no other way to refuse it.
+        # There is no reply to EXPORT_NAME, so it can't be refused in another way.
         if self._option == Option.EXPORT_NAME:
             self._close(f"EXPORT_NAME refused: {text}", CloseKind.REFUSED)
         else:

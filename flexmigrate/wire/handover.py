@@ -1,12 +1,12 @@
-"""The messages between two flexmigrates that agree on a session: their layouts, and their limits.
+"""The messages of a session between two flexmigrates: layouts, limits, builders and parsers.
 
-The law of this file: what is written here is well formed, or ``LocalProtocolError`` is raised; what
-is read here is hostile, and a field that doesn't fit raises ``RemoteProtocolError``, nothing else.
-When a message may come, and what follows from it, is not known here.
+The builders raise ``LocalProtocolError`` rather than make an invalid message. The parsers take
+hostile input: a field that doesn't fit raises ``RemoteProtocolError``, and nothing else. The order
+of messages is not checked here.
 
-Each message begins with its version. A higher version may only add fields behind those that a lower
-one has, and a reader passes over what it doesn't know: so each side writes the highest version that
-it knows, and both talk by the lower of the two.
+Each message begins with its version. A higher version may only append fields, and a reader skips
+fields that it doesn't know. So each side writes the highest version that it knows, and both go by
+the lower of the two.
 
 Layouts: docs/handover-protocol.rst, to the byte. All numbers are big-endian.
 """
@@ -36,11 +36,11 @@ from flexmigrate.wire.packing import (
 )
 
 SESSION_OPTION = 0x666D6967  # ASCII "fmig"
-"""The number of our option. The specification gives out small numbers, and has none for private
-use; whoever doesn't know an option answers ERR_UNSUP."""
+"""The number of the private option. The specification assigns small numbers, and reserves none for
+private use; a peer that doesn't know an option answers ERR_UNSUP."""
 
 SESSION_REPLY = 0x666D6967
-"""The type of the reply that carries an answer; an ACK follows it."""
+"""The type of the reply with an answer; an ACK follows it."""
 
 MAX_SUPERSEDED = 16
 """Ids of earlier sessions that an opening may name."""
@@ -52,7 +52,7 @@ DIGEST_LENGTH = 32
 """Bytes of a digest."""
 
 ZEROES_DIGEST = bytes(DIGEST_LENGTH)
-"""Stands for the digest of a range that reads as zeroes, which then may be long: see `Claim`."""
+"""Used as the digest of a range that reads as zeroes; such a range may be long: see `Claim`."""
 
 # purpose, state, id, attempt, size, digests, capabilities, count of superseded ids
 _OPENING = Struct(f">BB{ID_LENGTH}sIQIIH")
@@ -78,11 +78,11 @@ MAX_JOURNAL = 12 * 1024
 more than the reply to an option may have (``constants.MAX_OPTION_REPLY``)."""
 
 NO_ID = bytes(ID_LENGTH)
-"""Stands where there is no session."""
+"""The session id that means "no session"."""
 
 
 class Purpose(IntEnum):
-    """What a source opens a session for (8 bits)."""
+    """The purpose for which a source opens a session (8 bits)."""
 
     MIGRATE = 1  # to send the image
     SETTLE = 2  # to have a handover ended that was committed before
@@ -91,7 +91,7 @@ class Purpose(IntEnum):
 
 
 class State(IntEnum):
-    """What the journal of an image says (8 bits): of a source the first, then of a destination."""
+    """The state in an image's journal (8 bits): first those of a source, then of a destination."""
 
     NONE = 0  # there is no journal
     SENDING = 1
@@ -103,7 +103,7 @@ class State(IntEnum):
 
 
 class PrivateCommand(IntEnum):
-    """Requests that may be sent once a session was agreed on (16 bits, as ``Command``)."""
+    """Requests that may be sent once a session is agreed on (16 bits, as ``Command``)."""
 
     PREPARE = 0xF100  # is all here, and durable? then you may become the owner
     COMMIT = 0xF101  # you are the owner: here is the commit key
@@ -123,8 +123,8 @@ class Digest(IntFlag):
 
 
 class Capability(IntFlag):
-    """What else a side can do (32 bits). A source says what it knows, a destination which of that
-    it goes along with.
+    """Abilities of a side (32 bits). A source names those it has, a destination those it will
+    use.
     """
 
     COMPARE = 1  # PREPARE_EQUAL
@@ -132,14 +132,14 @@ class Capability(IntFlag):
 
 
 class Property(IntFlag):
-    """What the source's export is like (32 bits)."""
+    """Properties of the source's export (32 bits)."""
 
     READ_ONLY = 1  # clients may not change it
 
 
 @dataclass(frozen=True)
 class Opening:
-    """What a source says of the session that it wants; see ``wire.keys`` about its keys.
+    """A source's proposal of a session; ``wire.keys`` explains its keys.
 
     :ivar session: the id, 16 bytes. All attempts of one migration have the same.
     :ivar attempt: from 1; 0 to 2^32 - 1.
@@ -179,12 +179,12 @@ class Opening:
 
     @property
     def has_keys(self) -> bool:
-        """Whether it says by what its source will be recognised."""
+        """Whether it has the digests by which its source can be recognised."""
         return NO_KEY not in (self.commit_digest, self.retract_digest)
 
     @property
     def named(self) -> frozenset[bytes]:
-        """The sessions that it names: of no other is it told."""
+        """The ids of the sessions in it; its sender is told of no others."""
         return frozenset((self.session, *self.superseded)) - {NO_ID}
 
     def as_committed(self, key: bytes) -> Opening:
@@ -223,7 +223,7 @@ class Opening:
 
 @dataclass(frozen=True)
 class Answer:
-    """What a destination answers.
+    """A destination's answer to an opening.
 
     :ivar state: what its journal says.
     :ivar session: the journal's session; NO_ID without one.
@@ -268,10 +268,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a PREPARE or a COMMIT: the payload of its reply.
+    """The result of a PREPARE or a COMMIT: the payload of its reply.
 
-    :ivar state: what the destination's journal says now.
-    :ivar refusal: why it was not done; empty if it was.
+    :ivar state: the state in the destination's journal now.
+    :ivar refusal: the reason if it was refused; else empty.
     """
 
     state: State
@@ -285,7 +285,7 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a range of the source's image holds, for the destination to compare with its own.
+    """The content of a range of the source's image, for the destination to compare with its own.
 
     :ivar offset: in bytes, as *length*, which is at least 1.
     :ivar digest: of the range; ZEROES_DIGEST says that it reads as zeroes.
@@ -310,7 +310,7 @@ def encode_claims(claims: Sequence[Claim]) -> bytes:
 
 
 def parse_claims(data: bytes) -> list[Claim]:
-    """Take the payload of VERIFY apart."""
+    """Parse the payload of VERIFY."""
     fields = Fields(data)
     (count,) = fields.take(_COUNT)
     claims = [Claim(*fields.take(_CLAIM)) for _ in range(count)]
@@ -319,12 +319,12 @@ def parse_claims(data: bytes) -> list[Claim]:
 
 
 def encode_verdicts(verdicts: Sequence[bool]) -> bytes:
-    """Return the payload of the reply to VERIFY: which of its ranges are equal, in its order."""
+    """Return the payload of the reply to VERIFY: for each range, in order, whether it is equal."""
     return VERSION_FIELD.pack(VERSION) + _COUNT.pack(len(verdicts)) + bytes(verdicts)
 
 
 def parse_verdicts(data: bytes, expected: int) -> list[bool]:
-    """Take the payload of the reply to a VERIFY of *expected* ranges apart."""
+    """Parse the payload of the reply to a VERIFY of *expected* ranges."""
     fields = Fields(data)
     (count,) = fields.take(_COUNT)
     if count != expected:
@@ -332,7 +332,7 @@ def parse_verdicts(data: bytes, expected: int) -> list[bool]:
     verdicts = fields.raw(count)
     fields.end()
     if any(each > 1 for each in verdicts):
-        raise RemoteProtocolError("a verdict that is neither equal nor different")
+        raise RemoteProtocolError("the verdict on a range is neither equal nor different")
     return [bool(each) for each in verdicts]
 
 
@@ -349,7 +349,7 @@ def encode_image_digest(text: str) -> bytes:
 
 
 def parse_image_digest(data: bytes) -> str:
-    """Take the payload of PREPARE_EQUAL apart; return it as ``ImageDigest.text``."""
+    """Parse the payload of PREPARE_EQUAL; return it as ``ImageDigest.text``."""
     fields = Fields(data)
     kind, digest = fields.take(_IMAGE_DIGEST)
     fields.end()
@@ -359,7 +359,7 @@ def parse_image_digest(data: bytes) -> str:
 
 
 def parse_opening(data: bytes) -> Opening:
-    """Take a session option's data apart."""
+    """Parse the data of a session option."""
     fields = Fields(data)
     purpose, state, session, attempt, size, digests, capabilities, count = fields.take(_OPENING)
     if count > MAX_SUPERSEDED:
@@ -392,7 +392,7 @@ def parse_opening(data: bytes) -> Opening:
 
 
 def parse_answer(data: bytes) -> Answer:
-    """Take the data of the reply to a session option apart."""
+    """Parse the data of the reply to a session option."""
     fields = Fields(data)
     state, session, attempt, size, digests, capabilities = fields.take(_ANSWER)
     name, refusal = fields.text(), fields.text()
@@ -413,18 +413,18 @@ def parse_answer(data: bytes) -> Answer:
 
 
 def parse_outcome(data: bytes) -> Outcome:
-    """Take the payload of the reply to PREPARE or COMMIT apart."""
+    """Parse the payload of the reply to PREPARE or COMMIT."""
     fields = Fields(data)
     state, done = fields.take(_OUTCOME)
     refusal = fields.text()
     fields.end()
     if done > 1 or bool(refusal) == bool(done):
-        raise RemoteProtocolError("an outcome that is neither done nor refused")
+        raise RemoteProtocolError("the result is neither done nor refused")
     return Outcome(_state(state), refusal)
 
 
 def fit_text(text: str) -> str:
-    """Return *text* as it may be sent: printable, and cut to MAX_TEXT bytes."""
+    """Return *text* fit to be sent: printable, and cut to MAX_TEXT bytes."""
     shown = display_text(text.encode("utf-8", "replace"))
     return shown.encode()[:MAX_TEXT].decode(errors="ignore")
 
@@ -452,7 +452,7 @@ def _purpose(value: int) -> Purpose:
     try:
         return Purpose(value)
     except ValueError:
-        raise RemoteProtocolError(f"a session for the unknown purpose {value}") from None
+        raise RemoteProtocolError(f"a session with the unknown purpose {value}") from None
 
 
 def _state(value: int) -> State:

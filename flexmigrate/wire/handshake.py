@@ -1,9 +1,9 @@
-"""The server's side of the negotiation: what is offered, to whom, and on which terms.
+"""The server's side of the negotiation: the options it knows, and its answers to them.
 
-The law of this file: a table has every option that is known, with what takes its data apart and
-what it does; ``haggling`` brings them whole. An option is answered, refused with the error that the
-specification has for it, or ends the connection; it never does anything to an export. Opening an
-export's image, TLS itself, and the clock that ends a slow negotiation belong to the caller.
+A table at the end lists every known option with its parser and its action; ``haggling`` applies it.
+An option is answered, refused with the error that the specification has for it, or ends the
+connection; it never changes an export. Opening an export's image, TLS itself, and the time limit
+belong to the caller.
 
 Specification: proto.md, "Handshake", "TLS support", "Option types"; EXTENDED_HEADERS from the
 branch extension-ext-header.
@@ -42,7 +42,7 @@ from flexmigrate.wire.constants import (
 )
 from flexmigrate.wire.engine import Phase
 from flexmigrate.wire.frames import ContextRequest, ExportRequest
-from flexmigrate.wire.haggling import ACK, Haggling, Rule
+from flexmigrate.wire.haggling import ACK, Haggling, OptionRule
 
 __all__ = [
     "Agreement",
@@ -63,16 +63,16 @@ __all__ = [
 ]
 
 PrivateOption: TypeAlias = Callable[[bytes], "Sequence[tuple[int, bytes]]"]
-"""Takes the data of an option of our own and returns its replies, (type, data) each; the last of
-them is ACK or an error. Data that makes no sense raises RemoteProtocolError."""
+"""Handles a private option: takes its data and returns the replies as (type, data) pairs, the last
+of them ACK or an error. Raises RemoteProtocolError for invalid data."""
 
 Gate: TypeAlias = Callable[[str, Mapping[int, bytes]], "str | None"]
-"""Takes the canonical name of the export that a client wants to enter, and the data of the private
-options that were acknowledged; returns why it may not, or None."""
+"""Decides whether a client may use an export: takes the export's canonical name and the data of the
+private options that were acknowledged; returns the reason to refuse, or None."""
 
 
 class HandshakeStyle(Enum):
-    """The server speaks first, so one port has one style."""
+    """The greeting of a port. The server speaks first, so one port has one style."""
 
     FIXED_NEWSTYLE = "fixed newstyle"
     OLDSTYLE = "oldstyle"
@@ -90,17 +90,17 @@ class Directory(Protocol):
         ...
 
     def listable(self) -> bool:
-        """Return whether clients may be told those names."""
+        """Return whether clients may list the exports."""
         ...
 
 
 @dataclass
 class _Terms:
-    """What a client has asked for so far; STARTTLS makes it ask again."""
+    """The options that a client has asked for so far; STARTTLS resets them."""
 
     structured: bool = False
     extended: bool = False
-    # The meta contexts hold for one export's name, as the client wrote it.
+    # The meta contexts are selected for one export's name, as the client wrote it.
     contexts_of: str = ""
     contexts: tuple[tuple[int, str], ...] = ()
     private: dict[int, bytes] = field(default_factory=dict)
@@ -110,12 +110,12 @@ class _Terms:
 
 
 class ServerHandshake(Haggling):
-    """One client's negotiation, as a server.
+    """The negotiation of a server with one client.
 
-    :param default_export: the name meant by a client that gives none.
-    :param private_options: options of our own, by number; LocalProtocolError if the specification
-        has one of the numbers already.
-    :param gate: who may enter which export; None: everybody.
+    :param default_export: the export of a client that gives no name.
+    :param private_options: handlers of private options, by number; LocalProtocolError if the
+        specification has one of the numbers already.
+    :param gate: decides which clients may use which export; None: all of them.
     """
 
     def __init__(
@@ -138,9 +138,9 @@ class ServerHandshake(Haggling):
         self._terms = _Terms()
 
     def greeting(self) -> list[Event]:
-        """Return the events with which the connection begins. Oldstyle ends with them."""
+        """Return the events that begin the connection. An oldstyle negotiation ends with them."""
         if self._phase is not Phase.NEW:
-            raise LocalProtocolError(f"a client can't be greeted {self._phase.value}")
+            raise LocalProtocolError(f"the greeting can't be sent {self._phase.value}")
         _GREETINGS[self._style](self)
         return self._take_events()
 
@@ -157,13 +157,13 @@ class ServerHandshake(Haggling):
 
     def _announced(self, option: int) -> None:
         if option == Option.SET_META_CONTEXT:
-            # Whatever comes of it, it undoes the one before.
+            # Whether or not it succeeds, it undoes the one before.
             self._terms.contexts = ()
 
     # Exports
 
     def _offer(self, name: str) -> ExportInfo | None:
-        """Return the export as this client is told of it."""
+        """Return the export as it is described to this client."""
         export = self._directory.find(name or self._default_export)
         if export is None:
             return None
@@ -175,7 +175,7 @@ class ServerHandshake(Haggling):
         return replace(export, flags=flags)
 
     def _closed_to_us(self, export: ExportInfo) -> str | None:
-        """Return why this client may not enter *export*, or None."""
+        """Return the reason that this client may not use *export*, or None."""
         return None if self._gate is None else self._gate(export.name, self._terms.private)
 
     def _enter(self, export: ExportInfo, name: str) -> None:
@@ -226,19 +226,19 @@ class ServerHandshake(Haggling):
 
     def _list(self, _: None) -> None:
         if not self._directory.listable():
-            return self._refuse(OptionReply.ERR_POLICY, "exports are not listed here")
-        # A list: there may be others by the time that the client has read the first ones.
+            return self._refuse(OptionReply.ERR_POLICY, "this server doesn't list its exports")
+        # A copy: exports may come and go before the client has read the first entries.
         names = list(self._directory.names())
         entries = ((OptionReply.SERVER, frames.export_entry(*each)) for each in names)
         return self._answer_at_length(itertools.chain(entries, (ACK,)))
 
-    # Terms
+    # Reply styles, TLS and meta contexts
 
     def _starttls(self, _: None) -> None:
         if self._tls_is_up:
             return self._refuse(OptionReply.ERR_INVALID, "TLS is in use already")
         if self._tls is TLSMode.OFF:
-            return self._refuse(OptionReply.ERR_POLICY, "there is no TLS here")
+            return self._refuse(OptionReply.ERR_POLICY, "this server has no TLS")
         self._answer(ACK)
         return self._start_tls()
 
@@ -272,7 +272,7 @@ class ServerHandshake(Haggling):
 
     def _export_with_contexts(self, request: ContextRequest) -> ExportInfo | None:
         if not self._terms.structured:
-            self._refuse(OptionReply.ERR_INVALID, "structured replies come first")
+            self._refuse(OptionReply.ERR_INVALID, "structured replies must be negotiated first")
         elif len(request.queries) > MAX_QUERIES:
             self._refuse(OptionReply.ERR_TOO_BIG, f"more than {MAX_QUERIES} queries")
         elif (export := self._offer(request.name)) is None:
@@ -299,9 +299,9 @@ class ServerHandshake(Haggling):
 
 
 class RefusingHandshake(ServerHandshake):
-    """A negotiation in which nothing is to be had: each option is refused for the same reason.
+    """A negotiation that refuses every option for the same reason.
 
-    :param reason: what the client is told.
+    :param reason: the text that the client is given.
     """
 
     def __init__(self, directory: Directory, reason: str) -> None:
@@ -323,7 +323,7 @@ class _Answered:
 
 
 def _infos(export: ExportInfo, wanted: frozenset[int]) -> list[bytes]:
-    """Return the INFO replies on *export*: size and block sizes always, the texts if wanted."""
+    """Return the INFO replies on *export*: size and block sizes always, texts if asked for."""
     infos = [frames.INFO_EXPORT.pack(Info.EXPORT, export.size, export.flags)]
     if Info.NAME in wanted:
         infos.append(frames.info_text(Info.NAME, export.name))
@@ -333,20 +333,20 @@ def _infos(export: ExportInfo, wanted: frozenset[int]) -> list[bytes]:
     return infos
 
 
-def _private_rules(options: Mapping[int, PrivateOption]) -> dict[int, Rule[Any]]:
+def _private_rules(options: Mapping[int, PrivateOption]) -> dict[int, OptionRule[Any]]:
     taken = sorted(number for number in options if number in set(Option))
     if taken:
         raise LocalProtocolError(f"{name_of(Option, taken[0])} can't be a private option")
     return {number: _private_rule(reply) for number, reply in options.items()}
 
 
-def _private_rule(reply: PrivateOption) -> Rule[_Answered]:
-    return Rule(lambda data: _Answered(data, reply(data)), ServerHandshake._private)
+def _private_rule(reply: PrivateOption) -> OptionRule[_Answered]:
+    return OptionRule(lambda data: _Answered(data, reply(data)), ServerHandshake._private)
 
 
-# Neither the name asked for nor any other is repeated: it can be as long as a message may be.
+# No name is repeated: it can be as long as a whole message may be.
 _NO_SUCH_EXPORT = "there is no such export"
-# What a client may be told only once it has agreed to the options that these depend on.
+# Flags that the client is told only once it has agreed to the option that each depends on.
 _NEGOTIATED_FLAGS = TransmissionFlag.SEND_DF | TransmissionFlag.BLOCK_STATUS_PAYLOAD
 
 _GREETINGS: dict[HandshakeStyle, Callable[[ServerHandshake], None]] = {
@@ -354,16 +354,20 @@ _GREETINGS: dict[HandshakeStyle, Callable[[ServerHandshake], None]] = {
     HandshakeStyle.OLDSTYLE: ServerHandshake._greet_oldstyle,
 }
 
-# An option that isn't here is unsupported; PEEK_EXPORT was withdrawn from the specification.
-_RULES: dict[int, Rule[Any]] = {
-    Option.EXPORT_NAME: Rule(frames.decode_string, ServerHandshake._export_name),
-    Option.ABORT: Rule(bytes, ServerHandshake._abort),
-    Option.LIST: Rule(frames.parse_nothing, ServerHandshake._list),
-    Option.STARTTLS: Rule(frames.parse_nothing, ServerHandshake._starttls),
-    Option.INFO: Rule(frames.parse_export_request, ServerHandshake._info),
-    Option.GO: Rule(frames.parse_export_request, ServerHandshake._go),
-    Option.STRUCTURED_REPLY: Rule(frames.parse_nothing, ServerHandshake._structured_reply),
-    Option.EXTENDED_HEADERS: Rule(frames.parse_nothing, ServerHandshake._extended_headers),
-    Option.LIST_META_CONTEXT: Rule(meta_contexts.parse_queries, ServerHandshake._list_meta_context),
-    Option.SET_META_CONTEXT: Rule(meta_contexts.parse_queries, ServerHandshake._set_meta_context),
+# Options that aren't listed are unsupported; PEEK_EXPORT was withdrawn from the specification.
+_RULES: dict[int, OptionRule[Any]] = {
+    Option.EXPORT_NAME: OptionRule(frames.decode_string, ServerHandshake._export_name),
+    Option.ABORT: OptionRule(bytes, ServerHandshake._abort),
+    Option.LIST: OptionRule(frames.parse_nothing, ServerHandshake._list),
+    Option.STARTTLS: OptionRule(frames.parse_nothing, ServerHandshake._starttls),
+    Option.INFO: OptionRule(frames.parse_export_request, ServerHandshake._info),
+    Option.GO: OptionRule(frames.parse_export_request, ServerHandshake._go),
+    Option.STRUCTURED_REPLY: OptionRule(frames.parse_nothing, ServerHandshake._structured_reply),
+    Option.EXTENDED_HEADERS: OptionRule(frames.parse_nothing, ServerHandshake._extended_headers),
+    Option.LIST_META_CONTEXT: OptionRule(
+        meta_contexts.parse_queries, ServerHandshake._list_meta_context
+    ),
+    Option.SET_META_CONTEXT: OptionRule(
+        meta_contexts.parse_queries, ServerHandshake._set_meta_context
+    ),
 }

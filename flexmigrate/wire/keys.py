@@ -1,13 +1,14 @@
-"""The two keys of each attempt of a session: what only its source can say.
+"""The two keys of each attempt of a session, with which a source proves what it has decided.
 
-A source draws a secret for each session, and derives two keys of it for each attempt. Its opening
-says the digests of both, and the destination keeps those. The source says one of the keys later:
+A source draws a secret for each session, and derives two keys from it for each attempt. It opens
+the session with the digests of both, which the destination keeps. Later the source sends one of the
+keys:
 
 * the *commit key* once its journal says that the attempt is committed, and never before;
-* the *retract key* once it has given the attempt up, and won't commit it any more.
+* the *retract key* once it has given the attempt up and won't commit it any more.
 
-It never says both of one attempt. So whoever overhears one of them can do with it only what the
-source itself has decided, and whoever knows none can do nothing. See docs/handover-protocol.rst.
+It never sends both keys of one attempt. So somebody who overhears one of them can do with it only
+what the source itself has decided, and without a key nothing. See docs/handover-protocol.rst.
 """
 
 from __future__ import annotations
@@ -20,36 +21,36 @@ from struct import Struct
 from flexmigrate.wire.packing import ID_LENGTH
 
 KEY_LENGTH = 32
-"""Bytes of a key, of its digest, and of the secret that a source derives its keys of."""
+"""Bytes of a key, of its digest, and of the secret from which a source derives its keys."""
 
 NO_KEY = bytes(KEY_LENGTH)
-"""Stands where there is no key, or no digest of one."""
+"""Used in place of a key, or of a key's digest, where there is none."""
 
 _BOUND = Struct(f">{ID_LENGTH}sI")
 
 
 class KeyKind(Enum):
-    """What a key is for; the value is part of what is hashed."""
+    """The purpose of a key. The value is part of the hashed data."""
 
     COMMIT = b"flexmigrate commit"
     RETRACT = b"flexmigrate retract"
 
 
 def derive_key(secret: bytes, kind: KeyKind, session: bytes, attempt: int) -> bytes:
-    """Return the key of a session's attempt; how a source makes its keys is its own affair.
+    """Return the key for an attempt of a session. No peer needs to derive it.
 
-    :param secret: the session's, KEY_LENGTH bytes that were drawn at random.
+    :param secret: the session's secret, KEY_LENGTH random bytes.
     """
     return hmac.digest(secret, kind.value + _BOUND.pack(session, attempt), "sha256")
 
 
 def key_digest(key: bytes, kind: KeyKind, session: bytes, attempt: int) -> bytes:
-    """Return the digest by which *key* can be recognised: of no use for another attempt."""
+    """Return the digest by which *key* is recognised. It is valid for this attempt only."""
     return hashlib.sha256(kind.value + _BOUND.pack(session, attempt) + key).digest()
 
 
 def is_key(key: bytes, digest: bytes, kind: KeyKind, session: bytes, attempt: int) -> bool:
-    """Return whether *key* is the one that has the *digest*; False where either is missing."""
+    """Return whether *key* is the key with this *digest*; False if either is missing."""
     if len(key) != KEY_LENGTH or digest == NO_KEY or not 0 <= attempt < 1 << 32:
         return False
     return hmac.compare_digest(key_digest(key, kind, session, attempt), digest)

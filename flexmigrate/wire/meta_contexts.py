@@ -1,7 +1,7 @@
-"""Which meta contexts a client's queries name (proto.md, "Metadata querying").
+"""Matching of a client's metadata queries (proto.md, "Metadata querying").
 
-Every namespace of ours has the query syntax of ``base:``: a full name, or, in a listing only, the
-namespace with its colon as a wildcard. Pure functions of what an export has and what is asked for.
+Every namespace of ours has the query syntax of ``base:``: a full name or, for LIST_META_CONTEXT
+only, the namespace with its colon as a wildcard.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flexmigrate.wire.frames import ContextRequest, parse_context_request
 
 
 def parse_queries(data: bytes) -> ContextRequest:
-    """Take an option's data apart; RemoteProtocolError if a query is not in any namespace."""
+    """Parse an option's data; RemoteProtocolError if a query is not in any namespace."""
     request = parse_context_request(data)
     for query in request.queries:
         if query.find(":") < 1:
@@ -22,7 +22,7 @@ def parse_queries(data: bytes) -> ContextRequest:
 
 
 def listed(available: Sequence[str], queries: Sequence[str]) -> list[str]:
-    """Return the contexts that *queries* match, each once; all if there is no query."""
+    """Return the contexts that *queries* match, each once; all if there are no queries."""
     if not queries:
         return list(available)
     wanted = set(queries)

@@ -1,6 +1,8 @@
-"""Messages as fields that are put together and taken apart: what is written is well formed, or
-``LocalProtocolError`` is raised; what is read is hostile, and a field that doesn't fit raises
-``RemoteProtocolError``, nothing else. What the fields mean is ``handover``'s affair.
+"""Fields of flexmigrate's own messages: functions to build them, and a parser.
+
+The builders raise ``LocalProtocolError`` rather than make an invalid field. The parser takes
+hostile input: a field that doesn't fit raises ``RemoteProtocolError``, and nothing else.
+``handover`` gives the fields their meaning.
 """
 
 from __future__ import annotations
@@ -13,10 +15,10 @@ from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire.frames import display_text
 
 VERSION = 2
-"""Of all messages; the first field of each. 2 came with the keys of a session's attempts."""
+"""The version of all messages, their first field. Version 2 added the keys of attempts."""
 
 ID_LENGTH = 16
-"""Bytes of a session's id: drawn at random, so that no two are ever the same."""
+"""Bytes of a session's id, which is random, so that no two are the same."""
 
 MAX_TEXT = 1024
 """Bytes of UTF-8 in a name or a reason."""
@@ -27,22 +29,24 @@ _BLOB_LENGTH = Struct(">I")
 
 
 def pack(layout: Struct, *values: int | bytes) -> bytes:
-    """Return fields of fixed lengths; LocalProtocolError if a value has no place in its own."""
+    """Build fields of fixed lengths; LocalProtocolError if a value doesn't fit its field."""
     try:
         return layout.pack(*values)
     except struct.error as error:
-        raise LocalProtocolError(f"{values} can't be said in a session: {error}") from None
+        raise LocalProtocolError(
+            f"{values} don't fit their fields in a session message: {error}"
+        ) from None
 
 
 def checked_id(session: bytes) -> bytes:
-    """Return *session*; LocalProtocolError if it is no id."""
+    """Return *session*; LocalProtocolError unless it has the length of an id."""
     if len(session) != ID_LENGTH:
         raise LocalProtocolError(f"a session id of {len(session)} bytes (it has {ID_LENGTH})")
     return session
 
 
 def text_field(text: str) -> bytes:
-    """Return a text as a field; LocalProtocolError if it is too long, or can't be said."""
+    """Build a text field; LocalProtocolError if the text is too long or not allowed."""
     try:
         data = text.encode()
     except UnicodeEncodeError:
@@ -53,14 +57,14 @@ def text_field(text: str) -> bytes:
 
 
 def blob_field(data: bytes) -> bytes:
-    """Return bytes of any length as a field."""
+    """Build a field of any number of bytes."""
     return _BLOB_LENGTH.pack(len(data)) + data
 
 
 class Fields:
-    """Walks over the fields behind the version; the first that reaches past the end raises.
+    """A parser that walks over the fields of a message; a field that reaches past the end raises.
 
-    :ivar version: of the message, from 1.
+    :ivar version: the message's version, from 1.
     """
 
     version: int
@@ -73,11 +77,11 @@ class Fields:
             raise RemoteProtocolError("a session message of version 0")
 
     def take(self, layout: Struct) -> tuple[Any, ...]:
-        """Return the values of fields of fixed lengths."""
+        """Parse fields of fixed lengths, and return their values."""
         return layout.unpack(self.raw(layout.size))
 
     def raw(self, length: int) -> bytes:
-        """Return the next *length* bytes."""
+        """Return the next *length* bytes as they are."""
         end = self._at + length
         if end > len(self._data):
             raise RemoteProtocolError(f"a field of {length} bytes that ends outside its message")
@@ -86,7 +90,7 @@ class Fields:
         return taken
 
     def string(self) -> str:
-        """Return a string that has to be exact."""
+        """Parse a text that is used as an identifier: it is returned unchanged."""
         data = self._counted()
         if b"\0" in data:
             raise RemoteProtocolError("a text with a NUL character in it")
@@ -96,11 +100,11 @@ class Fields:
             raise RemoteProtocolError("a text that isn't UTF-8") from None
 
     def text(self) -> str:
-        """Return a string that is for people: what could steer a terminal is replaced."""
+        """Parse a text for display: characters that could control a terminal are replaced."""
         return display_text(self.string().encode())
 
     def blob(self, most: int) -> bytes:
-        """Return a field of bytes, of which there are *most* at most."""
+        """Parse a field of at most *most* bytes."""
         (length,) = _BLOB_LENGTH.unpack(self.raw(_BLOB_LENGTH.size))
         if length > most:
             raise RemoteProtocolError(f"a field of {length} bytes (at most {most})")
@@ -113,6 +117,8 @@ class Fields:
         return self.raw(length)
 
     def end(self) -> None:
-        """See that nothing is left, unless a higher version may have it."""
+        """Check that nothing is left, unless the message has a higher version."""
         if self.version <= VERSION and self._at != len(self._data):
-            raise RemoteProtocolError(f"{len(self._data) - self._at} bytes behind a message")
+            raise RemoteProtocolError(
+                f"{len(self._data) - self._at} bytes after the end of a message"
+            )

@@ -1,9 +1,8 @@
-"""Replies of the transmission phase as the server writes them: three styles with one face.
+"""Replies of the transmission phase, as a server writes them: three styles with one interface.
 
-The style is chosen once, when negotiation ends; from then on nobody asks which one it is. A
-*content chunk* that is still to be read from the disk while it is sent must not be marked as the
-last of its reply (proto.md, "Structured reply chunk message"), so such reads have an opening and
-a closing.
+The style is chosen once, at the end of the negotiation. A content chunk whose data is read from the
+disk while it is sent must not be marked as the last of its reply (proto.md, "Structured reply chunk
+message"), since reading may fail. So such a read has an opening and a closing.
 
 Specification: proto.md, "Simple reply message", "Structured reply chunk message", "Structured
 reply types"; the extended style from the branch extension-ext-header.
@@ -34,7 +33,7 @@ STRUCTURED = Struct(">IHHQI")
 # magic, flags, type, cookie, offset of the request, length of payload
 EXTENDED = Struct(">IHHQQQ")
 
-# The same with the offset that begins an OFFSET_DATA payload.
+# The headers above, followed by the offset that begins an OFFSET_DATA payload.
 _STRUCTURED_DATA = Struct(">IHHQIQ")
 _EXTENDED_DATA = Struct(">IHHQQQQ")
 _LENGTH = Struct(">I")
@@ -53,18 +52,18 @@ Descriptors = Sequence[tuple[int, int]]
 
 def _error_payload(code: int, text: str) -> bytes:
     message = text.encode("utf-8", "replace")[:MAX_STRING]
-    # Where that cuts a character in two, neither half of it is sent.
+    # If the cut splits a character, no part of it is sent.
     message = message.decode("utf-8", "ignore").encode()
     return _ERROR.pack(code, len(message)) + message
 
 
 class ReplyStyle:
-    """Simple replies; the face of the other two styles.
+    """Simple replies, and the interface of the other two styles.
 
-    :cvar request: the layout of the requests that go with this style.
-    :cvar request_magic: their magic.
-    :cvar data_prefix: bytes in front of the data of a read.
-    :cvar fragments: whether a read may be answered in pieces, and holes as holes.
+    :cvar request: the layout of requests in this style.
+    :cvar request_magic: their magic number.
+    :cvar data_prefix: the number of bytes before the data of a read.
+    :cvar fragments: whether a read may be answered in several chunks, and with holes.
     """
 
     request: Struct = REQUEST
@@ -74,35 +73,32 @@ class ReplyStyle:
     fragments: bool = False
 
     def pack_read(self, out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
-        """Put at ``out[at:]`` what precedes the data of a read that is complete in memory."""
+        """Write the header of a read whose data is complete in memory to ``out[at:]``."""
         SIMPLE.pack_into(out, at, SIMPLE_REPLY_MAGIC, 0, cookie)
 
     def read_opening(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        """Return what precedes *length* bytes from *offset* that may still fail while they are
-        sent.
+        """Return the header of *length* bytes from *offset*, while reading them may still fail.
 
-        :param request: the offset of the request that they answer, wholly or in part.
+        :param request: the offset of the request that they answer, or answer a part of.
         """
         return SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie)
 
     def read_closing(self, cookie: int, offset: int) -> bytes:
-        """Return what ends a reply whose chunks were all opened by :meth:`read_opening` or were
-        holes.
+        """Return the end of a reply that consists of holes and of chunks begun by
+        :meth:`read_opening`.
         """
         return b""
 
     def hole(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        """Return a chunk that says: *length* bytes (below 2^32) from *offset* are zeroes. Not the
-        last.
-        """
+        """Return a chunk for *length* bytes (below 2^32) of zeroes from *offset*. Not the last."""
         raise TypeError("simple replies have no holes")
 
     def ok(self, cookie: int, offset: int) -> bytes:
-        """Return the reply to a request that succeeded and has nothing to tell."""
+        """Return the reply to a request that succeeded, without a payload."""
         return SIMPLE.pack(SIMPLE_REPLY_MAGIC, 0, cookie)
 
     def error(self, cookie: int, offset: int, code: int, text: str) -> bytes:
-        """Return the reply to a request that failed; *offset* is the request's."""
+        """Return the reply to a request that failed; *offset* is that of the request."""
         return SIMPLE.pack(SIMPLE_REPLY_MAGIC, code, cookie)
 
     def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
@@ -113,14 +109,14 @@ class ReplyStyle:
     def status(
         self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
     ) -> bytes:
-        """Return the answer for one meta context: (length in bytes, flags) for consecutive
+        """Return the answer for one meta context: (length in bytes, flags) of consecutive
         extents.
         """
         raise TypeError("simple replies have no block status")
 
 
 class StructuredReplies(ReplyStyle):
-    """Chunks with a 20-byte header; a plain success stays a simple reply, which is shorter."""
+    """Chunks with a 20-byte header; plain success is a simple reply, which is shorter."""
 
     data_prefix = _STRUCTURED_DATA.size
     fragments = True
@@ -216,7 +212,7 @@ EXTENDED_REPLIES = ExtendedReplies()
 
 
 def reply_style(structured: bool, extended: bool) -> ReplyStyle:
-    """Return the style that a negotiation's outcome calls for; extended headers take precedence."""
+    """Return the style for the options that were agreed on; *extended* takes precedence."""
     if extended:
         return EXTENDED_REPLIES
     return STRUCTURED_REPLIES if structured else SIMPLE_REPLIES

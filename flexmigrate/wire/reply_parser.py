@@ -1,12 +1,12 @@
-"""The client's side of the transmission phase: a server's bytes become answers to requests.
+"""The client's parser of replies in the transmission phase.
 
-The law of this file: it finds out where replies begin and end, and whose they are; what they may
-contain is judged by :mod:`flexmigrate.wire.awaited`. Bytes come in through a buffer that the parser
-provides. While a large read's data is on its way this buffer *is* the reader's own, so that bulk
-data is never copied and never joined; all else goes through one small buffer that is reused.
+It finds out where replies begin and end, and which request each answers;
+:mod:`flexmigrate.wire.pending` judges their content. Bytes arrive in a buffer that the parser
+provides. While the data of a large read arrives, this buffer is the reader's own, so that bulk data
+is never copied or joined; everything else passes through one small buffer that is reused.
 
-Anything that a conforming server can't have sent raises :class:`RemoteProtocolError`. The answers
-found before that can still be taken; the parser takes no more bytes.
+Input that a conforming server can't have sent raises :class:`RemoteProtocolError`. Answers that
+were complete before that can still be taken; the parser accepts no more bytes.
 
 Specification: proto.md, "Simple reply message", "Structured reply chunk message", "Structured reply
 types"; extended replies as in the branch extension-ext-header.
@@ -19,7 +19,6 @@ from struct import Struct
 from typing import NoReturn
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
-from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.constants import (
     CHUNK_ERROR_BIT,
     EXTENDED_REPLY_MAGIC,
@@ -32,21 +31,22 @@ from flexmigrate.wire.constants import (
     name_of,
 )
 from flexmigrate.wire.handover import MAX_PRIVATE_PAYLOAD, PRIVATE_CHUNK, is_private
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.replies import EXTENDED, SIMPLE, STRUCTURED
 
 BUFFER = 64 * 1024
-"""Bytes of the reused buffer: many short replies are found in it at one wake-up."""
+"""Bytes of the reused buffer: room for many short replies from one wake-up."""
 
 DIRECT = 16 * 1024
-"""Bytes; where at least so many of a read are still to come, they go straight to the reader's
-buffer. Fewer are cheaper to copy than to receive with a system call of their own."""
+"""Bytes. If at least this much of a read is still missing, it is received straight into the
+reader's buffer. To copy fewer bytes is cheaper than another system call."""
 
 MAX_STATUS_EXTENTS = 2**20
 """Extents in one chunk: the specification's own limit ("Structured reply types")."""
 
 MAX_ERROR_PAYLOAD = 2 * MAX_STRING
 """Bytes of an error chunk. The known kinds need 14 and a message of at most 4096; the rest is room
-for what later kinds may add behind these."""
+for fields that later kinds may add."""
 
 _DONE = int(ChunkFlag.DONE)  # an IntFlag's own & takes a microsecond
 
@@ -62,10 +62,10 @@ _STATUS_EXT = Struct(">QQ")
 
 
 class ReplyParser:
-    """Finds the replies in what a server sends.
+    """Parser of the replies in a server's stream of bytes.
 
-    A step is a method that uses up what it can of the buffered bytes and returns whether it got
-    on; which step is next is decided when a step ends, so that nothing asks what state this is.
+    A step is a method that consumes what it can of the buffered bytes, and returns whether it made
+    progress. Each step chooses the next one when it ends, so nothing has to look at a state.
     """
 
     def __init__(self, *, structured: bool = False, extended: bool = False) -> None:
@@ -77,11 +77,11 @@ class ReplyParser:
         self._memory = memoryview(bytearray(BUFFER))
         self._start = 0
         self._end = 0
-        self._awaited: dict[int, Awaited] = {}
-        self._answered: list[tuple[int, Awaited]] = []
+        self._pending: dict[int, PendingRequest] = {}
+        self._answered: list[tuple[int, PendingRequest]] = []
         self._large_reads = 0
-        # Of the chunk that is being read: whose it is, whether it is the last of its reply, how
-        # much of its payload is still to come, and what only some kinds have.
+        # The chunk that is being parsed: its request, whether it is the last of its reply, how much
+        # of its payload is missing, and what only some kinds of chunks have.
         self._request = _NOTHING
         self._cookie = 0
         self._last = False
@@ -97,8 +97,8 @@ class ReplyParser:
             self._status_head, self._status = _STATUS_EXT_HEAD, _STATUS_EXT
             self._head = self._extended
         self._step: Callable[[], bool] = self._head
-        # What precedes a read's data at most: where nothing else can come, no more is received into
-        # the small buffer, so that the data's first bytes needn't be copied either.
+        # The most that can precede a read's data. If nothing else can come, no more than this is
+        # received into the small buffer, so that the data's first bytes needn't be copied either.
         if extended:
             self._head_room = EXTENDED.size + _OFFSET.size
         else:
@@ -113,36 +113,36 @@ class ReplyParser:
 
     @property
     def in_flight(self) -> int:
-        """How many requests have no complete reply yet."""
-        return len(self._awaited)
+        """The number of requests without a complete reply."""
+        return len(self._pending)
 
-    def expect(self, cookie: int, request: Awaited) -> None:
-        """Announce a request; to be called before it is sent."""
-        if cookie in self._awaited:
+    def expect(self, cookie: int, request: PendingRequest) -> None:
+        """Register a request before it is sent."""
+        if cookie in self._pending:
             raise LocalProtocolError(f"the cookie {cookie} is in flight already")
-        self._awaited[cookie] = request
+        self._pending[cookie] = request
         self._large_reads += _is_large_read(request)
 
     def abandon(self) -> list[int]:
-        """Forget all that is in flight, and with it the readers' buffers; return the cookies.
+        """Drop all requests in flight, and with them the readers' buffers; return their cookies.
 
         No bytes are taken from then on.
         """
-        cookies = list(self._awaited)
-        self._awaited.clear()
+        cookies = list(self._pending)
+        self._pending.clear()
         self._request, self._content, self._landing = _NOTHING, _NO_CONTENT, None
         self._step = self._refuse_bytes
         return cookies
 
-    def take(self) -> list[tuple[int, Awaited]]:
-        """Return (cookie, request) of what was answered since the last call, in that order."""
+    def take(self) -> list[tuple[int, PendingRequest]]:
+        """Return (cookie, request) of the requests answered since the last call, in order."""
         answered, self._answered = self._answered, []
         return answered
 
     # Bytes
 
     def get_buffer(self) -> memoryview:
-        """Return where to put the next bytes: never empty, valid until `buffer_updated`."""
+        """Return the buffer for the next bytes: never empty, and valid until `buffer_updated`."""
         if self._landing is not None:
             return self._landing
         if not self._end and self._only_large_reads():
@@ -150,7 +150,7 @@ class ReplyParser:
         return self._memory[self._end :]
 
     def buffer_updated(self, size: int) -> None:
-        """Go on with *size* bytes, at least 1, at the beginning of the last `get_buffer`.
+        """Parse *size* bytes, at least 1, at the beginning of the last `get_buffer`.
 
         :raises RemoteProtocolError: no conforming server can have sent them.
         """
@@ -167,7 +167,7 @@ class ReplyParser:
         self._make_room()
 
     def receive(self, data: bytes | bytearray | memoryview) -> None:
-        """Go on with bytes that have been received elsewhere; they are copied.
+        """Parse bytes that were received elsewhere; they are copied.
 
         :raises RemoteProtocolError: no conforming server can have sent them.
         """
@@ -180,7 +180,7 @@ class ReplyParser:
             self.buffer_updated(size)
 
     def _make_room(self) -> None:
-        """Move what no step could use yet, less than any step ever waits for, to the front."""
+        """Move the bytes that no step could use yet to the front of the buffer."""
         rest = self._end - self._start
         if self._start:
             self._memory[:rest] = bytes(self._memory[self._start : self._end])
@@ -190,7 +190,7 @@ class ReplyParser:
         raise LocalProtocolError("this connection has ended")
 
     def _only_large_reads(self) -> bool:
-        return self._large_reads == len(self._awaited) > 0
+        return self._large_reads == len(self._pending) > 0
 
     # Headers
 
@@ -208,7 +208,7 @@ class ReplyParser:
             request.fail(error)
         elif request.command == Command.READ:
             # proto.md, "Structured reply chunk message": with structured replies a read is answered
-            # by chunks, always. An error without data is let pass: it can't be misunderstood.
+            # by chunks, always. An error without data is accepted: it can't be misunderstood.
             if self._structured:
                 raise RemoteProtocolError(f"the server sent a simple reply to {request}")
             self._begin_content(request.offset, request.length)
@@ -250,10 +250,12 @@ class ReplyParser:
         self._begin_chunk(flags, kind, length)
         return True
 
-    def _answer_to(self, cookie: int) -> Awaited:
-        request = self._awaited.get(cookie)
+    def _answer_to(self, cookie: int) -> PendingRequest:
+        request = self._pending.get(cookie)
         if request is None:
-            raise RemoteProtocolError(f"the server answered {cookie:#x}, which nobody asked")
+            raise RemoteProtocolError(
+                f"the server answered {cookie:#x}, which is no request in flight"
+            )
         self._cookie, self._request = cookie, request
         return request
 
@@ -274,7 +276,7 @@ class ReplyParser:
         if self._last:
             request = self._request
             request.finish()
-            del self._awaited[self._cookie]
+            del self._pending[self._cookie]
             self._large_reads -= _is_large_read(request)
             self._answered.append((self._cookie, request))
         self._request = _NOTHING
@@ -379,8 +381,8 @@ class ReplyParser:
         size -= size % self._status.size
         if not size:
             return False
-        # A copy: an iterator that an error leaves half way keeps what it reads from locked, and
-        # a memoryview in that state makes Python's garbage collector crash (3.11).
+        # A copy: an iterator that an error leaves unfinished keeps its buffer locked, and a locked
+        # memoryview makes Python's garbage collector crash (3.11).
         extents = self._status.iter_unpack(bytes(self._memory[at : at + size]))
         self._request.add_extents(self._context, extents)
         self._start = at + size
@@ -418,7 +420,7 @@ class ReplyParser:
     # Errors
 
     def _begin_error(self, kind: int) -> None:
-        # Known kinds and unknown ones begin alike; only ERROR_OFFSET's last field is of use to us.
+        # All kinds of errors begin alike; of the further fields only ERROR_OFFSET's is used.
         self._has_offset = kind == Chunk.ERROR_OFFSET
         least = _ERROR.size + (_OFFSET.size if self._has_offset else 0)
         if not least <= self._left <= MAX_ERROR_PAYLOAD:
@@ -445,17 +447,17 @@ class ReplyParser:
         return True
 
 
-# What stands where there is no request, or no content, at the moment.
-_NOTHING = Awaited(Command.DISC)
+# Placeholders while there is no request, or no content.
+_NOTHING = PendingRequest(Command.DISC)
 _NO_CONTENT = memoryview(b"")
 
 
 def _wait() -> bool:
-    """The step while data lands in the reader's buffer: the small one is empty."""
+    """Do nothing: the step while data arrives in the reader's buffer."""
     return False
 
 
-def _is_large_read(request: Awaited) -> bool:
+def _is_large_read(request: PendingRequest) -> bool:
     return request.command == Command.READ and request.length >= DIRECT
 
 

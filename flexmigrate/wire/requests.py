@@ -1,11 +1,10 @@
-"""Requests of the transmission phase: their two layouts, and what makes one acceptable.
+"""Requests of the transmission phase: their two layouts, and the rules for accepting them.
 
-The law of this file: a request is judged wholly, here, before anything is done for it; what
-passes is carried out without further checks. Nothing is read or written here.
+A request is checked completely, here, before anything is done for it; an accepted one is carried
+out without further checks.
 
 Specification: proto.md, "Request message", "Request types", "Error values"; the extended layout
-from the branch extension-ext-header, which gives both layouts the same six fields in the same
-order.
+from the branch extension-ext-header. Both layouts have the same six fields in the same order.
 """
 
 from __future__ import annotations
@@ -28,22 +27,22 @@ from flexmigrate.wire.constants import (
 REQUEST = Struct(">IHHQQI")
 EXTENDED_REQUEST = Struct(">IHHQQQ")
 
-# A payload longer than what we take is read and thrown away, so that the client gets its error and
-# the connection lives; past this it isn't worth the network's time, and the connection is closed.
+# A longer payload than we accept is read and discarded, so that the client gets its error and the
+# connection survives. Beyond this length that isn't worth it, and the connection is closed.
 MAX_DRAIN = 2 * MAX_REQUEST
 
-# A command without payload, and with an effect longer than this, is refused with EINVAL: the
-# largest that the compact layout can ask for. It keeps one request's work bounded.
+# A command without payload whose effect is longer than this is refused with EINVAL. It is the
+# longest that the compact layout can express, and bounds the work of one request.
 MAX_EFFECT = 2**32 - 1
 
-# Ids in one BLOCK_STATUS payload (8 bytes of effect length, then 4 a context id): more than the
-# contexts that one connection can agree on is nonsense.
+# Bytes of a BLOCK_STATUS payload: 8 for the effect length, then 4 for each context id. No
+# connection can agree on more contexts than this has room for.
 MAX_STATUS_PAYLOAD = 8 + 4 * 64
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What one connection agreed on, as far as requests are judged by it.
+    """The terms of a connection by which its requests are judged.
 
     :ivar size: of the export, in bytes.
     :ivar flags: the transmission flags that the client was told.
@@ -60,20 +59,20 @@ class Terms:
 
 @dataclass(frozen=True)
 class Refusal:
-    """The answer to a request that isn't carried out: *code* for any client, *text* for a human."""
+    """The answer to a refused request: *code* for any client, *text* for people."""
 
     code: ErrorCode
     text: str
 
 
 @dataclass(frozen=True)
-class Rule:
-    """What the specification says of one command.
+class CommandRule:
+    """The specification's rules for one command.
 
-    :ivar allowed: the command flags that it may carry, beside FUA: that must be accepted with all
-        of them (proto.md, "Command flags"), and means something only where a command writes.
-    :ivar needs: the transmission flag that advertises it; 0 where none has to.
-    :ivar changes: whether it alters the export, and so is refused on a read-only one.
+    :ivar allowed: the command flags that it may have, except for FUA, which every command accepts
+        (proto.md, "Command flags") though it has an effect only on those that write.
+    :ivar needs: the transmission flag that must have been advertised; 0 for none.
+    :ivar changes: whether it changes the export, and so is refused on a read-only one.
     :ivar beyond: the error for a range that ends after the export's end; None: it has no range.
     """
 
@@ -86,29 +85,29 @@ class Rule:
 _NO_FLAGS = CommandFlag(0)
 _ALWAYS = TransmissionFlag(0)
 
-# Plain numbers, for requests are judged often: an operation on an IntFlag takes as long as ten.
-# They are also safer, as ~ of an IntFlag leaves out the bits that have no name (Python 3.11).
+# Plain numbers, since every request is judged: an operation on an IntFlag takes ten times as long.
+# They are also safer: ~ of an IntFlag leaves out the bits that have no name (Python 3.11).
 _FUA = int(CommandFlag.FUA)
 _PAYLOAD_LEN = int(CommandFlag.PAYLOAD_LEN)
 _READ_ONLY = int(TransmissionFlag.READ_ONLY)
 _STATUS_PAYLOAD = int(TransmissionFlag.BLOCK_STATUS_PAYLOAD)
 
-RULES: dict[int, Rule] = {
-    Command.READ: Rule(CommandFlag.DF, _ALWAYS, False, ErrorCode.EINVAL),
-    Command.WRITE: Rule(_NO_FLAGS, _ALWAYS, True, ErrorCode.ENOSPC),
-    Command.FLUSH: Rule(_NO_FLAGS, TransmissionFlag.SEND_FLUSH, False, None),
-    Command.TRIM: Rule(_NO_FLAGS, TransmissionFlag.SEND_TRIM, True, ErrorCode.EINVAL),
-    Command.CACHE: Rule(_NO_FLAGS, TransmissionFlag.SEND_CACHE, False, ErrorCode.EINVAL),
-    Command.WRITE_ZEROES: Rule(
+RULES: dict[int, CommandRule] = {
+    Command.READ: CommandRule(CommandFlag.DF, _ALWAYS, False, ErrorCode.EINVAL),
+    Command.WRITE: CommandRule(_NO_FLAGS, _ALWAYS, True, ErrorCode.ENOSPC),
+    Command.FLUSH: CommandRule(_NO_FLAGS, TransmissionFlag.SEND_FLUSH, False, None),
+    Command.TRIM: CommandRule(_NO_FLAGS, TransmissionFlag.SEND_TRIM, True, ErrorCode.EINVAL),
+    Command.CACHE: CommandRule(_NO_FLAGS, TransmissionFlag.SEND_CACHE, False, ErrorCode.EINVAL),
+    Command.WRITE_ZEROES: CommandRule(
         CommandFlag.NO_HOLE | CommandFlag.FAST_ZERO,
         TransmissionFlag.SEND_WRITE_ZEROES,
         True,
         ErrorCode.ENOSPC,
     ),
-    Command.BLOCK_STATUS: Rule(CommandFlag.REQ_ONE, _ALWAYS, False, ErrorCode.EINVAL),
+    Command.BLOCK_STATUS: CommandRule(CommandFlag.REQ_ONE, _ALWAYS, False, ErrorCode.EINVAL),
 }
 
-# Flags that a client may only send where the server said so: proto.md, "Transmission flags".
+# Flags that a client may send only if the server advertised them: proto.md, "Transmission flags".
 _ADVERTISED_BY = {
     int(CommandFlag.FUA): int(TransmissionFlag.SEND_FUA),
     int(CommandFlag.DF): int(TransmissionFlag.SEND_DF),
@@ -121,7 +120,7 @@ def pack_request(
 ) -> bytes:
     """Return a request's header; *offset* and *length* in bytes.
 
-    Under extended headers the caller sets PAYLOAD_LEN where *length* is that of a payload.
+    With extended headers the caller sets PAYLOAD_LEN if *length* is that of a payload.
     """
     if extended:
         return EXTENDED_REQUEST.pack(EXTENDED_REQUEST_MAGIC, flags, command, cookie, offset, length)
@@ -129,24 +128,24 @@ def pack_request(
 
 
 def payload_length(extended: bool, flags: int, command: int, length: int) -> int:
-    """Return how many bytes follow the header, whether or not the request is acceptable."""
+    """Return the number of bytes that follow the header, whether or not the request is valid."""
     if extended:
         return length if flags & CommandFlag.PAYLOAD_LEN else 0
     return length if command == Command.WRITE else 0
 
 
 def refuse(command: int, flags: int, offset: int, length: int, terms: Terms) -> Refusal | None:
-    """Judge a request; return why it is refused, or None where it may be carried out as it stands.
+    """Return the reason to refuse a request, or None if it may be carried out as it is.
 
     *offset* and *length* (of the effect on the export, in bytes) may be anything that the layout
-    can hold: Python's integers don't wrap. DISC isn't judged here: it has no answer.
+    can hold: Python's integers don't overflow. DISC isn't judged: it has no answer.
     """
     rule = RULES.get(command)
     if rule is None:
         return _invalid(f"{name_of(Command, command)} is not a command of this server")
     flags, told = int(flags), int(terms.flags)
     if rule.changes and told & _READ_ONLY:
-        # Before all else: such an export doesn't advertise most of these commands.
+        # First: a read-only export doesn't advertise most of these commands.
         return Refusal(ErrorCode.EPERM, "the export is read-only")
     if int(rule.needs) & ~told:
         return _invalid(f"{name_of(Command, command)} was not advertised")
@@ -162,7 +161,7 @@ def _invalid(text: str) -> Refusal:
 
 
 def _refuse_flags(
-    rule: Rule, command: int, flags: int, told: int, extended: bool
+    rule: CommandRule, command: int, flags: int, told: int, extended: bool
 ) -> Refusal | None:
     if extended:
         refusal = _refuse_payload_flag(command, flags, told)
@@ -197,7 +196,7 @@ def _refuse_context(command: int, terms: Terms) -> Refusal | None:
 
 
 def _refuse_range(
-    rule: Rule, command: int, offset: int, length: int, terms: Terms
+    rule: CommandRule, command: int, offset: int, length: int, terms: Terms
 ) -> Refusal | None:
     if rule.beyond is None:
         return _invalid("FLUSH has neither offset nor length") if offset or length else None

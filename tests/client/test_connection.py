@@ -8,7 +8,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.client.connection import LARGEST_EFFECT
 from flexmigrate.client.splitting import all_of, pieces
 from flexmigrate.errors import ConnectionGone, LocalProtocolError, RequestFailed
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import TransmissionFlag
 from support.served_client import (
     ALL_FLAGS,
@@ -25,7 +25,7 @@ from support.served_client import (
 
 FUA, NO_HOLE, DF, REQ_ONE, FAST_ZERO, PAYLOAD_LEN = 1, 2, 4, 8, 16, 32
 MIB = 1 << 20
-COMPACT = Wish(extended=False)
+COMPACT = ClientOptions(extended=False)
 CONTEXTS = ("base:allocation", "x-test:a")
 
 
@@ -37,7 +37,7 @@ def asked(served: ServedClient) -> tuple[int, int, int, int]:
 
 class Headers(SynchronousTestCase):
     def test_carry_what_was_asked_for_in_either_layout(self) -> None:
-        for wish, payload in ((COMPACT, 0), (Wish(), PAYLOAD_LEN)):
+        for wish, payload in ((COMPACT, 0), (ClientOptions(), PAYLOAD_LEN)):
             served = ServedClient(wish=wish)
             client = served.client
             for make, expected in (
@@ -75,7 +75,7 @@ class Reading(SynchronousTestCase):
 
     def test_works_with_every_style_of_reply(self) -> None:
         self.check(ServedClient(oldstyle=True))
-        self.check(ServedClient(wish=Wish(structured=False)))
+        self.check(ServedClient(wish=ClientOptions(structured=False)))
         self.check(ServedClient(wish=COMPACT))
         self.check(ServedClient())
 
@@ -138,7 +138,7 @@ class FileOfBytes:
 
 class Writing(SynchronousTestCase):
     def test_sends_the_data_behind_the_header(self) -> None:
-        for wish in (COMPACT, Wish()):
+        for wish in (COMPACT, ClientOptions()):
             served = ServedClient(wish=wish)
             for data in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"xabc")[1:]):
                 writing = served.client.write(9, data)
@@ -203,9 +203,11 @@ class LargeEffects(SynchronousTestCase):
 
 
 class BlockStatus(SynchronousTestCase):
-    def served(self, wish: Wish | None = None, payload: bool = False, size: int = MIB) -> None:
+    def served(
+        self, wish: ClientOptions | None = None, payload: bool = False, size: int = MIB
+    ) -> None:
         flags = ALL_FLAGS | (TransmissionFlag.BLOCK_STATUS_PAYLOAD if payload else 0)
-        wish = wish or Wish(contexts=CONTEXTS)
+        wish = wish or ClientOptions(contexts=CONTEXTS)
         self.server = ServedClient(wish=wish, flags=flags, size=size, contexts=CONTEXTS)
         self.client = self.server.client
         self.ids = {name: number for number, name in self.client.agreement.contexts}
@@ -222,7 +224,7 @@ class BlockStatus(SynchronousTestCase):
 
     def test_comes_by_the_contexts_names(self) -> None:
         for extended in (False, True):
-            self.served(Wish(extended=extended, contexts=CONTEXTS))
+            self.served(ClientOptions(extended=extended, contexts=CONTEXTS))
             asking = self.client.block_status(4096, 8192)
             request = self.server.request()
             self.assertEqual(request[:2], (0, BLOCK_STATUS))
@@ -235,7 +237,7 @@ class BlockStatus(SynchronousTestCase):
             )
 
     def test_ends_where_the_export_does(self) -> None:
-        self.served(Wish(contexts=CONTEXTS[:1]), size=8192)
+        self.served(ClientOptions(contexts=CONTEXTS[:1]), size=8192)
         asking = self.client.block_status(4096, 4096)
         self.answer(self.server.request(), CONTEXTS[0], (512, 0), (1 << 60, 3), last=1)
         self.assertEqual(self.successResultOf(asking), {CONTEXTS[0]: [(512, 0), (3584, 3)]})
@@ -270,7 +272,7 @@ class BlockStatus(SynchronousTestCase):
         self.failureResultOf(asking, LocalProtocolError)
 
     def test_without_any_context_is_refused(self) -> None:
-        self.served(Wish())
+        self.served(ClientOptions())
         self.failureResultOf(self.client.block_status(0, 4096), LocalProtocolError)
 
     def test_of_more_than_a_request_can_say_asks_for_the_beginning(self) -> None:
@@ -298,7 +300,7 @@ class MistakesOfOurs(SynchronousTestCase):
         self.assertEqual(served.requests(), [])
 
     def test_outside_the_export_never_reach_the_server(self) -> None:
-        wish = Wish(contexts=CONTEXTS[:1])
+        wish = ClientOptions(contexts=CONTEXTS[:1])
         served = ServedClient(size=MIB, wish=wish)
         for offset, length in (
             (MIB, 1),
@@ -312,7 +314,9 @@ class MistakesOfOurs(SynchronousTestCase):
         self.refused(served, [served.client.read(0, -1), served.client.trim(5, -5)])
 
     def test_in_parts_of_blocks_never_reach_the_server(self) -> None:
-        served = ServedClient(block_sizes=(512, 4096, MIB), wish=Wish(contexts=CONTEXTS[:1]))
+        served = ServedClient(
+            block_sizes=(512, 4096, MIB), wish=ClientOptions(contexts=CONTEXTS[:1])
+        )
         for offset, length in ((1, 512), (0, 511), (256, 256)):
             self.refused(served, self.ranges(served, offset, length))
 

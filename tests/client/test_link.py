@@ -22,7 +22,7 @@ from flexmigrate.errors import (
 )
 from flexmigrate.net.interfaces import IBufferedProtocol
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from support.served_client import DISC, ServedClient
 
 OLDSTYLE_HELLO = bytes.fromhex("4e42444d41474943 0000420281861253 0000000000010000 00000000")
@@ -39,8 +39,8 @@ def outcomes(deferreds: list[Deferred]) -> list[list]:
     return collected
 
 
-def connected(wish: Wish | None = None, tls: object = None) -> NBDClientProtocol:
-    client = NBDClientProtocol(wish or Wish(), Clock(), tls=tls)
+def connected(wish: ClientOptions | None = None, tls: object = None) -> NBDClientProtocol:
+    client = NBDClientProtocol(wish or ClientOptions(), Clock(), tls=tls)
     client.makeConnection(StringTransport())
     return client
 
@@ -117,7 +117,7 @@ class TLSTransport(StringTransport):
 
 class StartTLS(SynchronousTestCase):
     def negotiate(self, tls: object) -> NBDClientProtocol:
-        client = NBDClientProtocol(Wish(tls=TLSMode.REQUIRE), Clock(), tls=tls)
+        client = NBDClientProtocol(ClientOptions(tls=TLSMode.REQUIRE), Clock(), tls=tls)
         client.makeConnection(TLSTransport())
         client.dataReceived(b"NBDMAGICIHAVEOPT\0\x03")
         client.dataReceived(bytes.fromhex("0003e889045565a9 00000005 00000001 00000000"))
@@ -379,7 +379,7 @@ class Progress(SynchronousTestCase):
 def test_whatever_a_server_says_each_request_is_answered_once(
     extended: bool, garbage: list[bytes]
 ) -> None:
-    served = ServedClient(wish=Wish(extended=extended))
+    served = ServedClient(wish=ClientOptions(extended=extended))
     results = outcomes([served.client.trim(0, 512), served.client.read(0, 1 << 20)])
     first, _ = served.requests()
     served.ok(first)

@@ -17,7 +17,7 @@ from flexmigrate.client import NBDClientProtocol, connect
 from flexmigrate.client.splitting import all_of
 from flexmigrate.errors import RequestFailed
 from flexmigrate.net.streaming import streaming
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import TransmissionFlag
 from support.nbd_peers import PEERS, Peer
 from support.processes import PATIENCE
@@ -46,7 +46,7 @@ class Served(NamedTuple):
     """A server that runs, and how it is reached."""
 
     endpoint: Any
-    wish: Wish
+    wish: ClientOptions
     clock: Any
     peer: Peer
 
@@ -56,7 +56,7 @@ class Served(NamedTuple):
     async def connect(self, **options: Any) -> NBDClientProtocol:
         # Not in 5 s, as on a busy machine: nbd-server took longer, and this isn't about time.
         options.setdefault("hello_timeout", PATIENCE)
-        return await connect(self.endpoint, wish=self.wish, clock=self.clock, **options)
+        return await connect(self.endpoint, options=self.wish, clock=self.clock, **options)
 
 
 @pytest.fixture
@@ -80,7 +80,7 @@ def served(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Served]:
             listening.bind(("127.0.0.1", 0))
             endpoint = HostnameEndpoint(chosen, *listening.getsockname())
         listening.listen()
-        wish = Wish(peer.export, contexts=(CONTEXT,))
+        wish = ClientOptions(peer.export, contexts=(CONTEXT,))
         with peer.serve(listening, image):
             yield Served(endpoint, wish, reactor, peer)
 

@@ -5,7 +5,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.client.uri import NBDURI, URIError, parse_uri
 from flexmigrate.errors import UsageError
 from flexmigrate.wire.agreement import TLSMode
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 
 GOOD = {
     # doc/uri.md, "NBD URI export name"
@@ -96,14 +96,16 @@ class URIs(SynchronousTestCase):
 
 class Wishes(SynchronousTestCase):
     def test_are_for_the_named_export_and_keep_the_rest(self) -> None:
-        wish = parse_uri("nbd://h/disk").wish(Wish(contexts=("base:allocation",)), with_tls=False)
-        self.assertEqual(wish, Wish("disk", contexts=("base:allocation",)))
+        wish = parse_uri("nbd://h/disk").client_options(
+            ClientOptions(contexts=("base:allocation",)), with_tls=False
+        )
+        self.assertEqual(wish, ClientOptions("disk", contexts=("base:allocation",)))
 
     def test_use_tls_where_it_can_be_had(self) -> None:
-        wish = parse_uri("nbd://h/").wish(Wish(), with_tls=True)
+        wish = parse_uri("nbd://h/").client_options(ClientOptions(), with_tls=True)
         self.assertIs(wish.tls, TLSMode.ON)
 
     def test_require_tls_where_the_scheme_does(self) -> None:
         uri = parse_uri("nbds://h/")
-        self.assertIs(uri.wish(Wish(), with_tls=True).tls, TLSMode.REQUIRE)
-        self.assertRaises(URIError, uri.wish, Wish(), with_tls=False)
+        self.assertIs(uri.client_options(ClientOptions(), with_tls=True).tls, TLSMode.REQUIRE)
+        self.assertRaises(URIError, uri.client_options, ClientOptions(), with_tls=False)

@@ -15,11 +15,11 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.errors import FlexmigrateError, RemoteProtocolError
 from flexmigrate.wire.agreement import Close, CloseKind, Listed, Ready, Send, StartTLS, TLSMode
-from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.client_handshake import ClientHandshake, ListHandshake
 from flexmigrate.wire.constants import BASE_ALLOCATION, Command, CommandFlag, Option
 from flexmigrate.wire.frames import context_request, export_request, option
 from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.requests import pack_request
 from support.feeds import PlainFeed
@@ -397,7 +397,7 @@ def reply_parser_case(rng):
         views = {cookie: bytearray(length) for cookie, _, length in asked}
         for cookie, offset, length in asked:
             view = memoryview(views[cookie])
-            parser.expect(cookie, Awaited(Command.READ, offset, length, view=view))
+            parser.expect(cookie, PendingRequest(Command.READ, offset, length, view=view))
         violation = None
         try:
             for part in parts:

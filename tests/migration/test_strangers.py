@@ -21,7 +21,7 @@ from flexmigrate.migration.ownership import journal, offer
 from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.migration.source.handover import Gift
 from flexmigrate.testing import Machine
-from flexmigrate.wire.client_handshake import SessionWish, Wish
+from flexmigrate.wire.client_handshake import ClientOptions, SessionRequest
 from flexmigrate.wire.handover import (
     NO_ID,
     Answer,
@@ -73,9 +73,9 @@ class Stranger:
 
         :raises FlexmigrateError: he is refused.
         """
-        session = None if opening is None else SessionWish(opening.encode())
-        wish = Wish(structured=False, extended=False, session=session)
-        connecting = connect(self._endpoint(), wish=wish, clock=self.machine)
+        session = None if opening is None else SessionRequest(opening.encode())
+        wish = ClientOptions(structured=False, extended=False, session=session)
+        connecting = connect(self._endpoint(), options=wish, clock=self.machine)
         connected: NBDClientProtocol = self.scene.world.result_of(connecting)
         return connected
 
@@ -89,8 +89,8 @@ class Stranger:
 
     def ask(self, opening: Opening) -> Answer:
         """Return what he is told."""
-        wish = Wish(session=SessionWish(opening.encode()))
-        asking = ask(self._endpoint(), wish=wish, clock=self.machine)
+        wish = ClientOptions(session=SessionRequest(opening.encode()))
+        asking = ask(self._endpoint(), options=wish, clock=self.machine)
         return parse_answer(self.scene.world.result_of(asking))
 
     def say(self, client: NBDClientProtocol, command: PrivateCommand, payload: bytes = b"") -> str:

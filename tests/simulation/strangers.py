@@ -19,7 +19,7 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Machine, World
 from flexmigrate.testing.writer import SECTOR
-from flexmigrate.wire.client_handshake import SessionWish, Wish
+from flexmigrate.wire.client_handshake import ClientOptions, SessionRequest
 from flexmigrate.wire.handover import (
     Opening,
     PrivateCommand,
@@ -59,10 +59,10 @@ class Stranger:
 
     def open(self, opening: Opening) -> Deferred[NBDClientProtocol]:
         """Connect with *opening*; fails as ``flexmigrate.client.connect``."""
-        session = SessionWish(opening.encode())
-        wish = Wish(structured=False, extended=False, session=session)
+        session = SessionRequest(opening.encode())
+        wish = ClientOptions(structured=False, extended=False, session=session)
         endpoint = TCP4ClientEndpoint(self._machine, self._address.host, self._address.port)
-        return connect(endpoint, wish=wish, clock=self._machine)
+        return connect(endpoint, options=wish, clock=self._machine)
 
     def opening(self, session: bytes, attempt: int) -> Opening:
         """Return an opening of a migration of its own, which gives up the attempt before."""

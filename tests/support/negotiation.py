@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from flexmigrate.wire.agreement import Close, Event, ExportInfo, Ready, Send, StartTLS
-from flexmigrate.wire.asking import Asking
+from flexmigrate.wire.client_options import ClientNegotiation
 from flexmigrate.wire.constants import TransmissionFlag
 from flexmigrate.wire.engine import Negotiation, Phase
 from flexmigrate.wire.handshake import ServerHandshake
@@ -130,7 +130,7 @@ def last_close(events: list[Event]) -> Close:
 class Pair:
     """A client and a server joined without a transport; what each of them said is kept."""
 
-    client: Asking
+    client: ClientNegotiation
     server: ServerHandshake
     client_events: list[Event] = field(default_factory=list)
     server_events: list[Event] = field(default_factory=list)

@@ -13,7 +13,7 @@ from twisted.python.failure import Failure
 
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.wire.agreement import ExportInfo, Ready, Send
-from flexmigrate.wire.client_handshake import Wish
+from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import TransmissionFlag
 from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
 
@@ -69,7 +69,7 @@ class ServedClient:
         *,
         size: int = 1 << 40,
         flags: TransmissionFlag = ALL_FLAGS,
-        wish: Wish | None = None,
+        wish: ClientOptions | None = None,
         oldstyle: bool = False,
         strict: bool = True,
         transport: Any = None,
@@ -78,7 +78,7 @@ class ServedClient:
         style = HandshakeStyle.OLDSTYLE if oldstyle else HandshakeStyle.FIXED_NEWSTYLE
         directory = OneExport(ExportInfo("", size, flags, **export))
         self.clock = Clock()
-        self.client = NBDClientProtocol(wish or Wish(), self.clock, strict=strict)
+        self.client = NBDClientProtocol(wish or ClientOptions(), self.clock, strict=strict)
         self.transport = transport or StringTransport()
         connecting: Any = self.client  # this method of Twisted's has no types
         connecting.makeConnection(self.transport)

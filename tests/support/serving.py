@@ -25,16 +25,16 @@ from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory, OpenSession
 from flexmigrate.server.limits import Limits
 from flexmigrate.wire.agreement import Agreement, Ready, Send
-from flexmigrate.wire.awaited import Awaited
-from flexmigrate.wire.client_handshake import ClientHandshake, Wish
+from flexmigrate.wire.client_handshake import ClientHandshake, ClientOptions
 from flexmigrate.wire.constants import BASE_ALLOCATION, Command, CommandFlag
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.requests import pack_request
 from support.feeds import Bench, PlainFeed, StreamFeed
 
-SIMPLE = Wish(structured=False, extended=False)
-STRUCTURED = Wish(extended=False, contexts=(BASE_ALLOCATION, "flexmigrate:dirty"))
-EXTENDED = Wish(contexts=(BASE_ALLOCATION, "flexmigrate:dirty"))
+SIMPLE = ClientOptions(structured=False, extended=False)
+STRUCTURED = ClientOptions(extended=False, contexts=(BASE_ALLOCATION, "flexmigrate:dirty"))
+EXTENDED = ClientOptions(contexts=(BASE_ALLOCATION, "flexmigrate:dirty"))
 STYLES = {"simple": SIMPLE, "structured": STRUCTURED, "extended": EXTENDED}
 
 FEEDS = (PlainFeed, StreamFeed)
@@ -144,7 +144,7 @@ class Served:
         """Return how many bytes the file takes on its disk."""
         return os.stat(self.path).st_blocks * 512
 
-    def client(self, feed: Any, wish: Wish = SIMPLE, **options: Any) -> Client:
+    def client(self, feed: Any, wish: ClientOptions = SIMPLE, **options: Any) -> Client:
         """Connect and negotiate."""
         return Client(self.bench, feed(self.bench, self.factory, **options), wish)
 
@@ -165,13 +165,13 @@ class Client:
     :ivar order: the cookies, in the order of their replies.
     """
 
-    def __init__(self, bench: Bench, feed: Any, wish: Wish) -> None:
+    def __init__(self, bench: Bench, feed: Any, wish: ClientOptions) -> None:
         self.bench = bench
         self.feed = feed
         self._handshake = ClientHandshake(wish)
         self._cookies = itertools.count(1)
         self._views: dict[int, bytearray] = {}
-        self._answered: dict[int, Awaited] = {}
+        self._answered: dict[int, PendingRequest] = {}
         self.order: list[int] = []
         self.agreement = self._negotiate()
         self.parser = ReplyParser(
@@ -237,7 +237,7 @@ class Client:
             view = memoryview(self._views[cookie])
         if contexts is None:
             contexts = [number for number, _ in self.agreement.contexts]
-        awaited = Awaited(
+        awaited = PendingRequest(
             kind,
             offset,
             length,

@@ -18,8 +18,8 @@ from flexmigrate.wire.agreement import (
     StartTLS,
     TLSMode,
 )
-from flexmigrate.wire.asking import Asking
-from flexmigrate.wire.client_handshake import ClientHandshake, ListHandshake, Wish
+from flexmigrate.wire.client_handshake import ClientHandshake, ClientOptions, ListHandshake
+from flexmigrate.wire.client_options import ClientNegotiation
 from flexmigrate.wire.constants import (
     MAX_OPTION_REPLIES,
     MAX_OPTION_REPLY,
@@ -37,12 +37,12 @@ UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, UNKNOWN, SHUTDOWN = range(ERROR + 1,
 NEWSTYLE = b"NBDMAGICIHAVEOPT\0\3"
 OLDSTYLE = b"NBDMAGIC" + struct.pack(">QQI", 0x420281861253, 1 << 20, 0x10005) + bytes(124)
 FIXED = b"\0\0\0\3"
-PLAIN = Wish("disk", structured=False)
+PLAIN = ClientOptions("disk", structured=False)
 FLAGS = TransmissionFlag.HAS_FLAGS | TransmissionFlag.SEND_FLUSH
 EXPORT = reply(GO, REP_INFO, struct.pack(">HQH", 0, 1 << 20, FLAGS))
 ASKED_GO = option(GO, wanted(b"disk", 3))
-TLS_ON = Wish("disk", structured=False, tls=TLSMode.ON)
-TLS_REQUIRED = Wish("disk", structured=False, tls=TLSMode.REQUIRE)
+TLS_ON = ClientOptions("disk", structured=False, tls=TLSMode.ON)
+TLS_REQUIRED = ClientOptions("disk", structured=False, tls=TLSMode.REQUIRE)
 
 
 def export(name: str = "disk", **more: Any) -> ExportInfo:
@@ -50,7 +50,7 @@ def export(name: str = "disk", **more: Any) -> ExportInfo:
     return ExportInfo(name, **fields)
 
 
-def asking(wish: Wish = PLAIN, *answers: bytes) -> ClientHandshake:
+def asking(wish: ClientOptions = PLAIN, *answers: bytes) -> ClientHandshake:
     client = ClientHandshake(wish)
     for answer in (NEWSTYLE, *answers):
         client.receive(answer)
@@ -67,11 +67,11 @@ class Greetings(SynchronousTestCase):
         check_feeds(ClientHandshake, OLDSTYLE, [Ready(agreement)])
 
     def test_oldstyle_has_neither_names_nor_tls(self) -> None:
-        for wish in (Wish("disk"), Wish(tls=TLSMode.REQUIRE)):
+        for wish in (ClientOptions("disk"), ClientOptions(tls=TLSMode.REQUIRE)):
             close = last_close(ClientHandshake(wish).receive(OLDSTYLE))
             self.assertEqual(close.kind, CloseKind.REFUSED)
             self.assertIn("oldstyle", close.reason)
-        events = ClientHandshake(Wish(tls=TLSMode.ON)).receive(OLDSTYLE)
+        events = ClientHandshake(ClientOptions(tls=TLSMode.ON)).receive(OLDSTYLE)
         self.assertEqual(events, [Ready(Agreement(export("")))])
 
     def test_anything_else_is_no_nbd_server(self) -> None:
@@ -118,9 +118,9 @@ class Wishes(SynchronousTestCase):
         )
         for wrong in wishes:
             with self.assertRaises(LocalProtocolError):
-                Wish(**wrong)
+                ClientOptions(**wrong)
 
-    def check_order(self, wish: Wish, *asked: bytes) -> None:
+    def check_order(self, wish: ClientOptions, *asked: bytes) -> None:
         """Check that all of *asked* is asked for, if each but the last is acknowledged."""
         client = ClientHandshake(wish)
         events = client.receive(NEWSTYLE)[1:]
@@ -133,16 +133,18 @@ class Wishes(SynchronousTestCase):
         go = option(GO, wanted(b"", 3))
         contexts = option(SET_META_CONTEXT, queries(b"", b"a:b"))
         extended, structured = option(EXTENDED_HEADERS), option(STRUCTURED_REPLY)
-        self.check_order(Wish(), extended, go)
-        self.check_order(Wish(extended=False), structured, go)
-        self.check_order(Wish(contexts=("a:b",)), extended, contexts, go)
-        self.check_order(Wish(extended=False, contexts=("a:b",)), structured, contexts, go)
+        self.check_order(ClientOptions(), extended, go)
+        self.check_order(ClientOptions(extended=False), structured, go)
+        self.check_order(ClientOptions(contexts=("a:b",)), extended, contexts, go)
+        self.check_order(ClientOptions(extended=False, contexts=("a:b",)), structured, contexts, go)
 
     def test_without_chunks_nothing_that_needs_them_is_asked_for(self) -> None:
-        self.check_order(Wish(structured=False, contexts=("a:b",)), option(GO, wanted(b"", 3)))
+        self.check_order(
+            ClientOptions(structured=False, contexts=("a:b",)), option(GO, wanted(b"", 3))
+        )
 
     def test_one_goes_on_without_what_there_is_not(self) -> None:
-        wish = Wish("disk", contexts=("a:b",))
+        wish = ClientOptions("disk", contexts=("a:b",))
         for code in (UNSUP, POLICY, INVALID, PLATFORM, TLS_REQD, ERROR + 77):
             client = asking(wish)
             self.assertEqual(
@@ -154,7 +156,7 @@ class Wishes(SynchronousTestCase):
 
 
 class Contexts(SynchronousTestCase):
-    WISH = Wish("disk", contexts=("a:b", "c:d"))
+    WISH = ClientOptions("disk", contexts=("a:b", "c:d"))
 
     def entry(self, number: int, name: bytes = b"a:b") -> bytes:
         return reply(SET_META_CONTEXT, META_CONTEXT, struct.pack(">I", number) + name)
@@ -248,7 +250,7 @@ class Go(SynchronousTestCase):
         self.assertTrue(close.reason.endswith("ERR_UNKNOWN to GO"))
 
     def test_with_extended_headers_there_is_no_way_back_to_export_name(self) -> None:
-        client = asking(Wish("disk"), reply(EXTENDED_HEADERS, ACK))
+        client = asking(ClientOptions("disk"), reply(EXTENDED_HEADERS, ACK))
         events = client.receive(reply(GO, UNSUP))
         self.assertEqual(events[0], Send(option(ABORT)))
         self.assertEqual(last_close(events).kind, CloseKind.REFUSED)
@@ -272,11 +274,11 @@ class ExportName(SynchronousTestCase):
                 Send(option(EXPORT_NAME, b"disk")),
                 Ready(Agreement(export())),
             ]
-            wish = Wish("disk", contexts=("a:b",), tls=TLSMode.ON)
+            wish = ClientOptions("disk", contexts=("a:b",), tls=TLSMode.ON)
             check_feeds(lambda wish=wish: ClientHandshake(wish), wire, expected)
 
     def test_what_was_agreed_before_holds(self) -> None:
-        client = asking(Wish("disk", extended=False), reply(STRUCTURED_REPLY, ACK))
+        client = asking(ClientOptions("disk", extended=False), reply(STRUCTURED_REPLY, ACK))
         events = client.receive(reply(GO, UNSUP) + self.ANSWER)
         self.assertEqual(events[-1], Ready(Agreement(export(), structured=True)))
 
@@ -313,7 +315,7 @@ class TLS(SynchronousTestCase):
 
 
 class Listing(SynchronousTestCase):
-    def asked(self, wish: Wish | None = None) -> ListHandshake:
+    def asked(self, wish: ClientOptions | None = None) -> ListHandshake:
         client = ListHandshake(wish)
         client.receive(NEWSTYLE)
         return client
@@ -358,16 +360,16 @@ class Listing(SynchronousTestCase):
 
 class HostileServers(SynchronousTestCase):
     # Each client with the number of the option that it waits for the answer to.
-    WAITING: list[tuple[int, Callable[[], Asking]]] = [
+    WAITING: list[tuple[int, Callable[[], ClientNegotiation]]] = [
         (STARTTLS, lambda: asking(TLS_REQUIRED)),
-        (EXTENDED_HEADERS, lambda: asking(Wish())),
-        (STRUCTURED_REPLY, lambda: asking(Wish(extended=False))),
+        (EXTENDED_HEADERS, lambda: asking(ClientOptions())),
+        (STRUCTURED_REPLY, lambda: asking(ClientOptions(extended=False))),
         (SET_META_CONTEXT, lambda: asking(Contexts.WISH, reply(EXTENDED_HEADERS, ACK))),
         (GO, asking),
         (LIST, Listing().asked),
     ]
 
-    def check_closes(self, client: Asking, wire: bytes) -> None:
+    def check_closes(self, client: ClientNegotiation, wire: bytes) -> None:
         self.assertEqual(last_close(client.receive(wire)).kind, CloseKind.VIOLATION)
 
     def test_every_wrong_bit_of_magic_and_option_closes(self) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.wire.agreement import Close, CloseKind, Event, Listed, Ready, TLSMode
-from flexmigrate.wire.client_handshake import ClientHandshake, ListHandshake, Wish
+from flexmigrate.wire.client_handshake import ClientHandshake, ClientOptions, ListHandshake
 from flexmigrate.wire.constants import MAX_DRAINED_OPTION, MAX_OPTION_LENGTH, TransmissionFlag
 from flexmigrate.wire.engine import Negotiation, Phase
 from flexmigrate.wire.handshake import HandshakeStyle, ServerHandshake
@@ -31,7 +31,7 @@ TLS_MODES = list(itertools.product(TLSMode, TLSMode))
 IMPOSSIBLE = {(TLSMode.REQUIRE, TLSMode.OFF), (TLSMode.OFF, TLSMode.REQUIRE)}
 
 
-def pair(wish: Wish, piece: int = 1 << 20, **server: Any) -> Pair:
+def pair(wish: ClientOptions, piece: int = 1 << 20, **server: Any) -> Pair:
     machine = ServerHandshake(Exports(), default_export="spare", **server)
     return Pair(ClientHandshake(wish), machine, piece=piece).run()
 
@@ -52,18 +52,18 @@ class Agreeing(SynchronousTestCase):
         ):
             for client_tls, server_tls in TLS_MODES:
                 if (client_tls, server_tls) not in IMPOSSIBLE:
-                    wish = Wish(name, structured, extended, names, client_tls)
+                    wish = ClientOptions(name, structured, extended, names, client_tls)
                     self.check_same(pair(wish, tls=server_tls))
 
     def test_byte_by_byte_nothing_changes(self) -> None:
         for mode in TLSMode:
-            wish = Wish("disk", contexts=(DIRTY,), tls=mode)
+            wish = ClientOptions("disk", contexts=(DIRTY,), tls=mode)
             whole, cut = (pair(wish, piece, tls=TLSMode.ON) for piece in (1 << 20, 1))
             self.assertEqual(whole.client_events, cut.client_events)
             self.assertEqual(whole.server_events, cut.server_events)
 
     def test_all_that_is_wished_for_is_granted(self) -> None:
-        wish = Wish("disk", contexts=(DIRTY, "base:allocation"), tls=TLSMode.ON)
+        wish = ClientOptions("disk", contexts=(DIRTY, "base:allocation"), tls=TLSMode.ON)
         agreement = pair(wish, tls=TLSMode.ON).agreed()[0].agreement
         self.assertTrue(agreement.structured)
         self.assertTrue(agreement.extended)
@@ -73,7 +73,7 @@ class Agreeing(SynchronousTestCase):
 
     def test_tls_is_used_where_both_can_and_missed_where_one_insists(self) -> None:
         for client_tls, server_tls in TLS_MODES:
-            joined = pair(Wish(tls=client_tls), tls=server_tls)
+            joined = pair(ClientOptions(tls=client_tls), tls=server_tls)
             if (client_tls, server_tls) in IMPOSSIBLE:
                 self.assert_refused(joined)
             else:
@@ -81,7 +81,7 @@ class Agreeing(SynchronousTestCase):
                 self.assertEqual(joined.agreed()[0].agreement.tls, both)
 
     def test_an_unknown_export_is_a_refusal_and_a_polite_end(self) -> None:
-        joined = pair(Wish("nosuch"))
+        joined = pair(ClientOptions("nosuch"))
         self.assert_refused(joined)
         self.assertIn("ERR_UNKNOWN", last_close(joined.client_events).reason)
 
@@ -107,7 +107,7 @@ class Agreeing(SynchronousTestCase):
     def test_exports_are_listed(self) -> None:
         for mode in TLSMode:
             server = ServerHandshake(Exports(), tls=mode)
-            joined = Pair(ListHandshake(Wish(tls=mode)), server).run()
+            joined = Pair(ListHandshake(ClientOptions(tls=mode)), server).run()
             listed = Listed((("disk", "the first disk"), ("spare", "")))
             self.assertIn(listed, joined.client_events)
             last = joined.server_events[-1]
@@ -191,7 +191,7 @@ class Garbage(SynchronousTestCase):
     def test_a_client_makes_events_of_it(
         self, mode: TLSMode, lists: bool, hello: bytes, replies: list[bytes], sizes: list[int]
     ) -> None:
-        wish = Wish("disk", contexts=("base:allocation",), tls=mode)
+        wish = ClientOptions("disk", contexts=("base:allocation",), tls=mode)
         client = ListHandshake(wish) if lists else ClientHandshake(wish)
         self.check(client, hello + b"".join(replies), sizes)
 

@@ -4,8 +4,8 @@ import struct
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.constants import MAX_STRING, Command, CommandFlag, ErrorCode
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.replies import (
     EXTENDED_REPLIES,
     SIMPLE_REPLIES,
@@ -37,7 +37,9 @@ def parsed_read(style, reply, length, **more):
     """Return the bytes of a read from OFFSET as a client has them."""
     data = bytearray(b"\xee") * length
     view = memoryview(data)
-    request = parsed(style, reply, lambda: Awaited(Command.READ, OFFSET, length, view=view, **more))
+    request = parsed(
+        style, reply, lambda: PendingRequest(Command.READ, OFFSET, length, view=view, **more)
+    )
     assert request.failure is None
     return bytes(data)
 
@@ -73,7 +75,7 @@ class ReadTests(SynchronousTestCase):
             reply += style.error(COOKIE, OFFSET, ErrorCode.EIO, "the rest can't be read")
             view = memoryview(bytearray(100))
             request = parsed(
-                style, reply, lambda v=view: Awaited(Command.READ, OFFSET, 100, view=v)
+                style, reply, lambda v=view: PendingRequest(Command.READ, OFFSET, 100, view=v)
             )
             self.assertEqual(request.failure.errno, ErrorCode.EIO)
             self.assertIn("the rest can't be read", str(request.failure))
@@ -90,7 +92,7 @@ class OtherReplyTests(SynchronousTestCase):
     def test_success_has_nothing_to_tell(self):
         for style in STYLES:
             request = parsed(
-                style, style.ok(COOKIE, OFFSET), lambda: Awaited(Command.FLUSH, OFFSET)
+                style, style.ok(COOKIE, OFFSET), lambda: PendingRequest(Command.FLUSH, OFFSET)
             )
             self.assertIsNone(request.failure)
 
@@ -99,7 +101,7 @@ class OtherReplyTests(SynchronousTestCase):
             for code in ErrorCode:
                 for command in (Command.WRITE, Command.FLUSH, Command.TRIM):
                     reply = style.error(COOKIE, OFFSET, code, "because")
-                    request = parsed(style, reply, lambda c=command: Awaited(c, OFFSET, 1))
+                    request = parsed(style, reply, lambda c=command: PendingRequest(c, OFFSET, 1))
                     self.assertEqual(request.failure.errno, code)
                     self.assertEqual("because" in str(request.failure), style.fragments)
 
@@ -111,13 +113,13 @@ class OtherReplyTests(SynchronousTestCase):
             sent = reply[at:]
             self.assertLessEqual(len(sent), MAX_STRING)
             self.assertTrue(text.startswith(sent.decode("utf-8")))
-            request = parsed(style, reply, lambda: Awaited(Command.FLUSH, OFFSET))
+            request = parsed(style, reply, lambda: PendingRequest(Command.FLUSH, OFFSET))
             self.assertNotIn("\N{REPLACEMENT CHARACTER}", str(request.failure))
 
     def test_text_that_can_not_be_encoded_does_no_harm(self):
         for style in CHUNKED:
             reply = style.error(COOKIE, OFFSET, ErrorCode.EIO, "name: \udcff")
-            request = parsed(style, reply, lambda: Awaited(Command.FLUSH, OFFSET))
+            request = parsed(style, reply, lambda: PendingRequest(Command.FLUSH, OFFSET))
             self.assertEqual(request.failure.errno, ErrorCode.EIO)
 
     def test_status_is_one_chunk_for_each_context(self):
@@ -128,7 +130,7 @@ class OtherReplyTests(SynchronousTestCase):
             request = parsed(
                 style,
                 reply,
-                lambda: Awaited(Command.BLOCK_STATUS, OFFSET, 2**32 - 1, contexts=(7, 9)),
+                lambda: PendingRequest(Command.BLOCK_STATUS, OFFSET, 2**32 - 1, contexts=(7, 9)),
             )
             self.assertEqual(request.extents, {7: first, 9: second})
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
-from flexmigrate.wire.awaited import Awaited
 from flexmigrate.wire.constants import Command
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.reply_parser import BUFFER, DIRECT, ReplyParser
 
 DONE = 1
@@ -73,7 +73,7 @@ class Asked:
         if command == Command.READ:
             self.buffers[cookie] = bytearray(b"\xaa" * length)
             options["view"] = memoryview(self.buffers[cookie])
-        self.parser.expect(cookie, Awaited(command, AT, length, **options))
+        self.parser.expect(cookie, PendingRequest(command, AT, length, **options))
 
     def outcome(self) -> list[tuple]:
         """What was answered, in order: cookie, errno or None, data, extents."""
@@ -452,7 +452,7 @@ def test_any_bytes_give_answers_or_the_remote_error(
 class Garbage(SynchronousTestCase):
     def test_wrong_extents_leave_no_view_locked_that_the_collector_stumbles_over(self) -> None:
         parser = ReplyParser(structured=True)
-        parser.expect(1, Awaited(Command.BLOCK_STATUS, 0, 4096, contexts=(7,)))
+        parser.expect(1, PendingRequest(Command.BLOCK_STATUS, 0, 4096, contexts=(7,)))
         memory = parser.get_buffer().obj
         extents = struct.pack(">IIIII", 7, 0, 0, 512, 0)  # the first is of no bytes
         wire = struct.pack(">IHHQI", 0x668E33EF, 1, 5, 1, len(extents)) + extents

@@ -16,9 +16,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.migration.comparison.digests import ImageDigest
-from flexmigrate.wire.agreement import Close, CloseKind, Ready, TLSMode, Told
-from flexmigrate.wire.awaited import Awaited
-from flexmigrate.wire.client_handshake import AskHandshake, ClientHandshake, SessionWish, Wish
+from flexmigrate.wire.agreement import Close, CloseKind, PrivateReply, Ready, TLSMode
+from flexmigrate.wire.client_handshake import (
+    ClientHandshake,
+    ClientOptions,
+    QueryHandshake,
+    SessionRequest,
+)
 from flexmigrate.wire.constants import MAX_OPTION_REPLY, OptionReply
 from flexmigrate.wire.handover import (
     MAX_CLAIMS,
@@ -51,6 +55,7 @@ from flexmigrate.wire.handover import (
 )
 from flexmigrate.wire.handshake import RefusingHandshake, ServerHandshake
 from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key, key_digest
+from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.replies import reply_style
 from flexmigrate.wire.reply_parser import ReplyParser
 from support.negotiation import Exports, Pair
@@ -302,7 +307,7 @@ def server(answer: Answer | None = ANSWER, **more: Any) -> ServerHandshake:
     return ServerHandshake(Exports(), private_options=options, **more)
 
 
-WISH = Wish("disk", structured=False, session=SessionWish(OPENING.encode()))
+WISH = ClientOptions("disk", structured=False, session=SessionRequest(OPENING.encode()))
 
 
 class AgreeingTests(SynchronousTestCase):
@@ -332,11 +337,11 @@ class AgreeingTests(SynchronousTestCase):
 
     def test_who_only_asks_is_told_whatever_the_answer(self) -> None:
         for answer in (ANSWER, REFUSING):
-            joined = Pair(AskHandshake(WISH), server(answer)).run()
+            joined = Pair(QueryHandshake(WISH), server(answer)).run()
             told, closed = joined.client_events[-2:]
-            self.assertEqual(told, Told(answer.encode()))
+            self.assertEqual(told, PrivateReply(answer.encode()))
             self.assertEqual(closed.kind, CloseKind.ENDED)
-        joined = Pair(AskHandshake(WISH), server(None)).run()
+        joined = Pair(QueryHandshake(WISH), server(None)).run()
         self.assertIn("ERR_UNSUP to SESSION", joined.client_events[-1].reason)
 
     def test_the_gate_sees_what_was_agreed_on_and_keeps_others_out(self) -> None:
@@ -349,14 +354,16 @@ class AgreeingTests(SynchronousTestCase):
         machine = Pair(ClientHandshake(WISH), server(gate=gate)).run()
         self.assertIsInstance(machine.client_events[-1], Ready)
         self.assertEqual(seen, [("disk", {SESSION_OPTION: OPENING.encode()})])
-        plain = Pair(ClientHandshake(Wish("disk")), server(gate=gate)).run()
+        plain = Pair(ClientHandshake(ClientOptions("disk")), server(gate=gate)).run()
         self.assertIn("it waits for its source", plain.client_events[-1].reason)
 
 
 class JudgingTests(SynchronousTestCase):
     """What a client makes of the answers to what it says of itself."""
 
-    def joined(self, wish: SessionWish, reply: Callable[[Opening], list[tuple[int, bytes]]]) -> Any:
+    def joined(
+        self, wish: SessionRequest, reply: Callable[[Opening], list[tuple[int, bytes]]]
+    ) -> Any:
         """Return how both ended, and what was said of sessions."""
         said: list[Opening] = []
 
@@ -373,7 +380,7 @@ class JudgingTests(SynchronousTestCase):
 
     def test_may_say_something_else_and_the_last_counts(self) -> None:
         again = replace(OPENING, key=RETRACT_KEY)
-        wish = SessionWish(OPENING.encode(), lambda data: again.encode())
+        wish = SessionRequest(OPENING.encode(), lambda data: again.encode())
         end, said = self.joined(
             wish, lambda opening: self.replying(ANSWER if opening == again else REFUSING)
         )
@@ -381,20 +388,20 @@ class JudgingTests(SynchronousTestCase):
         self.assertEqual(said, [OPENING, again])
 
     def test_says_something_else_once(self) -> None:
-        wish = SessionWish(OPENING.encode(), lambda data: OPENING.encode())
+        wish = SessionRequest(OPENING.encode(), lambda data: OPENING.encode())
         end, said = self.joined(wish, lambda opening: self.replying(REFUSING))
         self.assertEqual(end, Close(REFUSING.refusal, CloseKind.DECLINED))
         self.assertEqual(len(said), 2)
 
     def test_may_leave_whatever_the_answer(self) -> None:
-        wish = SessionWish(OPENING.encode(), lambda data: "it is too old")
+        wish = SessionRequest(OPENING.encode(), lambda data: "it is too old")
         end, _ = self.joined(wish, lambda opening: self.replying(ANSWER))
         self.assertEqual(end, Close("it is too old", CloseKind.DECLINED))
 
     def test_has_no_session_where_it_said_that_it_wants_none(self) -> None:
         plain = Opening(Purpose.PLAIN, bytes(16), 1, State.NONE, SIZE)
         end, said = self.joined(
-            SessionWish(plain.encode(), optional=True), lambda opening: self.replying(ANSWER)
+            SessionRequest(plain.encode(), optional=True), lambda opening: self.replying(ANSWER)
         )
         self.assertEqual(end.agreement.private, ())
         self.assertEqual(said, [plain])
@@ -407,7 +414,7 @@ class JudgingTests(SynchronousTestCase):
             (OptionReply.ERR_UNKNOWN, Close),
             (OptionReply.ERR_TLS_REQD, Close),
         ):
-            wish = SessionWish(OPENING.encode())
+            wish = SessionRequest(OPENING.encode())
             end, _ = self.joined(wish, lambda opening, error=error: [(error, b"why")])
             self.assertIsInstance(end, expected, error)
             if expected is Close:
@@ -419,7 +426,7 @@ class JudgingTests(SynchronousTestCase):
 
     def test_who_says_that_the_option_is_not_known_and_answers_a_probe_is_left(self) -> None:
         probe = Opening(Purpose.ASK, ID, 0, State.NONE, 0)
-        wish = SessionWish(OPENING.encode(), probe=probe.encode())
+        wish = SessionRequest(OPENING.encode(), probe=probe.encode())
 
         def reply(opening: Opening) -> list[tuple[int, bytes]]:
             if opening.purpose is Purpose.ASK:
@@ -429,7 +436,7 @@ class JudgingTests(SynchronousTestCase):
         end, said = self.joined(wish, reply)
         self.assertEqual([each.purpose for each in said], [Purpose.MIGRATE, Purpose.ASK])
         self.assertEqual(end.kind, CloseKind.DECLINED)
-        self.assertIn("host-b:/images/disk knows sessions", end.reason)
+        self.assertIn("host-b:/images/disk supports sessions", end.reason)
         end, said = self.joined(wish, lambda opening: [(OptionReply.ERR_UNSUP, b"")])
         self.assertIsInstance(end, Ready)
         self.assertEqual(end.agreement.private, ())
@@ -440,9 +447,9 @@ class RefusingTests(SynchronousTestCase):
     def test_each_option_is_refused_for_the_same_reason(self) -> None:
         for wish in (
             WISH,
-            Wish("disk"),
-            Wish("disk", tls=TLSMode.REQUIRE),
-            replace(WISH, session=SessionWish(OPENING.encode(), optional=True)),
+            ClientOptions("disk"),
+            ClientOptions("disk", tls=TLSMode.REQUIRE),
+            replace(WISH, session=SessionRequest(OPENING.encode(), optional=True)),
         ):
             refusing = RefusingHandshake(Exports(), "the access list doesn't allow it")
             joined = Pair(ClientHandshake(wish), refusing).run()
@@ -456,7 +463,7 @@ class RefusingTests(SynchronousTestCase):
 class RepliesTests(SynchronousTestCase):
     def parse(self, structured: bool, extended: bool, data: bytes, piece: int) -> bytes | None:
         parser = ReplyParser(structured=structured, extended=extended)
-        parser.expect(7, Awaited(PrivateCommand.COMMIT))
+        parser.expect(7, PendingRequest(PrivateCommand.COMMIT))
         for at in range(0, len(data), piece):
             parser.receive(data[at : at + piece])
         [(cookie, awaited)] = parser.take()
@@ -485,6 +492,6 @@ class RepliesTests(SynchronousTestCase):
     def test_a_payload_where_none_belongs_is_refused(self) -> None:
         for structured, extended in STYLES[1:]:
             parser = ReplyParser(structured=structured, extended=extended)
-            parser.expect(7, Awaited(3))
+            parser.expect(7, PendingRequest(3))
             with self.assertRaisesRegex(RemoteProtocolError, "a payload in reply to FLUSH"):
                 parser.receive(reply_style(structured, extended).private(7, 0, b"x"))

@@ -12,7 +12,7 @@ from dataclasses import replace
 from flexmigrate.errors import MigrationError, SessionDeclined
 from flexmigrate.migration.source.environment import SizeMismatch
 from flexmigrate.migration.source.handover import FIRST_WITH_KEYS, Gift
-from flexmigrate.wire.asking import SessionWish
+from flexmigrate.wire.client_options import SessionRequest
 from flexmigrate.wire.handover import NO_ID, Answer, Opening, Purpose, State, parse_answer
 from flexmigrate.wire.keys import NO_KEY
 
@@ -32,13 +32,13 @@ class Proposal:
         self.opening = opening
         self.answer: Answer | None = None
 
-    def wish(self, export: str) -> SessionWish:
+    def session_request(self, export: str) -> SessionRequest:
         """Return what the client's negotiation has to know.
 
         :param export: the name, at the destination.
         """
         self.opening = replace(self.opening, export=export)
-        return SessionWish(
+        return SessionRequest(
             self.opening.encode(),
             self._judge,
             self._probe(),

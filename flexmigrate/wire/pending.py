@@ -1,8 +1,8 @@
-"""One request that awaits its reply: what was asked, and what of it has been answered so far.
+"""One request that waits for its reply: what was asked for, and how much of it has been answered.
 
-The law of this file: it decides whether a part of a reply fits the request, and where its bytes
-belong. It knows neither how replies are framed nor how their bytes arrive. A part that does not
-fit raises :class:`RemoteProtocolError`; the connection that it came over is then of no more use.
+This module decides whether a part of a reply fits the request, and where its bytes belong. It knows
+neither how replies are framed nor how their bytes arrive. A part that does not fit raises
+:class:`RemoteProtocolError`; the connection is then of no more use.
 
 Whatever a server sends, a request holds no more than its caller's buffer, ``MAX_SPANS`` spans,
 ``MAX_EXTENTS_KEPT`` extents for each context that was asked for, and one error.
@@ -20,20 +20,20 @@ from flexmigrate.wire.constants import Command, ErrorCode, name_of
 from flexmigrate.wire.handover import command_name, is_private
 
 MAX_SPANS = 4096
-"""Separate stretches of one read that may have come before those between them. Real servers send
-the chunks of a read in ascending order, which makes one stretch; this bounds the others."""
+"""Separate spans of one read that may be held at a time. Servers normally send the chunks of a read
+in ascending order, which makes one span; this bounds the memory for those that don't."""
 
 MAX_EXTENTS_KEPT = 64 * 1024
-"""Extents kept of one context's answer (some 10 MiB of Python's numbers). A status may always
-cover less than was asked for, so what is beyond is dropped, and the caller asks again from there.
+"""Extents kept for one context (about 10 MiB of Python's numbers). A server may always describe
+less than was asked for, so the rest is dropped, and the caller asks again from there.
 """
 
 _ZEROES = bytes(64 * 1024)
 _KNOWN_ERRORS = frozenset(int(code) for code in ErrorCode)
 
 
-class Awaited:
-    """A request in flight, from the view of its reply.
+class PendingRequest:
+    """A request in flight, and its reply so far.
 
     :ivar command: the request's type.
     :ivar offset: in the export, in bytes.
@@ -41,7 +41,7 @@ class Awaited:
     :ivar extents: for BLOCK_STATUS: (length in bytes, status flags) of consecutive extents from
         `offset`, by context id. The last may end beyond the request.
     :ivar failure: the first error that the server reported, or None.
-    :ivar payload: for a private command (``wire.handover``): what its reply carried; else None.
+    :ivar payload: the payload of the reply to a private command (``wire.handover``); else None.
     """
 
     __slots__ = (
@@ -73,7 +73,7 @@ class Awaited:
     ) -> None:
         """Describe a request that is about to be sent.
 
-        :param view: where a read's data goes: writable bytes, `length` of them.
+        :param view: the destination of a read's data: writable bytes, `length` of them.
         :param unfragmented: the request carries DF, so that content may come in one chunk only.
         :param contexts: ids of the meta contexts that a BLOCK_STATUS asks for.
         :param one_extent: the request carries REQ_ONE.
@@ -127,7 +127,7 @@ class Awaited:
             hole[at : at + size] = _ZEROES[:size]
 
     def open_status(self, context: int) -> None:
-        """Begin one context's answer to a BLOCK_STATUS; its extents follow by `add_extents`."""
+        """Begin the answer for one context of a BLOCK_STATUS; `add_extents` continues it."""
         if context not in self._contexts:
             raise RemoteProtocolError(f"the server sent context {context} in reply to {self}")
         if context in self.extents:
@@ -136,7 +136,7 @@ class Awaited:
         self._told = 0
 
     def add_extents(self, context: int, descriptors: Iterable[tuple[int, int]]) -> None:
-        """Continue the answer that was opened last with (length, flags) of further extents."""
+        """Add (length, flags) of further extents to the answer that was begun last."""
         kept = self.extents[context]
         limit = 1 if self._one_extent else self.length
         told = self._told
@@ -155,13 +155,13 @@ class Awaited:
             )
 
     def tell(self, payload: bytes) -> None:
-        """Take what the reply to a private command carries."""
+        """Take the payload of the reply to a private command."""
         if not is_private(self.command) or self.payload is not None:
             raise RemoteProtocolError(f"the server sent a payload in reply to {self}")
         self.payload = payload
 
     def fail(self, number: int, message: str = "", at: int | None = None) -> None:
-        """Note that the server reported an error; the first one is the one that is told.
+        """Note an error that the server reported; only the first one is kept.
 
         :param number: as it came; one that the specification doesn't know counts as EINVAL.
         :param message: the server's own words, if it had any.
@@ -182,7 +182,7 @@ class Awaited:
         self.failure = RequestFailed(int(known), text)
 
     def finish(self) -> None:
-        """Take note that the reply has ended, and see that nothing of it is missing."""
+        """Note that the reply has ended; RemoteProtocolError if a part of it is missing."""
         self._view = None
         if self.failure is not None:
             return
@@ -197,7 +197,7 @@ class Awaited:
 
 
 class _Spans:
-    """Which bytes of a read have come: ascending spans that neither overlap nor touch."""
+    """The bytes of a read that have come, as ascending spans that neither overlap nor touch."""
 
     __slots__ = ("_ends", "_starts")
 
@@ -206,7 +206,7 @@ class _Spans:
         self._ends: list[int] = []
 
     def add(self, start: int, end: int) -> bool:
-        """Add a span; return False, and leave all as it was, where it overlaps or is too many."""
+        """Add a span; return False, and change nothing, if it overlaps or is one too many."""
         starts, ends = self._starts, self._ends
         at = bisect_right(starts, start)
         if (at and ends[at - 1] > start) or (at < len(starts) and starts[at] < end):
@@ -228,5 +228,5 @@ class _Spans:
 
 
 def _printable(text: str) -> str:
-    """A peer's words go to terminals and logs: nothing in them may steer either."""
+    """Replace characters with which a peer could control a terminal or forge a log line."""
     return "".join(char if char.isprintable() else "\N{REPLACEMENT CHARACTER}" for char in text)

@@ -1,9 +1,9 @@
-"""From steps to bytes, on the client's side: one option asked for after another.
+"""The client's side of the exchange of options: it asks for one option after another.
 
-The law of this file: a table says for each option what is asked, which replies may come and what
-follows from them, and its order is the order of asking. Every reply is bounded and must answer the
-option that was asked last. What the options are for is not known here (see ``client_handshake``),
-but for STARTTLS, which comes first for everyone who wants it.
+A table says for each option what is asked for, which replies may come, and what follows from them;
+its order is the order of asking. Every reply is bounded, and must answer the option that was asked
+for last. The meaning of the options is defined in ``client_handshake``, except for STARTTLS, which
+every negotiation with TLS begins with.
 
 Specification: proto.md, "Handshake", "Client-side requirements", "Option reply types".
 """
@@ -39,18 +39,17 @@ _KNOWN_FLAGS = HandshakeFlag.FIXED_NEWSTYLE | HandshakeFlag.NO_ZEROES
 
 
 @dataclass(frozen=True)
-class SessionWish:
-    """What a client says of itself by our session option (``wire.handover``), and what it makes of
-    the answers.
+class SessionRequest:
+    """The client's part of flexmigrate's private session option (``wire.handover``).
 
     :ivar opening: the option's data.
-    :ivar judge: given the data of an answer, returns what to say of ourselves instead; or, as text,
-        why the server is left; or None to do as the answer says.
-    :ivar probe: data of the same option by which a server that calls it unsupported is asked once
-        more: one that understands this knows the option, and is left. None not to ask.
-    :ivar optional: whether what is said is that no session is wished for; then a server that won't
-        hear it, for whatever reason, is gone on with, and else only one that doesn't know the
-        option.
+    :ivar judge: is given the data of an answer; returns the data to send instead of *opening*, or
+        as text the reason to leave the server, or None to do as the answer says.
+    :ivar probe: data of the same option, sent to a server that calls the option unsupported: one
+        that accepts this does know the option, and is left. None: no probe.
+    :ivar optional: whether the opening only announces that no session is wanted. If so, the client
+        goes on with a server that refuses the option for any reason; if not, only with one that
+        doesn't know it.
     """
 
     opening: bytes
@@ -60,16 +59,16 @@ class SessionWish:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a client would like to have; LocalProtocolError if it can't even be asked for.
+class ClientOptions:
+    """The options that a client asks for; LocalProtocolError if the protocol can't express them.
 
     :ivar name: the export; empty for the server's default.
-    :ivar structured: whether to ask for reply chunks; nothing of the next two is had without them.
+    :ivar structured: whether to ask for structured replies, which the next two options need.
     :ivar extended: whether to ask for extended headers.
     :ivar contexts: the meta contexts to select, at most MAX_QUERIES.
-    :ivar tls: OFF never asks for TLS, ON goes on without it where there is none, REQUIRE does not.
-    :ivar session: what is said by our session option, or None for nothing. A server that declines
-        it is left.
+    :ivar tls: OFF never asks for TLS, ON continues without it if the server has none, REQUIRE
+        doesn't.
+    :ivar session: the session to ask for, or None. If the server declines it, the client leaves.
     """
 
     name: str = ""
@@ -77,7 +76,7 @@ class Wish:
     extended: bool = True
     contexts: tuple[str, ...] = ()
     tls: TLSMode = TLSMode.OFF
-    session: SessionWish | None = None
+    session: SessionRequest | None = None
 
     def __post_init__(self) -> None:
         frames.encode_string(self.name)
@@ -88,13 +87,13 @@ class Wish:
 
 
 @dataclass(frozen=True)
-class Step:
-    """How one option is asked for; each function is given the negotiation first.
+class OptionStep:
+    """One row of the table: an option and its replies. Each function takes the negotiation first.
 
     :ivar request: returns the option's data, or None if the option isn't wanted.
-    :ivar acknowledged: what follows from ACK.
-    :ivar refused: what follows from an error; it is also given the error's type and its text.
-    :ivar parts: what takes the data of the replies that may come before the final one, by type.
+    :ivar acknowledged: called upon ACK.
+    :ivar refused: called upon an error; it is also given the error's type and its text.
+    :ivar parts: the functions that take the data of replies before the final one, by reply type.
     """
 
     request: Callable[[Any], bytes | None]
@@ -103,12 +102,12 @@ class Step:
     parts: Mapping[int, Callable[[Any, bytes], None]] = field(default_factory=dict)
 
 
-class Asking(Negotiation, ABC):
-    """The exchange of options as a client sees it; which they are is in the table *steps*."""
+class ClientNegotiation(Negotiation, ABC):
+    """A client's exchange of options with a server, by the table *steps*."""
 
-    def __init__(self, wish: Wish, steps: Mapping[int, Step]) -> None:
+    def __init__(self, options: ClientOptions, steps: Mapping[int, OptionStep]) -> None:
         super().__init__()
-        self._wish = wish
+        self._options = options
         self._steps = steps
         self._to_ask = iter(steps)
         self._option = next(iter(steps))
@@ -138,28 +137,28 @@ class Asking(Negotiation, ABC):
         self._send(frames.CLIENT_FLAGS.pack(flags & _KNOWN_FLAGS))
         if flags & HandshakeFlag.FIXED_NEWSTYLE:
             self._ask_next()
-        elif self._wish.tls is TLSMode.REQUIRE:
+        elif self._options.tls is TLSMode.REQUIRE:
             self._close("TLS is required, and the server has none", CloseKind.REFUSED)
         else:
             self._plain_newstyle()
 
     @abstractmethod
     def _oldstyle(self, frame: bytes) -> None:
-        """Take the rest of an oldstyle greeting."""
+        """Handle the rest of an oldstyle greeting."""
 
     @abstractmethod
     def _plain_newstyle(self) -> None:
-        """Go on with a server that knows no option but EXPORT_NAME."""
+        """Continue with a server that knows no option but EXPORT_NAME."""
 
-    # The walk
+    # The options, one after another
 
     def _ask_next(self, *_: object) -> None:
-        """Ask for the next option that is wanted; the last one always is."""
+        """Ask for the next option that is wanted. The last one always is."""
         for option in self._to_ask:
             data = self._steps[option].request(self)
             if data is not None:
                 return self._ask(option, data)
-        raise LocalProtocolError("a negotiation whose last step isn't wanted")
+        raise LocalProtocolError("a negotiation whose last option isn't wanted")
 
     def _ask(self, option: int, data: bytes) -> None:
         self._option = option
@@ -180,10 +179,10 @@ class Asking(Negotiation, ABC):
             raise RemoteProtocolError(f"option reply magic {magic:#018x}")
         if option != self._option:
             asked = self._option_name
-            raise RemoteProtocolError(f"a reply to {name_of(Option, option)}, asked was {asked}")
+            raise RemoteProtocolError(f"a reply to {name_of(Option, option)} instead of {asked}")
         self._bytes_replied += len(frame) + length
         if length > MAX_OPTION_REPLY or self._bytes_replied > MAX_OPTION_REPLIES:
-            raise RemoteProtocolError(f"too long an answer to {self._option_name}")
+            raise RemoteProtocolError(f"the reply to {self._option_name} is too long")
         self._expect(length, self._reply_data)
 
     def _reply_data(self, data: bytes) -> None:
@@ -196,14 +195,14 @@ class Asking(Negotiation, ABC):
         else:
             self._part(step, data)
 
-    def _refused(self, step: Step, text: str) -> None:
-        # It has to be left then, whatever was asked ("Termination of the session ...").
+    def _refused(self, step: OptionStep, text: str) -> None:
+        # The specification then demands to end the session ("Termination of the session ...").
         if self._reply == OptionReply.ERR_SHUTDOWN:
             self._give_up(text)
         else:
             step.refused(self, self._reply, text)
 
-    def _part(self, step: Step, data: bytes) -> None:
+    def _part(self, step: OptionStep, data: bytes) -> None:
         take = step.parts.get(self._reply)
         if take is None:
             kind = name_of(OptionReply, self._reply)
@@ -212,7 +211,7 @@ class Asking(Negotiation, ABC):
         self._expect_reply()
 
     def _give_up(self, text: str) -> None:
-        """Leave the server after an error, politely."""
+        """Leave the server after an error, in good order."""
         error = name_of(OptionReply, self._reply)
         self._send(frames.option(Option.ABORT))
         detail = f": {text}" if text else ""
@@ -221,10 +220,10 @@ class Asking(Negotiation, ABC):
     # STARTTLS
 
     def _starttls_request(self) -> bytes | None:
-        return None if self._wish.tls is TLSMode.OFF else b""
+        return None if self._options.tls is TLSMode.OFF else b""
 
     def _starttls_refused(self, _: int, text: str) -> None:
-        if self._wish.tls is TLSMode.REQUIRE:
+        if self._options.tls is TLSMode.REQUIRE:
             self._give_up(text)
         else:
             self._ask_next()
@@ -236,5 +235,9 @@ class Asking(Negotiation, ABC):
 
 _REFUSED = CloseKind.REFUSED
 
-STARTTLS = Step(Asking._starttls_request, Asking._start_tls, Asking._starttls_refused)
+STARTTLS = OptionStep(
+    ClientNegotiation._starttls_request,
+    ClientNegotiation._start_tls,
+    ClientNegotiation._starttls_refused,
+)
 """The first step of every negotiation that may be encrypted."""

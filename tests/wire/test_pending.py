@@ -7,23 +7,27 @@ from hypothesis import strategies as st
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import RemoteProtocolError
-from flexmigrate.wire import awaited as module
-from flexmigrate.wire.awaited import Awaited
+from flexmigrate.wire import pending as module
 from flexmigrate.wire.constants import Command
+from flexmigrate.wire.pending import PendingRequest
 
 OFFSET = 1 << 40
 
 
 def reading(length: int, *, fill: int = 0xAA, unfragmented: bool = False) -> tuple:
     buffer = bytearray([fill]) * length
-    request = Awaited(
+    request = PendingRequest(
         Command.READ, OFFSET, length, view=memoryview(buffer), unfragmented=unfragmented
     )
     return request, buffer
 
 
-def asking_status(length: int = 4096, contexts: tuple = (7,), one_extent: bool = False) -> Awaited:
-    return Awaited(Command.BLOCK_STATUS, OFFSET, length, contexts=contexts, one_extent=one_extent)
+def asking_status(
+    length: int = 4096, contexts: tuple = (7,), one_extent: bool = False
+) -> PendingRequest:
+    return PendingRequest(
+        Command.BLOCK_STATUS, OFFSET, length, contexts=contexts, one_extent=one_extent
+    )
 
 
 class ContentOfReads(SynchronousTestCase):
@@ -81,7 +85,7 @@ class ContentOfReads(SynchronousTestCase):
 
     def test_data_for_a_command_that_reads_nothing_is_refused(self) -> None:
         for command in set(Command) - {Command.READ}:
-            request = Awaited(command, OFFSET, 10)
+            request = PendingRequest(command, OFFSET, 10)
             self.assertRaises(RemoteProtocolError, request.place, OFFSET, 10)
 
     def test_the_number_of_stretches_out_of_order_is_bounded(self) -> None:
@@ -133,7 +137,7 @@ class BlockStatus(SynchronousTestCase):
 
     def test_a_context_that_was_not_asked_for_is_refused(self) -> None:
         self.assertRaises(RemoteProtocolError, asking_status().open_status, 8)
-        self.assertRaises(RemoteProtocolError, Awaited(Command.FLUSH).open_status, 7)
+        self.assertRaises(RemoteProtocolError, PendingRequest(Command.FLUSH).open_status, 7)
 
     def test_a_context_that_comes_twice_is_refused(self) -> None:
         request = asking_status()
@@ -175,7 +179,7 @@ class BlockStatus(SynchronousTestCase):
 
 class Errors(SynchronousTestCase):
     def test_the_first_error_is_told_with_the_servers_words(self) -> None:
-        request = Awaited(Command.WRITE, 4096, 512)
+        request = PendingRequest(Command.WRITE, 4096, 512)
         request.fail(28, "no room", at=4100)
         request.fail(5, "later")
         self.assertEqual(request.failure.errno, 28)
@@ -184,21 +188,21 @@ class Errors(SynchronousTestCase):
         )
 
     def test_an_unknown_number_counts_as_einval_and_is_told(self) -> None:
-        request = Awaited(Command.FLUSH)
+        request = PendingRequest(Command.FLUSH)
         request.fail(0xDEAD)
         self.assertEqual(request.failure.errno, 22)
         self.assertIn("57005", str(request.failure))
 
     def test_error_zero_is_refused(self) -> None:
-        self.assertRaises(RemoteProtocolError, Awaited(Command.FLUSH).fail, 0)
+        self.assertRaises(RemoteProtocolError, PendingRequest(Command.FLUSH).fail, 0)
 
     def test_an_error_at_an_offset_outside_the_request_is_refused(self) -> None:
         for at in (99, 110, 2**64 - 1):
-            request = Awaited(Command.TRIM, 100, 10)
+            request = PendingRequest(Command.TRIM, 100, 10)
             self.assertRaises(RemoteProtocolError, request.fail, 5, "", at)
 
     def test_a_message_cannot_steer_a_terminal_or_a_log(self) -> None:
-        request = Awaited(Command.FLUSH)
+        request = PendingRequest(Command.FLUSH)
         request.fail(5, "a\x1b[2J\nb\x00\u2028ü")
         self.assertTrue(str(request.failure).isprintable())
         self.assertIn("ü", str(request.failure))
