@@ -15,7 +15,7 @@ PIECE = 1024 * 1024
 
 @implementer(IBlockDevice)
 class Overlay:
-    """What *base* holds, and above it the blocks that were changed since.
+    """The content of *base*, overlaid with the blocks that were changed since.
 
     :param base: provides IBlockDevice; it is only read, and closed with this.
     """

@@ -1,1 +1,1 @@
-"""The network: addresses, who may connect, and transports that move bytes without copying them."""
+"""Networking: addresses, access lists, TLS, and transports that move bytes without copying them."""

@@ -1,12 +1,12 @@
-"""Accept connections: many at once, and none that is lost.
+"""A listening port that accepts many connections at a time, and loses none.
 
-A server of NBD speaks first. A client whose connection the kernel has completed, but for which
-there was no room in the accept queue, waits for a greeting that nobody will send, and has no reason
-to send anything itself (tcp(7), tcp_abort_on_overflow). So that queue is as long as the system lets
-it be, on sockets that were passed to us, too: see `BACKLOG`.
+An NBD server speaks first. If the kernel has completed a client's connection without having room
+for it in the accept queue, the client waits for a greeting that never comes, and has no reason to
+send anything itself (tcp(7), tcp_abort_on_overflow). So that queue is as long as the system allows,
+also on sockets that were passed to us: see `BACKLOG`.
 
-Where descriptors, or the kernel's memory, are used up, clients stay in that queue, and are accepted
-once there is something again: nothing is ended for it.
+When the process runs out of descriptors, or the kernel out of memory, clients stay in that queue
+and are accepted later. No connection is ended for it.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ from flexmigrate.net.twisted_private import peer_address
 log = Logger()
 
 BACKLOG = 65535
-"""What listen(2) is asked for; net.core.somaxconn decides (4096 since Linux 5.4). An entry takes
-memory only while a client waits in it."""
+"""The backlog given to listen(2); net.core.somaxconn limits it (4096 since Linux 5.4). An entry
+takes memory only while a client waits in it."""
 
 ENOUGH = 2048
-"""Connections that may wait to be accepted: all the clients of a host that has just come back."""
+"""Connections that should have room in the queue: all clients of a host that has just restarted."""
 
 ACCEPTS_A_TURN = 8
-"""After so many others have theirs: to accept and greet that many takes two milliseconds."""
+"""Connections accepted in one turn of the reactor: accepting and greeting them takes about 2 ms."""
 
 PAUSE_SECONDS = 0.2
-"""Between two tries, where descriptors are used up."""
+"""Seconds between two attempts to accept while descriptors are used up."""
 
-# There may be something again later.
+# Errors that may pass.
 _USED_UP = {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}
 
-# accept(2): the connection, not the socket that listens, has met an error.
+# accept(2): these errors concern the new connection, not the listening socket.
 _GONE = {
     *(errno.ECONNABORTED, errno.EPERM, errno.EPROTO, errno.ENETDOWN, errno.ENOPROTOOPT),
     *(errno.EHOSTDOWN, errno.ENONET, errno.EHOSTUNREACH, errno.EOPNOTSUPP, errno.ENETUNREACH),
@@ -54,7 +54,7 @@ SOMAXCONN = Path("/proc/sys/net/core/somaxconn")
 
 
 def queue_length() -> int | None:
-    """Return how many connections may wait to be accepted, or None if the system doesn't tell."""
+    """Return the system's limit for the accept queue, or None if it is unknown."""
     try:
         return min(int(SOMAXCONN.read_text()), BACKLOG)
     except (OSError, ValueError):
@@ -68,7 +68,7 @@ else:
 
 
 class AcceptingPort(_Port):
-    """Mixed into Twisted's ports, TCP and UNIX."""
+    """A mixin for Twisted's ports, TCP and UNIX."""
 
     _accepting_again: Any = None  # an IDelayedCall, while descriptors are used up
     _is_short = False
@@ -76,11 +76,11 @@ class AcceptingPort(_Port):
     def startListening(self) -> None:
         self.backlog = BACKLOG
         super().startListening()
-        # Again, for a socket that was passed to us: who opened it may have asked for less.
+        # Once more for a socket that was passed to us: its creator may have asked for less.
         self.socket.listen(BACKLOG)
 
     def doRead(self) -> None:
-        """Accept those who wait, a limited number of them: the reactor calls again."""
+        """Accept waiting connections, up to a limit: the reactor calls again for the rest."""
         for _ in range(ACCEPTS_A_TURN):
             try:
                 accepted, address = self.socket.accept()
@@ -96,7 +96,7 @@ class AcceptingPort(_Port):
                 return  # because of what has come
         if self._is_short:
             self._is_short = False
-            log.info("connections are accepted again")
+            log.info("accepting connections again")
 
     def _take(self, accepted: socket.socket, address: Any) -> None:
         transport: Any = None
@@ -111,7 +111,7 @@ class AcceptingPort(_Port):
             transport = make(accepted, protocol, address, self, number, self.reactor)
             protocol.makeConnection(transport)
         except Exception:  # noqa: BLE001  # as in a reactor: it ends this one alone
-            log.failure("a new connection met a bug")
+            log.failure("a new connection failed with an unexpected error")
             if transport is None:
                 accepted.close()
             else:
@@ -125,11 +125,11 @@ class AcceptingPort(_Port):
         return self.factory.buildProtocol(peer_address(self, address))
 
     def _pause(self, error: OSError) -> None:
-        """Let those who wait do so for a while: the reactor would call again at once, for ever."""
+        """Stop accepting for a while; otherwise the reactor would call again at once, forever."""
         if not self._is_short:
             self._is_short = True
             log.warn(
-                "no connection can be accepted: {error}; those who come wait until one can",
+                "cannot accept connections: {error}; new clients wait until it is possible again",
                 error=os.strerror(error.errno or errno.EIO),
             )
         self.stopReading()  # type: ignore[no-untyped-call]  # Twisted's
@@ -141,7 +141,7 @@ class AcceptingPort(_Port):
         self.startReading()  # type: ignore[no-untyped-call]  # Twisted's
 
     def loseConnection(self, reason: Any = _CLOSED) -> Any:
-        """As IListeningPort's ``stopListening``."""
+        """Stop listening, as IListeningPort's ``stopListening``."""
         if self._accepting_again is not None:
             self._accepting_again.cancel()
             self._accepting_again = None

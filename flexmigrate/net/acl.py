@@ -1,7 +1,7 @@
-"""Who may connect: a pure answer to one question, given the peer's address.
+"""Access lists: which peer addresses may connect.
 
-It does not know of connections: applying a changed list to those who are connected is the
-server's work.
+An access list knows nothing of connections. The server applies a changed list to clients that are
+connected already.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from flexmigrate.errors import FlexmigrateError
 _Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 _Host = ipaddress.IPv4Address | ipaddress.IPv6Address
 
-# RFC 4291, 2.5.5.2: how an IPv4 peer looks to a socket that listens on both families.
+# RFC 4291, 2.5.5.2: the address of an IPv4 peer at a socket that listens on both families.
 _IPV4_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 
 
@@ -61,7 +61,8 @@ class AccessList:
 
 
 def _unmapped(host: str) -> _Host:
-    # The zone of a link-local address ("%eth0") says on which link the peer is, not who it is.
+    # The zone of a link-local address ("%eth0") names the peer's link; it doesn't identify the
+    # peer.
     address = ipaddress.ip_address(host.partition("%")[0])
     if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
         return address.ipv4_mapped
@@ -72,8 +73,8 @@ def _parse_entry(entry: str) -> _Network:
     try:
         if "%" in entry:
             raise BadEntry(
-                f"bad spec: {entry!r}: an access list says who a peer is, and not on which link: "
-                f"leave out what begins with %"
+                f"bad spec: {entry!r}: an access list names peers, not links: "
+                f"remove the part from % on"
             )
         network = ipaddress.ip_network(entry, strict=False)
     except BadEntry:

@@ -1,7 +1,7 @@
-"""Where a server listens or is connected to: a value, and the reading of it.
+"""Addresses to listen on or to connect to, and their parsers.
 
-Pure: no name is looked up (an address that means another host tomorrow is no place to send a disk
-to), nothing is opened, and Twisted is not imported.
+No host name is looked up: a disk must not be sent to an address that may mean another host
+tomorrow. Nothing is opened, and Twisted is not imported.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from flexmigrate.errors import FlexmigrateError
 
 MAX_PORT = 65535
-# What the kernel takes as the name of a network interface (dev_valid_name).
+# The characters that the kernel allows in the name of a network interface (dev_valid_name).
 _ZONE = re.compile(r"[^\s/:%]{1,15}")
 # unix(7): sun_path has 108 bytes, the last of which is the NUL that ends the path.
 MAX_SOCKET_PATH = 107
@@ -26,8 +26,8 @@ class BadAddress(FlexmigrateError, ValueError):
 
 @dataclass(frozen=True)
 class Address:
-    """Either a TCP address (*host* and *port*) or a UNIX socket (*path*); make it with the two
-    class methods.
+    """A TCP address (*host* and *port*) or a UNIX socket (*path*). Use the two class methods to
+    make one.
 
     :ivar host: an IPv4 or IPv6 address without brackets; empty for a UNIX socket.
     :ivar port: 0 to 65535, where 0 asks the kernel for a free one; 0 for a UNIX socket.
@@ -44,12 +44,12 @@ class Address:
 
     @classmethod
     def tcp(cls, host: str, port: int) -> Address:
-        """Return the address of *port* on *host*, which have been checked."""
+        """Return the address of *port* on *host*; the caller has checked both."""
         return cls(host=host, port=port)
 
     @classmethod
     def unix(cls, path: str) -> Address:
-        """Return the address of the UNIX socket *path*, which has been checked."""
+        """Return the address of the UNIX socket *path*; the caller has checked it."""
         return cls(path=path)
 
     @property
@@ -67,8 +67,8 @@ class Address:
 def parse_host(text: str) -> str:
     """Return the IPv4 or IPv6 address *text* in its usual spelling, or raise `BadAddress`.
 
-    A link-local IPv6 address needs its link behind it, by name or number (RFC 4007):
-    ``fe80::1%eth0``. Without it the kernel takes none: it doesn't know which link is meant.
+    A link-local IPv6 address must be followed by its link, by name or number (RFC 4007):
+    ``fe80::1%eth0``. The kernel doesn't accept it without the link.
     """
     try:
         address = ipaddress.ip_address(text)
@@ -90,14 +90,14 @@ def parse_port(text: str, lowest: int = 0) -> int:
 
     :param lowest: 0 to listen on (the kernel chooses a free port), 1 to connect to.
     """
-    # int() would also take "1_0", " 10 " and digits of other scripts.
+    # int() would also accept "1_0", " 10 " and digits of other scripts.
     if text.isascii() and text.isdigit() and lowest <= int(text) <= MAX_PORT:
         return int(text)
     raise BadAddress(f"{text!r} is not a port ({lowest} to {MAX_PORT})")
 
 
 def parse_socket_path(text: str) -> str:
-    """Return the path *text* if a UNIX socket can have it, or raise `BadAddress`."""
+    """Return the path *text* if it is valid for a UNIX socket, or raise `BadAddress`."""
     if not text or "\0" in text:
         raise BadAddress(f"{text!r} is not a path")
     if len(os.fsencode(text)) > MAX_SOCKET_PATH:
@@ -108,7 +108,7 @@ def parse_socket_path(text: str) -> str:
 
 
 def parse_place(text: str) -> str:
-    """Return the host, or the path if it begins with ``/``, that *text* names.
+    """Return the host, or the path if it begins with ``/``, in *text*.
 
     :raises BadAddress: if it is neither.
     """
@@ -124,12 +124,12 @@ def parse_place(text: str) -> str:
 
 
 def parse_address(addr: str, port: str | int | None = None, *, lowest_port: int = 0) -> Address:
-    """Return the address that *addr* and *port* name.
+    """Return the address for *addr* and *port*.
 
     :param addr: an IPv4 address, an IPv6 address, or a path beginning with ``/``.
     :param port: needed for TCP; ``None`` or 0 for a UNIX socket, which has none.
     :param lowest_port: see `parse_port`.
-    :raises BadAddress: if they name none.
+    :raises BadAddress: if they are not a valid address.
     """
     place = parse_place(addr)
     if not place.startswith("/"):
@@ -142,9 +142,10 @@ def parse_address(addr: str, port: str | int | None = None, *, lowest_port: int 
 
 
 def parse_shown(text: str) -> Address:
-    """Return the address that *text* shows: HOST:PORT, [HOST]:PORT, or a path beginning with ``/``.
+    """Parse an address as this package displays it: HOST:PORT, [HOST]:PORT, or a path beginning
+    with ``/``.
 
-    :raises BadAddress: if it shows none.
+    :raises BadAddress: if it is none of these.
     """
     if text.startswith("/"):
         return Address.unix(parse_socket_path(text))

@@ -1,15 +1,14 @@
-"""Give a reactor a monotonic clock, so that no timer depends on the time of day.
+"""A monotonic clock for a reactor, so that no timer depends on the time of day.
 
-Twisted's reactors ask ``time.time``. When somebody sets that clock back, every timer that is
-pending waits for so much longer, and every duration that is being measured becomes negative.
+Twisted's reactors use ``time.time``. If that clock is set back, every pending timer waits longer by
+the same amount, and every duration that is being measured becomes negative.
 
 The clock is CLOCK_MONOTONIC (clock_gettime(2)), not CLOCK_BOOTTIME: it stands still while the host
-is suspended. Neither we nor the kernel can answer or hear anybody meanwhile, so that a peer's
-silence says nothing about it, and time limits that ended during the suspension would end all
-connections at once when the host wakes up. It is also the clock that epoll_wait(2), waits for
-threads, and systemd's watchdog go by.
+is suspended. During that time neither we nor the kernel can send or receive, so the silence of a
+peer means nothing, and timeouts that expired meanwhile would end all connections at once when the
+host wakes up. epoll_wait(2), waits for threads, and systemd's watchdog use the same clock.
 
-The time of day stays what logs, journals, reports, certificates and HTTP's Date are about.
+Logs, journals, reports, certificates and HTTP's Date go on using the time of day.
 """
 
 from __future__ import annotations
@@ -21,20 +20,20 @@ from flexmigrate.net.twisted_private import scheduled_calls
 
 
 def use_monotonic_clock(reactor: Any) -> None:
-    """Have *reactor* schedule and measure by a monotonic clock: by CLOCK_MONOTONIC, in seconds.
+    """Make *reactor* schedule and measure with CLOCK_MONOTONIC, in seconds.
 
-    For the reactor of the process, and best before anything is scheduled. Calls that are scheduled
-    already keep the time that is left to them. A running ``LoopingCall`` doesn't: it would take the
-    new clock for the old one. Twice is allowed.
+    Meant for the process's reactor, preferably before anything is scheduled. Calls that are
+    scheduled already keep the time that is left to them. A running ``LoopingCall`` doesn't: it
+    would compare the new clock with the old one. Repeated calls have no effect.
 
     :param reactor: one of Twisted's own.
-    :raises TypeError: it keeps its scheduled calls in a way that isn't known here.
+    :raises TypeError: the reactor keeps its scheduled calls in an unknown way.
     """
     if reactor.seconds is monotonic:
         return
     scheduled = scheduled_calls(reactor)
     shift = monotonic() - reactor.seconds()
-    for call in scheduled:  # cancelled ones, too: all by as much, so that their order stays
+    for call in scheduled:  # cancelled ones, too, by the same amount, so that their order stays
         call.time += shift
         call.seconds = monotonic
     reactor.seconds = monotonic

@@ -1,4 +1,4 @@
-"""From an address, as an operator gives it, to a Twisted endpoint on stream transports."""
+"""Twisted endpoints on stream transports, made from the addresses that operators give."""
 
 from __future__ import annotations
 
@@ -24,17 +24,18 @@ from flexmigrate.net.unix_socket import SOCKET_MODE, remove_stale_socket
 
 
 def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoint:
-    """Return where to listen. The file of a UNIX socket that nobody listens on is removed.
+    """Return the endpoint to listen on. The file of a UNIX socket that nobody listens on is
+    removed.
 
-    :param address: or the description of any server endpoint that Twisted knows.
-    :raises FlexmigrateError: the path of a UNIX socket is taken, or the description makes no sense.
+    :param address: an address, or the description of any server endpoint that Twisted knows.
+    :raises FlexmigrateError: the path of a UNIX socket is taken, or the description is invalid.
     """
     endpoint: Any
     if isinstance(address, str):
         endpoint = _described(reactor, address)
         if isinstance(endpoint, AdoptedStreamServerEndpoint):
-            # Listening uses a descriptor up: an address that is given up for a while, and listened
-            # at again, would then adopt whatever got the same number meanwhile.
+            # Listening uses up a descriptor. An address that is closed for a while and opened again
+            # would then adopt whatever got the same number meanwhile.
             endpoint.fileno = os.dup(endpoint.fileno)
     elif address.is_unix:
         remove_stale_socket(address.path)
@@ -47,9 +48,7 @@ def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoi
 
 
 def check_description(reactor: Any, description: str, option: str = "--endpoint") -> None:
-    """Raise UsageError unless *description*, given by *option*, makes sense as that of a server
-    endpoint.
-    """
+    """Raise UsageError unless *description*, given with *option*, describes a server endpoint."""
     _described(reactor, description, option)
 
 
@@ -67,10 +66,10 @@ def _described(reactor: Any, description: str, option: str = "--endpoint") -> An
 def client_endpoint(
     reactor: Any, address: Address, *, bind: str | None = None, timeout: float = 30.0
 ) -> IStreamClientEndpoint:
-    """Return where to connect to.
+    """Return the endpoint to connect to.
 
     :param bind: local IP address to connect from.
-    :param timeout: seconds until the connection has to stand.
+    :param timeout: seconds that connecting may take.
     """
     endpoint: Any
     if address.is_unix:

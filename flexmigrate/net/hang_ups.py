@@ -1,11 +1,11 @@
-"""Whose peer has hung up: asked of many connections with one call.
+"""Detection of peers that have hung up, among many connections with one system call.
 
-A connection of which nothing is read for now doesn't notice its end: that stands behind what was
-sent before, in the kernel, or behind what TLS has not decrypted. The kernel knows it as soon as the
-other side's FIN or reset has come (``POLLRDHUP``, poll(2)). With TCP, that may still wait at the
-other side behind data for which there is no room here: who has something to be read may have hung
-up, too. Of a peer that vanished without a FIN nothing is known before its probes have failed
-(``net.tuning``).
+While nothing is read from a connection, its end goes unnoticed: the end comes after data that was
+sent before, in the kernel's buffer, or that TLS has not decrypted yet. The kernel knows of it as
+soon as the peer's FIN or reset has arrived (``POLLRDHUP``, poll(2)). With TCP, the FIN may also be
+kept at the peer behind data for which there is no room here. So a peer with unread data may have
+hung up, too. A peer that vanished without a FIN is noticed only when its keepalive probes have
+failed (``net.tuning``).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _UNREAD = select.EPOLLIN
 
 
 class HangUps(Generic[_T]):
-    """Of some connections, each known by whatever was added with it."""
+    """A set of connections, each identified by the object that was added with it."""
 
     def __init__(self) -> None:
         self._epoll: select.epoll | None = None
@@ -30,10 +30,10 @@ class HangUps(Generic[_T]):
         self._others: dict[_T, Any] = {}
 
     def add(self, about: _T, transport: Any) -> None:
-        """Look at *transport* from now on, until ``remove``.
+        """Watch *transport* until ``remove``.
 
-        One that has no descriptor of its own is asked for its attribute ``peer_has_ended``, if it
-        has that.
+        If it has no descriptor of its own, its attribute ``peer_has_ended`` is asked, if it has
+        one.
         """
         try:
             fd = int(transport.fileno())
@@ -50,22 +50,22 @@ class HangUps(Generic[_T]):
         self._fds[about] = fd
 
     def remove(self, about: _T) -> None:
-        """Forget it; its descriptor may be closed already."""
+        """Stop watching; the descriptor may be closed already."""
         self._others.pop(about, None)
         fd = self._fds.pop(about, None)
         if fd is None:
             return
         del self._by_fd[fd]
         assert self._epoll is not None
-        with contextlib.suppress(OSError):  # closed, and with that forgotten by the kernel
+        with contextlib.suppress(OSError):  # closed, so the kernel has removed it already
             self._epoll.unregister(fd)
         if not self._fds:
             self._epoll.close()
             self._epoll = None
 
     def look(self) -> tuple[list[_T], list[_T]]:
-        """Return those whose peer has hung up, and others of which there is something to be read.
-        Doesn't wait.
+        """Return the connections whose peer has hung up, and others with unread data. Doesn't
+        block.
         """
         gone: list[_T] = []
         unread: list[_T] = []

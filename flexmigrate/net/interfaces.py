@@ -1,4 +1,4 @@
-"""What protocols and transports of ours have beyond Twisted's interfaces."""
+"""Interfaces of our protocols and transports, beyond Twisted's own."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from flexmigrate.net.sendable import FileSource
 class IBufferedProtocol(Interface):
     """A protocol that provides its own receive buffer, as ``asyncio.BufferedProtocol`` does."""
 
-    poller = Attribute("Poller | None: whether to look for more before sleeping (net.polling).")
-    waits = Attribute("bool: it waits for something that the reactor brings: don't look for more.")
+    poller = Attribute("Poller | None: whether to poll for more before sleeping (net.polling).")
+    waits = Attribute("bool: it waits for another event of the reactor, so polling is useless.")
 
     def get_buffer() -> memoryview:
-        """Return where to put what is received next; never empty, valid until `buffer_updated`."""
+        """Return the buffer for the next bytes; never empty, valid until `buffer_updated`."""
 
     def buffer_updated(size: int) -> None:  # noqa: N805
-        """*size* bytes (at least 1) now stand at the beginning of that buffer."""
+        """Take *size* bytes (at least 1) at the beginning of that buffer."""
 
 
 class IGatheringProtocol(Interface):
-    """A protocol that would rather have much at once than each TLS record, 16 KiB, by itself."""
+    """A protocol that prefers large pieces to one ``dataReceived`` per TLS record (16 KiB)."""
 
     def gather() -> None:
-        """Keep what ``dataReceived`` brings from now on."""
+        """Collect the data of each ``dataReceived`` from now on."""
 
     def deliver() -> None:
-        """That was all for now."""
+        """Process the collected data: there is no more for now."""
 
 
 class IOutlet(Interface):
-    """Where a protocol sends to: in order, without copies where the transport can do without."""
+    """An outlet to send through: in order, and without copies if the transport allows it."""
 
-    congested = Attribute("bool: something waits until the peer reads; the producer is paused.")
+    congested = Attribute("bool: data waits for the peer to read; the producer is paused.")
 
     def send(data: Any, more: bool = False) -> None:  # noqa: N805
         """Send a bytes-like object; it may be reused as soon as this returns.
@@ -54,6 +54,6 @@ class IOutlet(Interface):
         """
 
     def finish() -> None:
-        """Send no more, and close the connection once all that was sent has left; the producer is
-        not told of anything any more.
+        """Close the connection once everything sent has left. Nothing more may be sent, and the
+        producer isn't called any more.
         """

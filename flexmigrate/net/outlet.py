@@ -1,8 +1,8 @@
-"""Sending over a transport of any kind: the stream transport itself, or Twisted's ``write`` (TLS,
-tests, other apps).
+"""One way to send over any kind of transport: a stream transport, or Twisted's ``write`` (as with
+TLS, in tests, or in other programs).
 
-A protocol asks :func:`outlet_for` once a transport stands, registers as its producer there, and
-sends through what it gets without knowing which it is.
+A protocol calls :func:`outlet_for` once it is connected, registers as the producer there, and sends
+through the result without knowing which kind it is.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from zope.interface import implementer
 from flexmigrate.net.interfaces import IOutlet
 from flexmigrate.net.sendable import FileSource
 
-# A file is read and written in pieces of this size, so that a long read holds no more than one of
-# them beside what the transport itself holds. Sixteen TLS records.
+# A file is sent in pieces of this size, so that a long read holds no more than one of them beside
+# the transport's own buffer. Sixteen TLS records.
 PIECE = 256 * 1024
 
 
 @implementer(IOutlet, IPushProducer)
 class PlainOutlet:
-    """Sends by ``transport.write``, which copies; files are read piece by piece as the transport
-    drains.
+    """An outlet that uses ``transport.write``, which copies. Files are read piece by piece, as the
+    transport drains.
 
-    It is the transport's producer and passes the word on to the protocol's.
+    It is the transport's producer, and passes pauses on to the protocol's producer.
     """
 
     def __init__(self, transport: Any, producer: Any) -> None:
@@ -63,13 +63,13 @@ class PlainOutlet:
         self._close_if_drained()
 
     def pauseProducing(self) -> None:
-        """The transport holds enough: nothing more is sent until it says so."""
+        """Stop sending: the transport's buffer is full."""
         if not self._paused:
             self._paused = True
             self._producer.pauseProducing()
 
     def resumeProducing(self) -> None:
-        """The transport drained: send what waits, and when all is sent let the protocol go on."""
+        """Send waiting data, and when all of it is sent resume the protocol's producer."""
         self._paused = False
         self._pump()
         if self._finishing:
@@ -78,7 +78,7 @@ class PlainOutlet:
             self._producer.resumeProducing()
 
     def stopProducing(self) -> None:
-        """The connection is gone."""
+        """Drop waiting data: the connection is gone."""
         self._gone = True
         self._waiting.clear()
 
@@ -101,9 +101,9 @@ class PlainOutlet:
             try:
                 data = source.read(offset, size)
             except OSError as error:
-                # The header has promised these bytes: only ending the connection can take that
-                # back.
-                self._log.error("sending the image failed: {error}", error=error)
+                # The header has announced these bytes, so the only way out is to end the
+                # connection.
+                self._log.error("cannot read the image to send it: {error}", error=error)
                 self.stopProducing()
                 self._transport.abortConnection()
                 return

@@ -1,16 +1,16 @@
-"""Adaptive polling: after an answer, look for the next request for a moment before going to sleep;
-or, where more come than can be answered, let some come together first.
+"""Adaptive polling: after an answer, look for the next request for a moment before going to sleep.
+If more requests arrive than one answer takes, wait briefly so that several come together.
 
-A client that sends one request at a time otherwise pays two sleeps and two wake-ups for each.
-Polling pays while one connection is busy and its client answers quickly; it costs where several
-are, or where the client takes its time. So it's begun only after a run of wake-ups of the same
-connection, stops for a while after looking in vain, and never goes on for so long that others
+Without polling, a client that sends one request at a time costs two sleeps and two wake-ups for
+each. Polling pays while one connection is busy and its client answers quickly; it costs if several
+are busy, or if the client takes its time. So it begins only after several wake-ups of the same
+connection in a row, pauses after a poll without result, and never lasts long enough for others to
 notice.
 
-A client with many requests under way has sent the next ones before it was answered. Who takes them
-at once gets one or two at a time, and both sides pay for a message for each; after a nap there are
-dozens. A client with few under way would only wait longer by it: naps are left off for a while once
-one has nothing under way any more that wasn't answered.
+A client with many requests under way has sent the next ones before it gets an answer. A server that
+takes them at once gets one or two at a time, and both sides pay for a message for each; after a
+coalescing delay there are dozens. For a client with few requests under way the delay would only be
+lost time: the server backs off from delays for a while once a client had to wait because of one.
 """
 
 from __future__ import annotations
@@ -19,52 +19,50 @@ from collections.abc import Callable
 from time import monotonic, sleep
 
 DEFAULT_POLL_SECONDS = 200e-6
-"""How long one look takes: some sleeps and wake-ups of a virtual machine's processor
+"""Seconds of one poll: a few sleeps and wake-ups of a virtual machine's processor
 (docs/performance).
 """
 
-# Wake-ups of the same connection in a row before polling begins: two busy clients rarely make so
+# Wake-ups of the same connection in a row before polling begins. Two busy clients rarely cause as
 # many.
 RUN = 8
 
-# The longest that one connection is polled, and served, without the reactor having its turn, in
-# seconds: what another client's request may have to wait for it.
+# Seconds that one connection may be polled and served before the reactor runs other tasks: the time
+# that another client's request may have to wait.
 LONGEST_TURN = 1e-3
 
-# After looking in vain, so many wake-ups pass without it; doubled each time, up to the second
-# number.
+# Wake-ups without polling after a poll in vain; doubled each time, up to the second number.
 FIRST_PAUSE = 4
 LONGEST_PAUSE = 1024
 
 
-NAP_SECONDS = 1e-6
-"""What is asked for: the kernel makes 50 microseconds more of it (timerslack, prctl(2)). Of longer
-ones, other connections would notice."""
+COALESCING_SECONDS = 1e-6
+"""The delay that is asked for; the kernel adds 50 microseconds (timerslack, prctl(2)). Other
+connections would notice longer delays."""
 
-FIRST_REST = 64
-LONGEST_REST = 4096
-"""So many times that the client was ahead pass without a nap, once it had to wait because of one;
+FIRST_BACKOFF = 64
+LONGEST_BACKOFF = 4096
+"""Opportunities to delay that are passed over after a delay for which the client had to wait;
 doubled each time, up to the second number."""
 
-NAPS_THAT_TELL = 32
-"""After so many naps in a row for none of which it had to wait, the next rest is short again."""
+GOOD_DELAYS = 32
+"""Delays in a row without such a wait, after which the next backoff is short again."""
 
 LONG = 64 * 1024
-"""When so many bytes have come, there is enough to do."""
+"""Bytes that are enough work by themselves, so that no delay is needed."""
 
 
 class Poller:
-    """The decision for all connections of one server.
+    """The polling decisions for all connections of one server.
 
-    :param seconds: how long to look; 0 turns polling off.
-    :ivar turn_ends: when the reactor, and with it everybody else, should have its turn, by
-        ``time.monotonic``.
-    :ivar hits: looks that found a request.
-    :ivar misses: looks in vain.
+    :param seconds: the length of a poll; 0 turns polling off.
+    :ivar turn_ends: the time (``time.monotonic``) at which the reactor should run other tasks.
+    :ivar hits: polls that found a request.
+    :ivar misses: polls in vain.
     """
 
     __slots__ = (
-        *("_busy", "_naps", "_next_rest", "_pause", "_rest", "_run", "_skip"),
+        *("_backoff", "_busy", "_delays", "_next_backoff", "_pause", "_run", "_skip"),
         *("hits", "misses", "seconds", "turn_ends"),
     )
 
@@ -77,20 +75,20 @@ class Poller:
         self._run = 0
         self._skip = 0
         self._pause = FIRST_PAUSE
-        self._be_awake()
+        self._reset_delays()
 
-    def _be_awake(self) -> None:
-        self._naps = 0
-        self._rest = self._next_rest = FIRST_REST
+    def _reset_delays(self) -> None:
+        self._delays = 0
+        self._backoff = self._next_backoff = FIRST_BACKOFF
 
     def woken(self, connection: object) -> bool:
-        """The reactor woke up *connection*: return whether to look for more once it is served."""
+        """Note that the reactor woke up *connection*; return whether to poll once it is served."""
         if connection is not self._busy:
             self._busy = connection
             self._run = 0
             self._skip = 0
             self._pause = FIRST_PAUSE
-            self._be_awake()
+            self._reset_delays()
             return False
         self._run += 1
         if self._skip:
@@ -102,20 +100,20 @@ class Poller:
         return True
 
     def look(self, receive: Callable[[int], int]) -> int:
-        """Call *receive* until it returns something else than -1, or the time is over; where it
-        brings something at once, perhaps once more after a nap. Return what it has come to.
+        """Call *receive* until it returns something other than -1, or the time is over. If the
+        first call returns data, perhaps call once more after a coalescing delay. Return the total.
 
-        :param receive: receives behind so many bytes that were received before, and returns how
-            many it received, or something less than 1.
+        :param receive: is given the number of bytes received so far, and appends to them; returns
+            the number of bytes it received, or a number below 1.
         """
         size = receive(0)
         if size == -1:
-            if self._naps:
-                self._rest_from_naps()
+            if self._delays:
+                self._back_off()
             return self._wait(receive)
         self.hits += 1
         self._pause = FIRST_PAUSE
-        if 0 < size < LONG and self._nap():
+        if 0 < size < LONG and self._coalesce():
             size += max(receive(size), 0)
         return size
 
@@ -131,23 +129,21 @@ class Poller:
         self._pause = FIRST_PAUSE
         return size
 
-    def _nap(self) -> bool:
-        """The client was ahead: something was there before it could know of its answers. Let more
-        come, and return True, unless that has just proved not to be worthwhile.
+    def _coalesce(self) -> bool:
+        """Let more requests come, and return True, unless a delay has lately proved useless. Called
+        when data was there before the client could know of its answers.
         """
-        if self._rest:
-            self._rest -= 1
+        if self._backoff:
+            self._backoff -= 1
             return False
-        self._naps += 1
-        if self._naps == NAPS_THAT_TELL:
-            self._next_rest = FIRST_REST
-        sleep(NAP_SECONDS)
+        self._delays += 1
+        if self._delays == GOOD_DELAYS:
+            self._next_backoff = FIRST_BACKOFF
+        sleep(COALESCING_SECONDS)
         return True
 
-    def _rest_from_naps(self) -> None:
-        """The client isn't ahead any more: all that it had under way came together, so that it had
-        nothing to do but to wait.
-        """
-        self._naps = 0
-        self._rest = self._next_rest
-        self._next_rest = min(self._next_rest * 2, LONGEST_REST)
+    def _back_off(self) -> None:
+        """Suspend delays: all requests of the client came together, so it was waiting for us."""
+        self._delays = 0
+        self._backoff = self._next_backoff
+        self._next_backoff = min(self._next_backoff * 2, LONGEST_BACKOFF)

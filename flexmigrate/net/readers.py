@@ -1,8 +1,8 @@
-"""Many sockets that are read from, as one to the reactor.
+"""Many readable sockets behind one descriptor of the reactor.
 
-A reactor calls each of its descriptors through a logging context of its own, which takes longer
-than to answer a small request. Here they stand in an epoll of their own, whose descriptor is the
-one that the reactor knows: it calls once, and all that are readable have their turn.
+A reactor calls each of its descriptors through a logging context, which takes longer than to answer
+a small request. Here the sockets are in a separate epoll, whose descriptor is the only one that the
+reactor knows: it calls once, and all readable sockets are served.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from zope.interface import implementer
 
 log = Logger()
 
-# How many have their turn before the reactor looks at its clock and at what else it has.
+# Sockets that are served before the reactor looks at its clock and its other descriptors.
 MOST_AT_ONCE = 64
 
 
 @implementer(IReadDescriptor)
 class Readers:
-    """The sockets, for one reactor; it is among the reactor's own while it has any.
+    """The sockets of one reactor. It is registered with the reactor while it has any.
 
     :param reactor: provides IReactorFDSet.
     """
@@ -35,7 +35,7 @@ class Readers:
         self._epoll: select.epoll | None = None
 
     def add(self, reader: Any) -> None:
-        """Call its ``doRead`` whenever there is something; twice is allowed."""
+        """Call the reader's ``doRead`` whenever it is readable; repeated calls have no effect."""
         fd = reader.fileno()
         if self._readers.get(fd) is reader:
             return
@@ -47,7 +47,7 @@ class Readers:
         self._readers[fd] = reader
 
     def remove(self, reader: Any) -> None:
-        """Don't call it any more, if it was added; its descriptor is still open."""
+        """Stop calling the reader, if it was added; its descriptor is still open."""
         fd = reader.fileno()
         if self._epoll is not None and self._readers.get(fd) is reader:
             del self._readers[fd]
@@ -55,25 +55,25 @@ class Readers:
             if not self._readers:
                 self._reactor.removeReader(self)
 
-    # What the reactor calls
+    # Called by the reactor
 
     def doRead(self) -> None:
-        """Give all that are readable their turn."""
+        """Serve all readable sockets."""
         assert self._epoll is not None
         for fd, _ in self._epoll.poll(0, MOST_AT_ONCE):
             reader = self._readers.get(fd)
             if reader is None:
-                continue  # it was ended in another one's turn
+                continue  # ended during another one's turn
             try:
                 why = reader.doRead()
                 if why is not None:
                     self._end(reader, why)
             except Exception as error:  # noqa: BLE001  # as in a reactor: it ends this one alone
-                log.failure("a connection met a bug")
+                log.failure("a connection failed with an unexpected error")
                 self._end(reader, error)
 
     def _end(self, reader: Any, why: BaseException) -> None:
-        """Tell a socket that it can't be read from any more, as a reactor does."""
+        """Tell a reader that its socket can't be read from any more, as a reactor does."""
         self.remove(reader)
         reason = Failure(why)
         if isinstance(why, ConnectionDone) and IHalfCloseableDescriptor.providedBy(reader):
@@ -83,18 +83,18 @@ class Readers:
             reader.connectionLost(reason)
 
     def fileno(self) -> int:
-        """As IFileDescriptor has it."""
+        """Return the descriptor, as IFileDescriptor demands."""
         return -1 if self._epoll is None else self._epoll.fileno()
 
     def logPrefix(self) -> str:
-        """As ILoggingContext has it."""
+        """Return the prefix of log lines, as ILoggingContext demands."""
         return "stream transports"
 
     def connectionLost(self, reason: Failure) -> None:
-        """The reactor stops: so do they all, as if it had known them."""
+        """Tell every reader that the reactor stops, as if the reactor had known them."""
         for reader in list(self._readers.values()):
             self.remove(reader)
             try:
                 reader.connectionLost(reason)
-            except Exception:  # noqa: BLE001  # the others are to be told all the same
-                log.failure("a connection met a bug")
+            except Exception:  # noqa: BLE001  # the others must be told, too
+                log.failure("a connection failed with an unexpected error")

@@ -6,13 +6,15 @@ from typing import Protocol
 
 
 class FileSource(Protocol):
-    """What is sent to a peer (``net.stream``): an open file that is read at offsets, or bytes
-    that were read.
+    """A source of bytes for a peer (``net.stream``): an open file, read at offsets, or bytes in
+    memory.
     """
 
     @property
     def fd(self) -> int | None:
-        """The descriptor; None where the bytes are in memory, and ``read`` only shows them."""
+        """The descriptor; None if the bytes are in memory, where ``read`` returns a view of
+        them.
+        """
 
     def read(self, offset: int, length: int) -> bytes | memoryview:
-        """Return *length* bytes from *offset*, blocking; raise OSError where they aren't there."""
+        """Return *length* bytes from *offset*; blocks. Raise OSError if they aren't there."""

@@ -1,13 +1,12 @@
-"""The stream transport: Twisted's own sockets with a receive buffer that is reused and sends that
-don't copy.
+"""The stream transport: Twisted's sockets with a reused receive buffer, and sends without copies.
 
-A protocol that provides :class:`~flexmigrate.net.interfaces.IBufferedProtocol` is fed through its
-own buffer instead of ``dataReceived``; any other protocol, and any connection after ``startTLS``,
-is served just as Twisted does, except that what TLS makes of one long write is sent together, and
-that a producer is paused as soon as anything waits. (But for descriptors sent over a UNIX socket:
-they go with Twisted's own buffer, which isn't used here.)
+A protocol that provides :class:`~flexmigrate.net.interfaces.IBufferedProtocol` receives into its
+own buffer instead of by ``dataReceived``. Any other protocol, and any connection after
+``startTLS``, is served as by Twisted, with two differences: the TLS records of one long write are
+sent together, and the producer is paused as soon as any data waits. Descriptors can't be sent over
+UNIX sockets, since that uses Twisted's own buffer.
 
-Who makes them: ``net.streaming``.
+``net.streaming`` makes these transports.
 """
 
 from __future__ import annotations
@@ -31,29 +30,29 @@ from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IO
 from flexmigrate.net.sendable import FileSource
 from flexmigrate.net.twisted_private import end_if_asked, has_ended_writing, start_tls
 
-# At most so much of one file is sent in one go, so that a client with a fast link and long reads
-# lets the others have their turn.
+# Bytes of a file that are sent in one turn, so that a client with a fast link and long reads
+# doesn't keep others waiting.
 SENDFILE_TURN = 4 * 1024 * 1024
 
-# Bytes of TLS records that are received at a time; Twisted's own 64 KiB are four of them.
+# Bytes of TLS records that are received at a time; four times as much as in Twisted.
 RECORDS_AT_ONCE = 256 * 1024
 
-# Of the records that one write makes, so many are sent with one call: what an outlet reads from a
-# file at a time, and what goes before it.
+# Records of one write that are sent with one call: those of one piece of a file, and of what
+# precedes it.
 RECORDS_TOGETHER = 24
 
-# After so many bytes of records others have their turn, however quickly a client reads: to encrypt
-# them takes about a millisecond.
+# Bytes of records after which other connections have their turn, however quickly the client reads.
+# Encrypting them takes about a millisecond.
 RECORDS_TURN = 1024 * 1024
 
-# What receiving comes to, where it isn't a number of bytes.
+# Results of receiving that aren't a number of bytes.
 _END = 0
 _NOTHING = -1
 _LOST = -2
 
 
 class _FilePart:
-    """What remains to be sent of a stretch of a file."""
+    """The part of a file that remains to be sent."""
 
     __slots__ = ("length", "offset", "source")
 
@@ -71,13 +70,13 @@ else:
 
 @implementer(IOutlet)
 class StreamTransport(_Connection):
-    """Mixed into the four classes of Twisted's connections, TCP and UNIX, server and client.
+    """A mixin for Twisted's four classes of connections: TCP and UNIX, server and client.
 
-    What the socket does not take at once stands in ``_waiting``, and the registered producer is
-    paused until that is empty: this is stricter than Twisted's own 64 KiB, and bounds what a
-    client that doesn't read can make us hold.
+    Data that the socket does not accept at once stays in ``_waiting``, and the registered producer
+    is paused until that is empty. This is stricter than Twisted's 64 KiB, and limits the memory
+    that a client that doesn't read can take.
 
-    :ivar ended_in_order: once it is over: the socket was closed, by either side, and not reset.
+    :ivar ended_in_order: valid at the end: the socket was closed, by either side, and not reset.
     """
 
     ended_in_order = False
@@ -85,22 +84,22 @@ class StreamTransport(_Connection):
     producer: Any
     _lost = False
     _fault: str | None = None
-    _reading: Any = False  # a bool, which changes while we serve
+    _reading: Any = False  # a bool that changes while requests are served
     _buffered: Any = None  # the protocol, once it is known to have a buffer
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._waiting: deque[memoryview | _FilePart] = deque()
-        self._records: list[bytes] = []  # made by a write that isn't over
+        self._records: list[bytes] = []  # of a write that is not complete yet
         self._is_writing = False
-        self._turn = 0  # bytes of records that were sent since others had theirs
+        self._turn = 0  # bytes of records sent since other connections had their turn
         super().__init__(*args, **kwargs)
 
     # Receiving
 
     @property
     def is_connecting(self) -> bool:
-        """Whether the connection doesn't stand yet: Twisted has put others in these methods' place
-        until then.
+        """Whether the connection isn't established yet. Until then Twisted has replaced these
+        methods.
         """
         return "doRead" in vars(self)
 
@@ -113,19 +112,17 @@ class StreamTransport(_Connection):
         super().stopReading()  # type: ignore[no-untyped-call]  # Twisted's
 
     def doRead(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
-        """Receive into the protocol's buffer: what the reactor calls when there is something.
-
-        Once, or again for as long as the poller finds that worthwhile.
+        """Receive into the protocol's buffer, once or for as long as the poller asks. Called by the
+        reactor when the socket is readable.
         """
         if not self._reading:
-            # The reactor had seen that there is something before another connection's turn brought
-            # this one to a stop.
+            # The reactor saw data here before another connection's turn paused this one.
             return None
         if self._lost:
             return main.CONNECTION_LOST
         protocol = self.protocol
         if protocol is not self._buffered:
-            # Asked once: a protocol doesn't change, but with TLS another one takes its place.
+            # Looked up once: a protocol doesn't change, except when TLS takes its place.
             if self.TLS:
                 return self._read_records(protocol)
             if not IBufferedProtocol.providedBy(protocol):
@@ -136,7 +133,7 @@ class StreamTransport(_Connection):
         size = self._receive()
         while size > 0:
             protocol.buffer_updated(size)
-            # Nothing more may be received behind what was served, or not into that buffer.
+            # Nothing may be received after what was served, or not into that buffer.
             if self._waiting or self.TLS or not self._reading:
                 return None
             if not polling or protocol.waits or monotonic() >= poller.turn_ends:
@@ -159,13 +156,12 @@ class StreamTransport(_Connection):
     def _read_as_twisted(self) -> BaseException | None:
         why = super().doRead()
         if isinstance(why, ConnectionLost):
-            self._lost = True  # the kernel tells it once
+            self._lost = True  # the kernel reports it only once
         return why
 
     def read_ahead(self, most: int) -> int | None:
-        """Hand what there is to be read to the protocol's ``dataReceived``, up to *most* bytes or a
-        little more, though reading is paused; return how much it was, or None if the other side's
-        end stands behind it.
+        """Pass up to *most* bytes, or a little more, to the protocol's ``dataReceived`` although
+        reading is paused. Return the number of bytes, or None if the peer's end follows them.
         """
         taken = 0
         while taken < most:
@@ -174,7 +170,7 @@ class StreamTransport(_Connection):
             except BlockingIOError:
                 return taken
             except OSError:
-                self._lost = True  # the kernel tells it once
+                self._lost = True  # the kernel reports it only once
                 return None
             if not data:
                 return None
@@ -183,9 +179,9 @@ class StreamTransport(_Connection):
         return taken
 
     def _receive(self, behind: int = 0) -> int:
-        """Receive into the protocol's buffer; return how much, or one of three other things.
+        """Receive into the protocol's buffer; return the number of bytes, _END, _NOTHING or _LOST.
 
-        :param behind: how many bytes were received there before.
+        :param behind: the number of bytes in the buffer already.
         """
         if self._lost:
             return _LOST
@@ -195,7 +191,7 @@ class StreamTransport(_Connection):
         except BlockingIOError:
             return _NOTHING
         except OSError:
-            self._lost = True  # the kernel tells it once
+            self._lost = True  # the kernel reports it only once
             return _LOST
 
     # Sending
@@ -233,7 +229,7 @@ class StreamTransport(_Connection):
             self._wait_for(part)
 
     def write(self, data: bytes) -> None:
-        """As ITransport has it."""
+        """Send a copy of *data*, as ITransport's ``write``."""
         if self.TLS:
             self._is_writing = True
             try:
@@ -244,20 +240,20 @@ class StreamTransport(_Connection):
         elif data:
             self.send(data)
             if self.producer is not None and not self.streamingProducer:
-                # It is asked for more by doWrite.
+                # doWrite asks it for more.
                 self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:
-        """As ITransport has it."""
+        """Send copies of several pieces, as ITransport's ``writeSequence``."""
         self.write(b"".join(iovec))
 
     def startTLS(self, ctx: Any, normal: bool = True) -> None:
-        """As ITLSTransport has it; what still waits goes out first, in the clear."""
+        """Start TLS, as ITLSTransport's ``startTLS``; waiting data is sent first, unencrypted."""
         self.bufferSize = RECORDS_AT_ONCE
         start_tls(self, ctx, normal, _BelowTLS)
 
     def send_record(self, record: bytes) -> None:
-        """Send what TLS has made: at once, or with the others that the same write makes."""
+        """Send a record that TLS has made: at once, or together with others of the same write."""
         self._records.append(record)
         if not self._is_writing or len(self._records) >= RECORDS_TOGETHER:
             self._send_records()
@@ -273,7 +269,7 @@ class StreamTransport(_Connection):
             except BlockingIOError:
                 pass
             except OSError:
-                # Who has said goodbye need not wait for our answer to that.
+                # After TLS's close_notify there is no need to wait for the peer's.
                 encrypted: Any = self.getHandle()
                 if not encrypted.get_shutdown() & RECEIVED_SHUTDOWN:
                     self._lose()
@@ -287,23 +283,23 @@ class StreamTransport(_Connection):
             self._pause_producer()
 
     def doWrite(self) -> BaseException | None:  # type: ignore[override]  # Twisted's
-        """Send what waits: what the reactor calls when the socket takes more."""
+        """Send waiting data. Called by the reactor when the socket is writable."""
         self._turn = 0
         if self._lost or not self._send_waiting():
             return main.CONNECTION_LOST if self._lost else None
         self.stopWriting()  # type: ignore[no-untyped-call]  # Twisted's
-        # What follows, and its order, are as in abstract.FileDescriptor.
+        # The following, in this order, is the same as in abstract.FileDescriptor.
         if self.producer is not None and (self.producerPaused or not self.streamingProducer):
             self.producerPaused = False
             self.producer.resumeProducing()
             if self.TLS and self.disconnecting:
-                # TLS is over, so that it has nothing more to write: close in the next turn.
+                # TLS has ended and won't write any more: close in the next turn.
                 self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
             return None
         return end_if_asked(self)
 
     def _send_waiting(self) -> bool:
-        """Return whether all that waited was sent."""
+        """Send waiting data; return whether all of it was sent."""
         while self._waiting:
             piece = self._waiting[0]
             if isinstance(piece, _FilePart):
@@ -324,9 +320,7 @@ class StreamTransport(_Connection):
         return True
 
     def _send_part(self, part: _FilePart) -> bool:
-        """Send from a file until it's done (True), the socket is full, or others should have a
-        turn.
-        """
+        """Send from a file until it is done (True), the socket is full, or the turn is over."""
         turn = SENDFILE_TURN
         fd: Any = part.source.fd
         while part.length and turn > 0:
@@ -335,8 +329,8 @@ class StreamTransport(_Connection):
             except BlockingIOError:
                 return False
             except OSError as error:
-                # The header has promised these bytes: only ending the connection can take that
-                # back.
+                # The header has announced these bytes, so the only way out is to end the
+                # connection.
                 self._cannot_send(part, error)
                 return False
             if not sent:
@@ -348,8 +342,8 @@ class StreamTransport(_Connection):
         return not part.length
 
     def _cannot_send(self, part: _FilePart, error: OSError | None) -> None:
-        """End the connection, and find out whether it was the file's fault, which sendfile(2)
-        doesn't tell: then that is the reason for the connection's end.
+        """End the connection, with the file's error as the reason if reading the file failed.
+        sendfile(2) doesn't tell which side failed.
         """
         try:
             part.source.read(part.offset, 1)
@@ -357,7 +351,9 @@ class StreamTransport(_Connection):
             self._fault = f"this side could not read what it was to send: {fault.strerror}"
             self._log().error("{fault}", fault=self._fault)
         else:
-            self._log().info("sending a file failed: {error}", error=error or "it had ended")
+            self._log().info(
+                "cannot send a file: {error}", error=error or "it is shorter than announced"
+            )
         self._lose()
 
     def _log(self) -> Logger:
@@ -368,7 +364,7 @@ class StreamTransport(_Connection):
         self._pause_producer()
 
     def _pause_producer(self) -> None:
-        """Have ``doWrite`` called, which lets it go on."""
+        """Pause the producer until ``doWrite`` has sent what waits."""
         self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
         if self.producer is not None and self.streamingProducer and not self.producerPaused:
             self.producerPaused = True
@@ -379,13 +375,15 @@ class StreamTransport(_Connection):
         self.loseConnection()  # type: ignore[no-untyped-call]  # Twisted's
 
     def abortConnection(self) -> None:
-        """As ITCPTransport has it; nothing more is sent, and references to images are dropped."""
+        """Abort, as ITCPTransport's ``abortConnection``; waiting data and image references are
+        dropped.
+        """
         self._lost = True
         self._waiting.clear()
         super().abortConnection()  # type: ignore[no-untyped-call]  # Twisted's
 
     def _lose(self) -> None:
-        """End the connection from the reactor's next turn: whoever is sending must not be
+        """End the connection in the reactor's next turn: a caller that is sending must not be
         re-entered.
         """
         self._lost = True
@@ -393,11 +391,11 @@ class StreamTransport(_Connection):
         self.startWriting()  # type: ignore[no-untyped-call]  # Twisted's
 
     def connectionLost(self, reason: Any) -> None:
-        """As Twisted's Connection has it; references to images are dropped."""
-        is_told = self._lost or not self.connected  # of a loss, or for the second time
+        """Finish the connection, as in Twisted's Connection; references to images are dropped."""
+        is_told = self._lost or not self.connected  # about the loss, or a second time
         if not is_told and reason.check(ConnectionLost) and self._is_at_end():
-            # The reactor was to write, was told that the other side has closed its UNIX socket, and
-            # doesn't know that we read from it, too.
+            # The reactor noticed the peer's end of a UNIX socket while it waited to write; it
+            # doesn't know that we are reading, too.
             reason = Failure(main.CONNECTION_DONE)
         if self._fault is not None:
             reason = Failure(ConnectionLost(self._fault))
@@ -407,8 +405,8 @@ class StreamTransport(_Connection):
         super().connectionLost(reason)
 
     def _is_at_end(self) -> bool:
-        """Whether the other side has ended, and took all that was sent; to be asked only where the
-        kernel has told of no error, which it does once.
+        """Return whether the peer has ended the connection and received everything. Valid only if
+        the kernel has reported no error, which it does once.
         """
         try:
             return not self._waiting and not self.socket.recv(1, socket.MSG_PEEK)
@@ -417,10 +415,10 @@ class StreamTransport(_Connection):
 
 
 class _BelowTLS(FileDescriptor):
-    """What TLS finds below itself instead of the connection's own methods, which are above it."""
+    """The methods that TLS calls on the connection below it. The connection's own are above TLS."""
 
     def write(self, data: bytes) -> None:
-        below: Any = self  # the connection, as Twisted calls this
+        below: Any = self  # the connection: Twisted passes it as self
         below.send_record(data)
 
     def writeSequence(self, iovec: Iterable[bytes]) -> None:

@@ -1,9 +1,8 @@
-"""Who makes stream transports.
+"""Reactors, ports and connectors that make stream transports (``net.stream``).
 
-``streaming(reactor)`` is the one place where the choice is made. It returns a reactor whose
-``listenTCP``, ``connectTCP``, ``listenUNIX``, ``connectUNIX`` and ``adoptStreamPort`` make stream
-transports (``net.stream``), so that *every* Twisted endpoint built on it (``serverFromString``,
-``HostnameEndpoint``, …) does.
+``streaming(reactor)`` returns a reactor whose ``listenTCP``, ``connectTCP``, ``listenUNIX``,
+``connectUNIX`` and ``adoptStreamPort`` make stream transports, so that every Twisted endpoint built
+on it (``serverFromString``, ``HostnameEndpoint``, …) does, too.
 """
 
 from __future__ import annotations
@@ -28,19 +27,19 @@ from flexmigrate.net.unix_socket import OwnedPort
 
 
 class _StreamServer(StreamTransport, tcp.Server):
-    """A connection that a TCP port accepted."""
+    """A TCP connection that a port accepted."""
 
 
 class _StreamClient(StreamTransport, tcp.Client):
-    """A connection that we made over TCP."""
+    """A TCP connection that we opened."""
 
 
 class _StreamUNIXServer(StreamTransport, unix.Server):
-    """A connection that a UNIX socket accepted."""
+    """A UNIX socket's connection that a port accepted."""
 
 
 class _StreamUNIXClient(StreamTransport, unix.Client):
-    """A connection that we made to a UNIX socket."""
+    """A UNIX socket's connection that we opened."""
 
 
 class _StreamPort(AcceptingPort, tcp.Port):
@@ -62,8 +61,8 @@ class _StreamUNIXConnector(UNIXConnector):
 
 
 class _StreamReactor:
-    """Another reactor's face, but for the five methods that make sockets, and for the two by which
-    these are read from; see :func:`streaming`.
+    """A proxy of a reactor. It replaces the five methods that make sockets, and the two that
+    register readers; see :func:`streaming`.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -75,15 +74,15 @@ class _StreamReactor:
         return getattr(self._reactor, name)
 
     def addReader(self, reader: Any) -> None:
-        """As IReactorFDSet has it."""
-        # One that still connects is told of a failure only where it waits for both.
+        """Add a reader, as IReactorFDSet's ``addReader``."""
+        # A connecting socket is told of a failure only if it waits for both events.
         if isinstance(reader, StreamTransport) and not reader.is_connecting:
             self._readers.add(reader)
         else:
             self._reactor.addReader(reader)
 
     def removeReader(self, reader: Any) -> None:
-        """As IReactorFDSet has it."""
+        """Remove a reader, as IReactorFDSet's ``removeReader``."""
         if isinstance(reader, StreamTransport):
             self._readers.remove(reader)
         self._reactor.removeReader(reader)
@@ -137,7 +136,7 @@ class _StreamReactor:
 
 
 def streaming(reactor: Any) -> Any:
-    """Return *reactor*, or where it works on file descriptors one that makes stream transports of
-    them.
+    """Return a reactor that makes stream transports, or *reactor* itself if it has no file
+    descriptors.
     """
     return _StreamReactor(reactor) if IReactorFDSet.providedBy(reactor) else reactor

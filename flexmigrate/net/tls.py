@@ -1,12 +1,12 @@
 """Certificates and keys for TLS.
 
-They stand in a folder, in the layout that QEMU, nbdkit and libnbd share:
+They are read from a folder in the layout that QEMU, nbdkit and libnbd share:
 
-* ``ca-cert.pem``: the authorities that are trusted;
-* ``server-cert.pem``, ``server-key.pem``: what a server shows;
-* ``client-cert.pem``, ``client-key.pem``: what a client shows, if it has them.
+* ``ca-cert.pem``: the trusted authorities;
+* ``server-cert.pem``, ``server-key.pem``: the server's certificate and key;
+* ``client-cert.pem``, ``client-key.pem``: the client's, if it has them.
 
-Twisted does TLS itself; here is only what it is made with.
+TLS itself is Twisted's.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ _BEGIN = b"-----BEGIN CERTIFICATE-----"
 
 
 def server_context(folder: str, *, verify_peer: bool) -> Any:
-    """Return what ``startTLS`` takes at a server.
+    """Return the context for ``startTLS`` at a server.
 
-    :param verify_peer: only clients with a certificate that our authorities signed get through.
-    :raises UsageError: a file is missing or is not what it should be; the text names it.
+    :param verify_peer: accept only clients with a certificate that our authorities signed.
+    :raises UsageError: a file is missing or invalid; the message names it.
     """
     own, *chain = _certificates(folder, "server-cert.pem")
     key = _private(folder, "server").privateKey
@@ -51,8 +51,8 @@ def server_context(folder: str, *, verify_peer: bool) -> Any:
 
 
 class ServerCertificates:
-    """What ``startTLS`` takes at a server, which can be read again while connections use it: they
-    stay as they are, later ones get what is new.
+    """A context factory for ``startTLS`` at a server whose certificates can be read again. Open
+    connections keep the old ones, later connections get the new ones.
 
     :raises UsageError: see `server_context`.
     """
@@ -62,44 +62,44 @@ class ServerCertificates:
         self._context = self.read(folder)
 
     def read(self, folder: str) -> Any:
-        """Return what stands in *folder*, to be used.
+        """Return a context made from *folder*, for `use`.
 
         :raises UsageError: see `server_context`.
         """
         return server_context(folder, verify_peer=self._verify_peer)
 
     def use(self, context: Any) -> None:
-        """Use what `read` has returned, from the next connection on."""
+        """Use a context from `read` for new connections."""
         self._context = context
 
     def getContext(self) -> Any:  # noqa: N802  # as IOpenSSLContextFactory has it
-        """Return what the next connection is made with."""
+        """Return the context for the next connection."""
         return self._context.getContext()
 
 
 def client_context(folder: str, hostname: str) -> Any:
-    """Return what ``startTLS`` takes at a client, which verifies the server.
+    """Return the context for ``startTLS`` at a client, which verifies the server.
 
     :param hostname: the name, or IP address, that the server's certificate must have.
-    :raises UsageError: a file is missing or is not what it should be; the text names it.
+    :raises UsageError: a file is missing or invalid; the message names it.
     """
     shown = None
     if (Path(folder) / "client-cert.pem").exists():
         shown = _private(folder, "client")
     return optionsForClientTLS(
-        hostname.partition("%")[0],  # a certificate knows nothing of links
+        hostname.partition("%")[0],  # a certificate doesn't contain a link
         trustRoot=trustRootFromCertificates(_certificates(folder, "ca-cert.pem")),
         clientCertificate=shown,
     )
 
 
 def fault(error: BaseException | None) -> str:
-    """Return why TLS could not be agreed on, for an operator: OpenSSL speaks in lists of codes."""
+    """Return the reason of a TLS failure for an operator, instead of OpenSSL's list of codes."""
     if isinstance(error, VerificationError):
         return "the server's certificate is for another name"
     if isinstance(error, SSLError) and error.args and error.args[0]:
         return ", ".join(reason for *_, reason in error.args[0] if reason)
-    return "the other side ended it without a reason"
+    return "the other side ended it without giving a reason"
 
 
 def _private(folder: str, role: str) -> PrivateCertificate:
@@ -108,7 +108,7 @@ def _private(folder: str, role: str) -> PrivateCertificate:
         certificate: PrivateCertificate = PrivateCertificate.loadPEM(pem)
     except (OpenSSLError, ValueError, VerifyError) as error:
         raise UsageError(
-            f"{folder}: {role}-key.pem and {role}-cert.pem are not a key and its certificate"
+            f"{folder}: {role}-key.pem and {role}-cert.pem do not belong together"
         ) from error
     return certificate
 
@@ -118,9 +118,9 @@ def _certificates(folder: str, name: str) -> list[Certificate]:
     try:
         found = [Certificate.loadPEM(_BEGIN + piece) for piece in pieces]
     except (OpenSSLError, ValueError) as error:
-        raise UsageError(f"{folder}/{name} holds something that is no certificate") from error
+        raise UsageError(f"{folder}/{name} contains something that is not a certificate") from error
     if not found:
-        raise UsageError(f"{folder}/{name} holds no certificate")
+        raise UsageError(f"{folder}/{name} contains no certificate")
     return found
 
 

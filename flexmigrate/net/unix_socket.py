@@ -1,9 +1,9 @@
-"""A UNIX socket that only its owner can use, and whose file never outlives or hides a server.
+"""A listening UNIX socket that only its owner can use, and whose file is cleaned up.
 
-It knows nothing of what is said over it. Twisted's own UNIX port would do but for three things: its
-file is open for a moment to whom the umask lets in, the file of a server that was killed is in the
-way for ever (its lock file helps until another process has the same number, which in a container is
-soon), and it can't be closed cleanly once its file has gone.
+Twisted's own UNIX port has three defects here: for a moment its file is accessible to everybody
+whom the umask lets in; the file of a killed server blocks its successor forever (its lock file
+helps until another process gets the same number, which in a container is soon); and it can't be
+closed cleanly once its file is gone.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.accepting import AcceptingPort
 from flexmigrate.net.twisted_private import adopt_unix_port
 
-# Whoever can write to the socket can have the image sent away and deleted.
+# Anybody who can write to the socket can have the image sent away and deleted.
 SOCKET_MODE = 0o600
 
 
 class SocketPathError(FlexmigrateError):
     """A UNIX socket can't be opened; the text names its path and the cause.
 
-    :ivar errno: the error number, where there is one, as an OSError has it: a server that retries
-        to listen goes by it.
+    :ivar errno: the error number, as of an OSError, if there is one; a server that tries again to
+        listen decides by it.
     """
 
     def __init__(self, text: str, number: int | None = None) -> None:
@@ -45,11 +45,11 @@ class SocketPathError(FlexmigrateError):
 def listen_private(reactor: Any, path: str, factory: Factory) -> IListeningPort:
     """Listen on the UNIX socket *path*, mode 0600, for *factory*.
 
-    The file of a server that has died is replaced. The file goes away with the port.
+    The file of a dead server is replaced. The port removes its file when it closes.
 
     :param reactor: one that watches file descriptors (``IReactorFDSet``).
-    :raises SocketPathError: if a server listens there, the path is taken by something else, or
-        the socket can't be made.
+    :raises SocketPathError: a server listens there, the path is taken by something else, or the
+        socket can't be made.
     """
     try:
         remove_stale_socket(path)
@@ -76,7 +76,7 @@ def remove_stale_socket(path: str) -> None:
     if not stat.S_ISSOCK(mode):
         raise SocketPathError(f"{path} exists, and is not a socket")
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
-        # A server with a full backlog is alive, and must not hold us up.
+        # A server with a full backlog is alive, and must not make us wait.
         probe.setblocking(False)
         outcome = probe.connect_ex(path)
     if outcome != errno.ECONNREFUSED:
@@ -85,8 +85,8 @@ def remove_stale_socket(path: str) -> None:
 
 
 class OwnedPort(AcceptingPort, unix.Port):
-    """A UNIX port whose file never has another mode, and which removes no file but its own: a
-    socket that was handed to it belongs to whoever has opened it.
+    """A UNIX port whose file has the right mode from the start, and which removes only its own
+    file: one that was handed to it belongs to its creator.
     """
 
     _is_adopted = False
@@ -107,7 +107,7 @@ class OwnedPort(AcceptingPort, unix.Port):
     def startListening(self) -> None:
         has_file = not self._path.startswith(b"\0")  # unix(7), "abstract"
         if self._is_adopted and has_file:
-            # unix.Port would let everybody in.
+            # unix.Port would give everybody access.
             self.mode = stat.S_IMODE(os.stat(self._path).st_mode)
         try:
             super().startListening()
@@ -118,8 +118,8 @@ class OwnedPort(AcceptingPort, unix.Port):
             self._identity = _identity(self._path)
 
     def _take_back(self) -> None:
-        """Undo what Twisted leaves behind when it can't bind: the socket, the lock of its file, and
-        a factory that was started.
+        """Undo what Twisted leaves behind when it can't bind: the socket, the file's lock, and a
+        started factory.
         """
         if self._created is None:  # the lock is another server's
             self.lockFile = None
@@ -136,15 +136,15 @@ class OwnedPort(AcceptingPort, unix.Port):
 
     def createInternetSocket(self) -> socket.socket:
         created: socket.socket = super().createInternetSocket()  # type: ignore[no-untyped-call]  # Twisted's
-        # Linux gives the file the mode of the socket when it is bound. A chmod afterwards would
-        # leave it open for a moment to whom the umask lets in.
+        # On bind, Linux gives the file the socket's mode. A chmod afterwards would leave it
+        # accessible for a moment to everybody whom the umask lets in.
         os.fchmod(created.fileno(), self.mode)
         self._created = created
         return created
 
     def connectionLost(self, reason: Failure) -> None:
-        # Unlike unix.Port's own: if the file has gone, or is another server's by now, the port is
-        # closed all the same.
+        # Unlike in unix.Port, the port is closed even if the file is gone, or belongs to another
+        # server by now.
         with contextlib.suppress(FileNotFoundError):
             if self._identity and _identity(self._path) == self._identity:
                 os.unlink(self._path)

@@ -5,13 +5,13 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.net import polling
 from flexmigrate.net.polling import (
+    FIRST_BACKOFF,
     FIRST_PAUSE,
-    FIRST_REST,
+    GOOD_DELAYS,
     LONG,
+    LONGEST_BACKOFF,
     LONGEST_PAUSE,
-    LONGEST_REST,
     LONGEST_TURN,
-    NAPS_THAT_TELL,
     RUN,
     Poller,
 )
@@ -138,7 +138,7 @@ class Napping(SynchronousTestCase):
         return next(n for n in itertools.count() if self.ahead() and self.naps > before)
 
     def test_what_comes_meanwhile_is_served_with_it(self) -> None:
-        self.assertEqual(self.rest(), FIRST_REST)
+        self.assertEqual(self.rest(), FIRST_BACKOFF)
         self.assertEqual(self.ahead(), 28 + 280)
         self.assertEqual(self.naps, 2)
 
@@ -160,24 +160,26 @@ class Napping(SynchronousTestCase):
         for _ in range(12):
             rests.append(self.rest())
             self.assertEqual(self.behind(), 28)
-        self.assertEqual(rests[:4], [FIRST_REST, FIRST_REST, 2 * FIRST_REST, 4 * FIRST_REST])
-        self.assertEqual(rests[-1], LONGEST_REST)
+        self.assertEqual(
+            rests[:4], [FIRST_BACKOFF, FIRST_BACKOFF, 2 * FIRST_BACKOFF, 4 * FIRST_BACKOFF]
+        )
+        self.assertEqual(rests[-1], LONGEST_BACKOFF)
         self.assertEqual(self.naps, 12)
 
     def test_one_that_waits_without_naps_is_nothing_to_them(self) -> None:
         for _ in range(100):
             self.behind()
-        self.assertEqual(self.rest(), FIRST_REST)
+        self.assertEqual(self.rest(), FIRST_BACKOFF)
 
     def test_many_in_a_row_make_the_next_rest_short_again(self) -> None:
         for _ in range(5):
             self.rest()
             self.behind()
-        self.assertEqual(self.rest(), 16 * FIRST_REST)
-        for _ in range(NAPS_THAT_TELL):
+        self.assertEqual(self.rest(), 16 * FIRST_BACKOFF)
+        for _ in range(GOOD_DELAYS):
             self.ahead()
         self.behind()
-        self.assertEqual(self.rest(), FIRST_REST)
+        self.assertEqual(self.rest(), FIRST_BACKOFF)
 
     def test_there_is_none_where_enough_has_come(self) -> None:
         self.rest()
@@ -197,4 +199,4 @@ class Napping(SynchronousTestCase):
         self.ahead()
         self.poller.woken("b")
         self.poller.woken("a")
-        self.assertEqual(self.rest(), FIRST_REST)
+        self.assertEqual(self.rest(), FIRST_BACKOFF)
