@@ -22,6 +22,7 @@ from flexmigrate.migration.request import (
     CONVERGE_SETTINGS,
     MAX_BPS,
     SETTINGS,
+    UNSAID_HANDOVER,
     Action,
     ConvergeChange,
     MirrorRequest,
@@ -119,7 +120,8 @@ def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
 def parse_mirror(arguments: list[str]) -> MirrorRequest:
     """Read ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]`` and the settings behind it.
 
-    The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none.
+    The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none. Without
+    ``handover=``, the rule is `UNSAID_HANDOVER`.
 
     :raises CommandError: with the answer.
     """
@@ -131,7 +133,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
     try:
         return MirrorRequest.of(
             parse_address(addr, port, lowest_port=0 if addr.startswith("/") else 1),
-            _read_settings(said, SETTINGS),
+            {"handover": UNSAID_HANDOVER, **_read_settings(said, SETTINGS)},
             action=_parse_action(action),
             bind=None if bind in WILDCARDS else parse_host(bind),
             max_bps=parse_max_bps([max_bps]),

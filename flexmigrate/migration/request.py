@@ -59,9 +59,18 @@ class Action(enum.Enum):
 class HandoverRule(enum.Enum):
     """How the source and the destination settle who owns the image."""
 
-    AUTO = "auto"  #: by a session, with a journal at each end, where the destination knows it
+    #: by a session, with a journal at each end, where the destination knows it; only to a server
+    #: that says that it waits for a migration
+    AUTO = "auto"
     SESSION = "session"  #: by a session, or not at all
-    PLAIN = "plain"  #: as every NBD server understands it
+    PLAIN = "plain"  #: as every NBD server understands it, to any that doesn't say that it serves
+    #: as auto, and plainly to a server with the oldstyle handshake that says nothing of itself, as
+    #: flexnbd's ``listen``
+    FLEXNBD = "flexnbd"
+
+
+UNSAID_HANDOVER = HandoverRule.FLEXNBD
+"""The rule of a ``mirror`` on the operator's socket that says none: flexnbd's callers can't."""
 
 
 class VerifyRule(enum.Enum):
@@ -142,7 +151,8 @@ class MirrorRequest:
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
     :ivar verify: see `VerifyRule`.
-    :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys.
+    :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys,
+        and the image be sent to one that can't say that it waits for a migration.
     :raises UsageError: a value is out of its range, or doesn't fit another.
     """
 
@@ -196,8 +206,8 @@ class MirrorRequest:
         return cls(address, **positional, **own, **inner)
 
     def setting_lines(self) -> list[str]:
-        """Return the lines ``name=value`` of all settings that aren't as they are by default."""
-        usual = MirrorRequest(self.address)
+        """Return the lines ``name=value`` of all settings that aren't as they are without one."""
+        usual = MirrorRequest(self.address, handover=UNSAID_HANDOVER)
         return [
             setting.line(value)
             for setting in SETTINGS
@@ -432,10 +442,12 @@ SETTINGS = (
     Setting(
         "handover",
         "handover",
-        "auto|session|plain",
-        "how to settle who owns the image: by a session with a journal at each end, which the other"
-        " server has to know, plainly as every NBD server understands it, or whichever it can"
-        " (default: auto)",
+        "auto|session|plain|flexnbd",
+        "how to settle who owns the image: by a session, with a journal at each end; plainly, as"
+        " every NBD server understands it, which overwrites whatever that has; auto, by a session"
+        " where the other server knows it, and only with one that says that it waits for a"
+        " migration; flexnbd, as auto, and plainly with an oldstyle server that doesn't say what it"
+        " does (default: auto)",
         _member_of(HandoverRule),
         _value_of,
     ),
@@ -444,7 +456,8 @@ SETTINGS = (
         "allow-old-peers",
         "",
         "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
-        " destination can then take the image over in the source's name (default: refuse them)",
+        " destination can then take the image over in the source's name; with mirror, also servers that"
+        " can't say that they wait for a migration (default: refuse them)",
         parse_yes,
         format_yes,
     ),

@@ -25,6 +25,7 @@ from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.limits import Limits
 from flexmigrate.server.transmission import Scratch, Transmission
 from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.constants import ServerRole
 from flexmigrate.wire.handshake import (
     HandshakeStyle,
     PrivateOption,
@@ -49,9 +50,11 @@ class Session(Protocol):
 
     :cvar tells_refusals: whether who isn't let in is told why, where the handshake can say so: the
         operator of a source reads it, and clients of a server are only dropped.
+    :cvar role: what the server says of itself in the oldstyle greeting.
     """
 
     tells_refusals: bool
+    role: ServerRole
 
     def admits(self, host: str | None) -> str | None:
         """Return why a connection from *host* (None: a UNIX socket) isn't wanted now, or None if
@@ -93,6 +96,7 @@ class OpenSession:
     """Clients come and go as they like."""
 
     tells_refusals = False
+    role = ServerRole.UNKNOWN
 
     def admits(self, host: str | None) -> str | None:
         """Everybody is welcome."""
@@ -215,6 +219,7 @@ class NBDServerFactory(ServerFactory):
                 default_export=self._default_export,
                 private_options=self.session.options(),
                 gate=self.session.gate,
+                role=self.session.role,
             )
         connection = NBDServerProtocol(self, next(self._numbers), handshake, _shown(addr))
         self._hosts[connection] = host

@@ -211,8 +211,8 @@ class MigratingExport:
             await core.started
         except Exception as error:
             raise CommandError(self._answer(error)) from error
-        fallback = core.current.fallback
-        return "Mirror started" if fallback is None else f"Mirror started: {fallback}"
+        warning = core.current.warning
+        return "Mirror started" if warning is None else f"Mirror started: {warning}"
 
     def _begin(self, request: MirrorRequest, look: Look | None) -> Core:
         """Check that a migration may start, and start it; the caller holds the migration lock."""

@@ -90,6 +90,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_pass_size=progress.pass_size if passes else None,
         migration_pass_sent=progress.pass_sent if passes else None,
         migration_verdict=convergence.verdict.value,
+        migration_warning=None if core.attempt is None else core.attempt.warning,
         migration_obstacle=core.obstacle,
         migration_fitting=convergence.fitting(now) if convergence.send_rate else None,
         migration_downtime=None if downtime is None else round(downtime, 3),

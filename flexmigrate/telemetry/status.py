@@ -108,6 +108,10 @@ class Status:
     migration_handover: str | None = field(
         default=None, metadata=about("session, or plain; left out before that is known")
     )
+    migration_warning: str | None = field(
+        default=None,
+        metadata=about("that it is a plain handover, or overwrites what may be no destination"),
+    )
     migration_pass_size: int | None = field(
         default=None,
         metadata=about("what this pass had to send when it began", "bytes"),

@@ -17,6 +17,7 @@ from flexmigrate.wire.constants import (
     MAX_EXPORT_SIZE,
     MAX_MIN_BLOCK,
     MAX_PAYLOAD,
+    ServerRole,
     TransmissionFlag,
 )
 from flexmigrate.wire.frames import encode_string
@@ -95,6 +96,8 @@ class Agreement:
     :ivar extended: whether requests and replies have extended headers.
     :ivar contexts: (id, name) of each meta context that BLOCK_STATUS answers for.
     :ivar tls: whether the connection was encrypted before this was agreed on.
+    :ivar oldstyle: whether the handshake was the oldstyle one.
+    :ivar role: what the server has said of itself in the oldstyle greeting.
     :ivar private: (number, data) of each private option that was acknowledged: at the server the
         option's data, at the client that of the reply.
     """
@@ -105,6 +108,8 @@ class Agreement:
     contexts: tuple[tuple[int, str], ...] = ()
     tls: bool = False
     private: tuple[tuple[int, bytes], ...] = ()
+    oldstyle: bool = False
+    role: ServerRole = ServerRole.UNKNOWN
 
 
 @dataclass(frozen=True)

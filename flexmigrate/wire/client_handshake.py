@@ -44,6 +44,7 @@ from flexmigrate.wire.constants import (
     Info,
     Option,
     OptionReply,
+    ServerRole,
     TransmissionFlag,
 )
 from flexmigrate.wire.handover import (
@@ -83,6 +84,8 @@ class ClientHandshake(ClientNegotiation):
         self._session: bytes | None = None
         self._may_ask_again = True  # the session, with other data
         self._is_probing = False
+        self._is_oldstyle = False
+        self._role = ServerRole.UNKNOWN
         self._name = self._options.name
         self._description = ""
         self._size: int | None = None
@@ -97,7 +100,9 @@ class ClientHandshake(ClientNegotiation):
         elif self._options.name:
             self._close("the server is oldstyle: its export has no name", _REFUSED)
         else:
-            self._enter(*frames.OLDSTYLE_REST.unpack(frame))
+            size, flags, self._role = frames.parse_oldstyle(frame)
+            self._is_oldstyle = True
+            self._enter(size, flags)
 
     def _plain_newstyle(self) -> None:
         self._ask_by_name()
@@ -250,6 +255,8 @@ class ClientHandshake(ClientNegotiation):
                 contexts=tuple(self._contexts.items()),
                 tls=self._tls_is_up,
                 private=() if self._session is None else ((SESSION_OPTION, self._session),),
+                oldstyle=self._is_oldstyle,
+                role=self._role,
             )
         )
 

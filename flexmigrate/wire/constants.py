@@ -92,6 +92,14 @@ class OptionReply(IntEnum):
     ERR_EXT_HEADER_REQD = OPTION_ERROR_BIT + 10  # extension
 
 
+class ServerRole(IntEnum):
+    """What a server says of itself (32 bits, in our oldstyle greeting)."""
+
+    UNKNOWN = 0  # nothing
+    SERVING = 1  # it serves an image, and waits for no migration
+    RECEIVING = 2  # it waits for a migration, which replaces all that it has
+
+
 class Info(IntEnum):
     """Kinds of INFO replies on an export (16 bits)."""
 

@@ -21,6 +21,7 @@ from flexmigrate.wire.constants import (
     OPTION_MAGIC,
     OPTION_REPLY_MAGIC,
     Info,
+    ServerRole,
 )
 
 U16 = Struct(">H")
@@ -32,8 +33,12 @@ HELLO = Struct(">QQ")
 HANDSHAKE_FLAGS = U16
 """The flags that follow HELLO in the newstyle greeting."""
 
-OLDSTYLE_REST = Struct(">QI124x")
-"""The rest of the oldstyle greeting, after HELLO: size in bytes, flags, zeroes."""
+OLDSTYLE_REST = Struct(">QIII116x")
+"""The rest of the oldstyle greeting, after HELLO: size in bytes, flags, then 124 reserved bytes. A
+flexmigrate begins these with ROLE_MARK and its ServerRole; everybody else sends zeroes."""
+
+ROLE_MARK = 0x666D6967  # ASCII "fmig"
+"""Says that the number behind it is a ServerRole."""
 
 CLIENT_FLAGS = U32
 
@@ -118,9 +123,17 @@ def newstyle_greeting(flags: int) -> bytes:
     return HELLO.pack(INIT_MAGIC, OPTION_MAGIC) + HANDSHAKE_FLAGS.pack(flags)
 
 
-def oldstyle_greeting(size: int, flags: int) -> bytes:
+def oldstyle_greeting(size: int, flags: int, role: int = ServerRole.UNKNOWN) -> bytes:
     """Return the 152 bytes of a whole oldstyle negotiation; *flags*: TransmissionFlag."""
-    return HELLO.pack(INIT_MAGIC, OLDSTYLE_MAGIC) + OLDSTYLE_REST.pack(size, flags)
+    mark = ROLE_MARK if role else 0
+    return HELLO.pack(INIT_MAGIC, OLDSTYLE_MAGIC) + OLDSTYLE_REST.pack(size, flags, mark, role)
+
+
+def parse_oldstyle(data: bytes) -> tuple[int, int, ServerRole]:
+    """Return size, flags, and role from what follows HELLO in an oldstyle greeting."""
+    size, flags, mark, role = OLDSTYLE_REST.unpack(data)
+    is_told = mark == ROLE_MARK and role in set(ServerRole)
+    return size, flags, ServerRole(role) if is_told else ServerRole.UNKNOWN
 
 
 # Options, which the client sends

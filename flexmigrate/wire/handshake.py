@@ -37,6 +37,7 @@ from flexmigrate.wire.constants import (
     Info,
     Option,
     OptionReply,
+    ServerRole,
     TransmissionFlag,
     name_of,
 )
@@ -116,6 +117,7 @@ class ServerHandshake(Haggling):
     :param private_options: handlers of private options, by number; LocalProtocolError if the
         specification has one of the numbers already.
     :param gate: decides which clients may use which export; None: all of them.
+    :param role: what the server says of itself in the oldstyle greeting.
     """
 
     def __init__(
@@ -127,6 +129,7 @@ class ServerHandshake(Haggling):
         default_export: str = "",
         private_options: Mapping[int, PrivateOption] | None = None,
         gate: Gate | None = None,
+        role: ServerRole = ServerRole.UNKNOWN,
     ) -> None:
         if style is HandshakeStyle.OLDSTYLE and tls is TLSMode.REQUIRE:
             raise LocalProtocolError("the oldstyle handshake can't require TLS: it has none")
@@ -135,6 +138,7 @@ class ServerHandshake(Haggling):
         self._style = style
         self._default_export = default_export
         self._gate = gate
+        self._role = role
         self._terms = _Terms()
 
     def greeting(self) -> list[Event]:
@@ -152,8 +156,8 @@ class ServerHandshake(Haggling):
         if closed is not None:
             return self._close(closed, CloseKind.REFUSED)
         size = export.size // SECTOR * SECTOR
-        self._send(frames.oldstyle_greeting(size, export.flags))
-        return self._ready(Agreement(export))
+        self._send(frames.oldstyle_greeting(size, export.flags, self._role))
+        return self._ready(Agreement(export, oldstyle=True, role=self._role))
 
     def _announced(self, option: int) -> None:
         if option == Option.SET_META_CONTEXT:

@@ -19,7 +19,13 @@ from flexmigrate.control.server import (
     ControlProtocol,
 )
 from flexmigrate.errors import CommandError
-from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest, TLSConfig
+from flexmigrate.migration.request import (
+    Action,
+    ConvergeChange,
+    HandoverRule,
+    MirrorRequest,
+    TLSConfig,
+)
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.telemetry.history import Summary
@@ -131,7 +137,9 @@ class ControlTests(SynchronousTestCase):
 
     def test_mirror_is_answered_once_it_is_known_how_it_went(self) -> None:
         self.say(b"mirror\n10.0.0.2\n10809\nunlink\n\n")
-        request = MirrorRequest(Address.tcp("10.0.0.2", 10809), Action.UNLINK)
+        request = MirrorRequest(
+            Address.tcp("10.0.0.2", 10809), Action.UNLINK, handover=HandoverRule.FLEXNBD
+        )
         self.assertEqual(self.operator.calls, [("mirror", request)])
         self.assertEqual(self.transport.value(), b"")
         self.operator.mirroring.callback("Mirror started")
@@ -186,7 +194,10 @@ class ControlTests(SynchronousTestCase):
     def test_mirror_with_settings(self) -> None:
         self.say(b"mirror\n10.0.0.2\n10809\nexport=vm7\ntls=on\ntls-certificates=/pki\n\n")
         request = MirrorRequest(
-            Address.tcp("10.0.0.2", 10809), export="vm7", tls=TLSConfig("on", "/pki")
+            Address.tcp("10.0.0.2", 10809),
+            export="vm7",
+            tls=TLSConfig("on", "/pki"),
+            handover=HandoverRule.FLEXNBD,
         )
         self.assertEqual(self.operator.calls, [("mirror", request)])
 

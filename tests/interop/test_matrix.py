@@ -273,7 +273,7 @@ def migrate_to(column: str, pki: PKI, folder: Path) -> None:
         source = children.flexmigrate("serve", *place, "--file", str(image))
         source.listening()
         there = ("--addr", offer.host, "--port", str(offer.port), "--sock", str(sock))
-        name = ("--remote-export", offer.export)
+        name = ("--remote-export", offer.export, "--handover", "plain")
         tls = ("--tls", "require", "--tls-certificates", str(offer.certificates))
         asked = run(
             *(script("flexmigrate"), "mirror", *there, *name), *(tls if offer.certificates else ())

@@ -58,11 +58,12 @@ def test_to_a_server_that_others_have_written(
     wait_until_it_listens(destination, port)
     servers.send_to("127.0.0.1", port)
     # The last of them has no export without a name.
-    answer = servers.mirror(*(("--remote-export", "default") if start is nbd_server else ()))
-    fallback = f"127.0.0.1:{port} knows no sessions: handing over plainly"
-    assert answer.stdout.decode().startswith(f"Mirror started: {fallback}"), answer
+    name = ("--remote-export", "default") if start is nbd_server else ()
+    answer = servers.mirror("--handover", "plain", *name)
+    warning = f"127.0.0.1:{port} doesn't say that it waits for a migration: all that it has is"
+    assert answer.stdout.decode().startswith(f"Mirror started: {warning}"), answer
     source.expect_exit(0)
-    assert fallback in source.story()
+    assert warning in source.story()
     assert_same(servers.image, servers.copy)
 
 
@@ -82,7 +83,7 @@ def test_over_as_many_connections_as_a_server_takes(
     destination = start(programs, servers, port)
     wait_until_it_listens(destination, port)
     servers.send_to("127.0.0.1", port)
-    servers.start_mirroring("--connections", "4", "--max-bps", "32M")
+    servers.start_mirroring("--handover", "plain", "--connections", "4", "--max-bps", "32M")
     source.wait_for(f"{used} connections are used")
     source.expect_exit(0)
     assert f"{used + 1} connections are used" not in source.story()

@@ -164,7 +164,7 @@ class TestMigrating:
         qemu = servers.children.start(path, *place, str(servers.copy))
         wait_until_it_listens(qemu, port)
         servers.send_to("127.0.0.1", port)
-        assert servers.mirror().returncode == 1
+        assert servers.mirror("--handover", "plain").returncode == 1
         source.wait_for("it counts in sectors of 512 bytes, which the image doesn't fill")
 
     def test_an_older_size_of_ours_is_refused(self, servers: Servers) -> None:

@@ -79,8 +79,10 @@ class Scene:
         return destination
 
     def mirror(self, *more: str) -> CompletedProcess[bytes]:
-        """Tell the source, as its operator would, to migrate to the destination."""
-        place = ("--addr", "127.0.0.1", "--port", self.port)
+        """Tell the source, as its operator would, to migrate to the destination, which can't say
+        that it is one.
+        """
+        place = ("--addr", "127.0.0.1", "--port", self.port, "--handover", "plain")
         return flexmigrate("mirror", *place, "--sock", str(self.sock), *more)
 
     def starts_mirroring(self, *more: str) -> None:

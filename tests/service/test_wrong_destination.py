@@ -1,13 +1,16 @@
-"""``mirror`` to a server that waits for no migration is refused at once, and nothing is sent."""
+"""``mirror`` to a server that waits for no migration, or doesn't say that it does, is refused at
+once, and nothing is sent; unless it was said that this is meant.
+"""
 
 from __future__ import annotations
 
+import urllib.parse
 from pathlib import Path
 
 import pytest
 
-from support.images import random_image
-from support.operator import ask, status
+from support.images import assert_same, random_image
+from support.operator import ask, status, wait_until
 from support.processes import Child
 from support.relay import Relay
 from support.servers import SIZE, Servers, stop
@@ -69,6 +72,86 @@ def test_nor_is_one_of_its_exports(servers: Servers) -> None:
         assert_refused(servers, "there is no such export", *way, "--remote-export", "b")
     assert image.read_bytes() == before
     stop(server)
+
+
+@pytest.mark.parametrize("options", [(), ("--read-only",)])
+def test_nor_is_one_with_the_oldstyle_handshake(servers: Servers, options: tuple[str, ...]) -> None:
+    servers.serve()
+    server, image = other_server(servers, "--oldstyle", *options)
+    before = image.read_bytes()
+    for way in (*WAYS, ("--handover", "flexnbd")):
+        assert_refused(servers, "it serves its image to clients, and waits for no migration", *way)
+    host, port = server.listening()
+    for action in ("exit", "unlink", "nothing"):
+        code, text = ask(servers.source_sock, "mirror", host, str(port), action)
+        assert (code, "waits for no migration" in text) == (1, True), text
+    assert image.read_bytes() == before
+    stop(server)
+
+
+def silent_server(servers: Servers, style: str) -> Child:
+    """Start a server that says nothing of itself, as others' servers do, and have ``mirror`` go
+    there.
+    """
+    program = Path(__file__).parents[1] / "peers" / "destinations" / "does_everything_right.py"
+    place = (str(program), "127.0.0.1", "0", str(servers.copy), "--style", style)
+    server = servers.children.python(*place)
+    servers.send_to("127.0.0.1", int(server.wait_for(r"listening on 127\.0\.0\.1:(\d+)")[1]))
+    return server
+
+
+NOT_SAID = "doesn't say that it waits for a migration"
+
+
+@pytest.mark.parametrize("style", ["oldstyle", "newstyle"])
+def test_who_says_nothing_of_itself_is_overwritten_only_where_that_is_meant(
+    servers: Servers, style: str
+) -> None:
+    source, server = servers.serve(), silent_server(servers, style)
+    before = servers.copy.read_bytes()
+    assert_refused(servers, NOT_SAID)
+    assert_refused(servers, NOT_SAID, "--unlink")
+    host, port = servers.place[1], servers.place[3]
+    code, text = ask(servers.source_sock, "mirror", host, port, "nothing", "handover=auto")
+    assert (code, NOT_SAID in text) == (1, True), text
+    assert servers.copy.read_bytes() == before
+    servers.start_mirroring("--handover", "plain", "--max-bps", "1M")
+    seen = wait_until(servers.source_sock, migration_handover="plain")
+    warning = urllib.parse.unquote(seen["migration_warning"])
+    assert NOT_SAID in warning
+    assert "handing over plainly" in warning
+    source.wait_for(f"warn .*{NOT_SAID}")
+    assert ask(servers.source_sock, "mirror_max_bps", "0") == (0, "updated")
+    source.expect_exit(0)
+    server.expect_exit(0)
+    assert_same(servers.image, servers.copy)
+
+
+@pytest.mark.parametrize(
+    ("style", "words", "is_sent"),
+    [
+        ("oldstyle", (), True),
+        ("newstyle", (), False),
+        ("newstyle", ("handover=flexnbd",), False),
+        ("newstyle", ("allow-old-peers=yes",), True),
+    ],
+)
+def test_what_flexnbd_is_told_goes_to_what_may_be_a_flexnbd(
+    servers: Servers, style: str, words: tuple[str, ...], is_sent: bool
+) -> None:
+    source, server = servers.serve(), silent_server(servers, style)
+    before = servers.copy.read_bytes()
+    host, port = servers.place[1], servers.place[3]
+    code, text = ask(servers.source_sock, "mirror", host, port, "exit", *words)
+    assert NOT_SAID in text
+    if is_sent:
+        assert (code, text.startswith("Mirror started: ")) == (0, True), text
+        source.expect_exit(0)
+        server.expect_exit(0)
+        assert_same(servers.image, servers.copy)
+    else:
+        assert code == 1
+        assert servers.copy.read_bytes() == before
 
 
 def test_a_destination_that_serves_by_now_is_not_overwritten(servers: Servers, port: int) -> None:

@@ -24,6 +24,7 @@ from flexmigrate.wire.constants import (
     MAX_OPTION_REPLIES,
     MAX_OPTION_REPLY,
     MAX_QUERIES,
+    ServerRole,
     TransmissionFlag,
 )
 from support.negotiation import check_feeds, counted, last_close, option, queries, reply, wanted
@@ -63,8 +64,20 @@ class Greetings(SynchronousTestCase):
         check_feeds(lambda: ClientHandshake(PLAIN), NEWSTYLE, expected)
 
     def test_oldstyle_is_recognised_however_it_is_cut(self) -> None:
-        agreement = Agreement(export(""))
+        agreement = Agreement(export(""), oldstyle=True)
         check_feeds(ClientHandshake, OLDSTYLE, [Ready(agreement)])
+
+    def test_oldstyle_may_tell_what_the_server_does(self) -> None:
+        for said, role in (
+            (struct.pack(">II", 0x666D6967, 1), ServerRole.SERVING),
+            (struct.pack(">II", 0x666D6967, 2), ServerRole.RECEIVING),
+            (struct.pack(">II", 0x666D6967, 3), ServerRole.UNKNOWN),
+            (struct.pack(">II", 0x666D6966, 1), ServerRole.UNKNOWN),
+            (bytes(8), ServerRole.UNKNOWN),
+        ):
+            ready = ClientHandshake().receive(OLDSTYLE[:28] + said + bytes(116))[0]
+            assert isinstance(ready, Ready)
+            self.assertIs(ready.agreement.role, role)
 
     def test_oldstyle_has_neither_names_nor_tls(self) -> None:
         for wish in (ClientOptions("disk"), ClientOptions(tls=TLSMode.REQUIRE)):
@@ -72,7 +85,7 @@ class Greetings(SynchronousTestCase):
             self.assertEqual(close.kind, CloseKind.REFUSED)
             self.assertIn("oldstyle", close.reason)
         events = ClientHandshake(ClientOptions(tls=TLSMode.ON)).receive(OLDSTYLE)
-        self.assertEqual(events, [Ready(Agreement(export("")))])
+        self.assertEqual(events, [Ready(Agreement(export(""), oldstyle=True))])
 
     def test_anything_else_is_no_nbd_server(self) -> None:
         http = b"HTTP/1.1 400 Bad Request\r\n\r\n"

@@ -6,7 +6,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import LocalProtocolError, RemoteProtocolError
 from flexmigrate.wire import frames
-from flexmigrate.wire.constants import MAX_STRING, Info, Option, OptionReply
+from flexmigrate.wire.constants import MAX_STRING, Info, Option, OptionReply, ServerRole
 
 strings = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), max_size=60)
 
@@ -19,6 +19,8 @@ class Layouts(SynchronousTestCase):
         expected = b"NBDMAGIC" + bytes.fromhex("0000420281861253 0000000100000200 00000005")
         self.assertEqual(frames.oldstyle_greeting(0x100000200, 5), expected + bytes(124))
         self.assertEqual(len(frames.oldstyle_greeting(0, 0)), 152)
+        told = frames.oldstyle_greeting(0x100000200, 5, ServerRole.RECEIVING)
+        self.assertEqual(told, expected + bytes.fromhex("666d6967 00000002") + bytes(116))
 
     def test_an_option(self) -> None:
         expected = b"IHAVEOPT" + bytes.fromhex("00000001 00000004") + b"disk"

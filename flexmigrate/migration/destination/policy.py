@@ -31,6 +31,7 @@ from flexmigrate.migration.ownership.offer import (
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
+from flexmigrate.wire.constants import ServerRole
 from flexmigrate.wire.handover import (
     NO_ID,
     SESSION_OPTION,
@@ -94,6 +95,7 @@ class ReceivingSession(OpenSession):
     # Who gets in
 
     tells_refusals = True
+    role = ServerRole.RECEIVING
 
     def options(self) -> Mapping[int, PrivateOption]:
         """A session can be had."""

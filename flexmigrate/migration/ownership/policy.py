@@ -26,7 +26,7 @@ from flexmigrate.migration.ownership.offer import (
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
-from flexmigrate.wire.constants import OptionReply
+from flexmigrate.wire.constants import OptionReply, ServerRole
 from flexmigrate.wire.handover import (
     NO_ID,
     SESSION_OPTION,
@@ -71,6 +71,8 @@ class ServingSession(OpenSession):
         self._find = find
         self._told = told
         self._instance = instance
+
+    role = ServerRole.SERVING
 
     def options(self) -> Mapping[int, PrivateOption]:
         """It can be asked, and a handover can be settled; a migration is declined."""

@@ -58,8 +58,8 @@ class Attempt:
     :param number: of the attempt, from 1.
     :param about: the migration, for logs.
     :ivar passes: how many walks were begun.
-    :ivar fallback: why it is handed over plainly although a session was wished for; None if it
-        isn't.
+    :ivar warning: what the operator should know of the handover, or of what is overwritten; None:
+        it is by a session, to a server that waits for it.
     :ivar obstacle: why clients aren't parked though so little is left that they could be, in words;
         None: nothing is in the way, as far as is known.
     """
@@ -110,7 +110,7 @@ class Attempt:
         self._retry: IDelayedCall | None = None
         self._looked_at: float | None = None
         self.passes = 0
-        self.fallback: str | None = None
+        self.warning: str | None = None
         self.obstacle: str | None = None
 
     @property
@@ -155,6 +155,7 @@ class Attempt:
         proposal = MigrationProposal(self._gift, self._number, session=session)
         self._earlier = proposal.opening.named
         client = self._client = await self._dial(proposal)
+        overwrites = proposal.check(client)
         if client.size != self._export.size:
             raise SizeMismatch(client.size, self._export.size)
         if client.flags & TransmissionFlag.READ_ONLY:
@@ -168,12 +169,10 @@ class Attempt:
         handover = SourceHandover(self._reactor, self._gift, self._number, client, self._about)
         await handover.begin()
         self._handover = handover
-        if session and not handover.is_session:
-            self.fallback = (
-                f"{self._gift.address} knows no sessions: handing over plainly, so a crash or a "
-                "cut at the end may have to be settled by hand"
-            )
-            self._log.warn("{fallback}", fallback=self.fallback)
+        warnings = filter(None, (overwrites, self._gift.warning(session, handover.is_session)))
+        self.warning = "; ".join(warnings) or None
+        if self.warning is not None:
+            self._log.warn("{warning}", warning=self.warning)
         if self._gift.may_be_session:
             self._log.info("handover: {kind}", kind=self.handover_kind)
 

@@ -120,6 +120,24 @@ class Gift:
     read_only: bool = False
     old_peers: bool = False
 
+    def warning(self, wished: bool, agreed: bool) -> str | None:
+        """Return what the operator should know of a handover that is a plain one; None of others.
+
+        :param wished: whether a session was asked for.
+        :param agreed: whether it was agreed on.
+        """
+        cause = "as was asked for"
+        if wished:
+            cause = f"{self.address} knows no sessions"
+        elif self.rule is not HandoverRule.PLAIN or self.action is Action.NOTHING:
+            return None
+        if agreed:
+            return None
+        return (
+            f"{cause}: handing over plainly, so a crash or a cut at the end may have to be settled "
+            "by hand"
+        )
+
     @property
     def may_be_session(self) -> bool:
         """Whether a session is wished for: nothing is handed over by a copy."""

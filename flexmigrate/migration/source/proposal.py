@@ -1,18 +1,21 @@
 """What a source says of itself to a destination in negotiation, and what it makes of the answer.
 
 Three kinds of peers answer: a flexmigrate that waits for the image, and agrees or declines; one
-that doesn't, which declines; and a server that doesn't know what it was asked. Only the last is
-migrated to by the plain handover without having been told to, since nothing is known against it.
+that doesn't, which declines; and a server that says nothing of itself. All that the last one has
+would be overwritten, so it is written to only where that was asked for.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import MigrationError, SessionDeclined
+from flexmigrate.migration.request import HandoverRule
 from flexmigrate.migration.source.environment import SizeMismatch
 from flexmigrate.migration.source.handover import FIRST_WITH_KEYS, Gift
 from flexmigrate.wire.client_options import SessionRequest
+from flexmigrate.wire.constants import ServerRole
 from flexmigrate.wire.handover import NO_ID, Answer, Opening, Purpose, State, parse_answer
 from flexmigrate.wire.keys import NO_KEY
 
@@ -62,6 +65,14 @@ class Proposal:
         """Return what to say instead, or why the destination is left, or None."""
         return None
 
+    def check(self, client: NBDClientProtocol) -> str | None:
+        """See that the server that *client* has reached may be written to; return what the operator
+        should know of it, if anything.
+
+        :raises Declined: it may not.
+        """
+        return None
+
     def declined(self, error: SessionDeclined) -> MigrationError:
         """Return what it means that the destination was left because it declined, or because of
         what it said.
@@ -101,3 +112,26 @@ class MigrationProposal(Proposal):
             return None
         self.opening = replace(self.opening, key=key)
         return self.opening.encode()
+
+    def check(self, client: NBDClientProtocol) -> str | None:
+        """Leave a server that serves its image, and one that doesn't say that it waits for one,
+        unless it was said that this is meant.
+        """
+        agreement = client.agreement
+        if agreement.role is ServerRole.SERVING:
+            raise Declined("it serves its image to clients, and waits for no migration")
+        if agreement.role is ServerRole.RECEIVING or self.answer is not None:
+            return None
+        gift = self._gift
+        if gift.rule is HandoverRule.SESSION:
+            return None  # without a session it is left anyway
+        may = gift.rule is HandoverRule.PLAIN or gift.old_peers
+        if not may and not (gift.rule is HandoverRule.FLEXNBD and agreement.oldstyle):
+            raise Declined(
+                f"{gift.address} doesn't say that it waits for a migration, and all that it has "
+                "would be overwritten: if that is meant, say --handover plain"
+            )
+        return (
+            f"{gift.address} doesn't say that it waits for a migration: all that it has is "
+            "overwritten"
+        )

@@ -29,8 +29,9 @@ def topic_of(status: Mapping[str, Value]) -> tuple[Value | None, ...]:
 def migration_lines(status: Mapping[str, Value]) -> list[str]:
     """Return how far a migration is: one line of that, and one of how quick."""
     lines = [_headline(status), "   ".join(_rates(status))]
-    obstacle = _get(status, "obstacle")
-    return lines if obstacle is None else [*lines, f"in the way: {obstacle}"]
+    more = (("warning", "warning"), ("in the way", "obstacle"))
+    told = ((title, _get(status, name)) for title, name in more)
+    return lines + [f"{title}: {text}" for title, text in told if text is not None]
 
 
 def _get(status: Mapping[str, Value], name: str) -> Value | None:

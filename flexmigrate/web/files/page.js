@@ -64,6 +64,7 @@ const FACTS = [
   ["compared", "migration_bytes_compared", bytes],
   ["found equal", "compared_bytes", bytes],
   ["converges", "migration_verdict", String],
+  ["warning", "migration_warning", String],
   ["in the way", "migration_obstacle", String],
   ["clients parked for", "migration_parked", duration],
   ["rebind attempts", "rebind_attempts", String],
