@@ -456,8 +456,8 @@ SETTINGS = (
         "allow-old-peers",
         "",
         "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
-        " destination can then take the image over in the source's name; with mirror, also servers that"
-        " can't say that they wait for a migration (default: refuse them)",
+        " destination can then take the image over in the source's name; with mirror, also those"
+        " servers that can't say that they wait for a migration (default: refuse them)",
         parse_yes,
         format_yes,
     ),
