@@ -7,7 +7,7 @@ them sound is `flexmigrate.cli.commands`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Literal
 
 from flexmigrate.log.settings import LogSettings
@@ -42,19 +42,18 @@ _LOG = LogSettings()
 
 
 @dataclass(frozen=True)
-class ServeConfig:
-    """What ``serve`` was told.
+class ServerConfig:
+    """What every server can be told; `ServeConfig` and `ListenConfig` say what more.
 
-    :ivar places: where clients connect to; port 0 takes a free one.
-    :ivar exports: what is offered: at least one, all names different.
-    :ivar default_export: name of the export that clients get who name none.
+    :ivar places: where to listen; port 0 takes a free one.
     :ivar sock: path of the operator's socket, if there is to be one.
     :ivar acl: entries of the access list, all of them sound.
     :ivar default_deny: an empty access list lets nobody in, instead of everybody.
     :ivar killswitch: a request that takes longer than 120 s costs the client its connection.
     :ivar oldstyle: the handshake is the oldstyle one, which has no export names.
-    :ivar read_only: the images are opened for reading, and offered so.
-    :ivar allow_old_peers: a handover may be settled with a source that knows of no keys.
+    :ivar read_only: the images are offered for reading only.
+    :ivar allow_old_peers: a handover may be settled with a source that knows of no keys
+        (``wire.keys``).
     :ivar listable: clients may ask for the names of the exports.
     :ivar max_clients: connections at the same time.
     :ivar max_clients_per_host: how many of them one host may have; 0 leaves a quarter to others.
@@ -68,8 +67,7 @@ class ServeConfig:
     """
 
     places: tuple[Place, ...]
-    exports: tuple[ExportConfig, ...]
-    default_export: str = ""
+    _: KW_ONLY
     sock: str | None = None
     acl: tuple[str, ...] = ()
     default_deny: bool = False
@@ -89,15 +87,36 @@ class ServeConfig:
         default=None, compare=False, repr=False
     )
 
+
+@dataclass(frozen=True)
+class ServeConfig(ServerConfig):
+    """What ``serve`` was told.
+
+    :ivar places: where clients connect to.
+    :ivar exports: what is offered: at least one, all names different.
+    :ivar default_export: name of the export that clients get who name none.
+    """
+
+    exports: tuple[ExportConfig, ...]
+    default_export: str = field(default="", kw_only=True)
+
     @property
     def subject(self) -> str:
         """The path of the image, or the first of them: what a log can be told apart by."""
         return self.exports[0].file
 
+    @property
+    def will_serve(self) -> bool:
+        """Whether clients may come to be served."""
+        return True
+
 
 @dataclass(frozen=True)
-class ListenConfig:
-    """What ``listen`` was told; what `ServeConfig` has, too, means the same.
+class ListenConfig(ServerConfig):
+    """What ``listen`` was told.
+
+    What it has from `ServerConfig` about clients counts once the image is here and is served, just
+    as with ``serve``; the limits for clients don't bind the source.
 
     :ivar places: where the source connects to.
     :ivar file: path of the image that is to be received.
@@ -107,29 +126,25 @@ class ListenConfig:
         ("full"), or something ("any").
     :ivar read_only: the image is served for reading only once it is here; so it is, too, if its
         source says that it was.
-    :ivar allow_old_peers: a source may have a session that knows of no keys (``wire.keys``).
     """
 
-    places: tuple[Place, ...]
     file: str
+    _: KW_ONLY
     export: str = ""
-    sock: str | None = None
-    acl: tuple[str, ...] = ()
-    default_deny: bool = False
-    oldstyle: bool = False
     rebind: Address | None = None
     coverage: CoverageRule = "full"
-    read_only: bool = False
-    allow_old_peers: bool = False
-    tls: TLSConfig = NO_TLS
-    metrics: Place | None = None
-    web: Place | None = None
-    log: LogSettings = _LOG
-    reread: Callable[[], ServeConfig | ListenConfig] | None = field(
-        default=None, compare=False, repr=False
-    )
+
+    @property
+    def default_export(self) -> str:
+        """Name of the export that clients get who name none."""
+        return self.export
 
     @property
     def subject(self) -> str:
         """The path of the image."""
         return self.file
+
+    @property
+    def will_serve(self) -> bool:
+        """Whether clients may come to be served."""
+        return self.rebind is not None

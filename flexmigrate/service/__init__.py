@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import os
+from contextlib import ExitStack
 from typing import Any
 
 from twisted.application.service import IService
 
 from flexmigrate.config import ListenConfig, ServeConfig
-from flexmigrate.errors import FlexmigrateError
 from flexmigrate.image.file import Image, Opener
 from flexmigrate.net.clock import use_monotonic_clock
 from flexmigrate.service.descriptors import raise_limit
-from flexmigrate.service.host import ImageHost, new_pool
-from flexmigrate.service.images import Committed, ServeService
-from flexmigrate.service.in_doubt import SettleService
+from flexmigrate.service.host import new_pool
+from flexmigrate.service.images import Committed, open_images
+from flexmigrate.service.in_doubt import InDoubt
+from flexmigrate.service.intake import Intake
 from flexmigrate.service.lifetime import Lifetime, exit_with_status_of
-from flexmigrate.service.receiving import ListenService
+from flexmigrate.service.receiving import Receiving
+from flexmigrate.service.serving import Serving
+from flexmigrate.service.shell import Role, Shell
 from flexmigrate.service.supervisor import Supervisor
 
 
@@ -46,27 +49,28 @@ def build(
     lifetime: Lifetime,
     pool: Any = None,
     open_image: Opener = Image.open,
-) -> ServeService | ListenService | SettleService:
+) -> Shell:
     """Return the service that *config* describes, which ends by *lifetime*.
 
     :param pool: the threads for its images, not yet started; None for its own.
     :param open_image: opens its images, and gives each the disk that its records are on.
     :raises FlexmigrateError: what stands in its way.
     """
-    pool = pool or new_pool()
-    if isinstance(config, ServeConfig):
-        try:
-            return ServeService(reactor, config, lifetime, pool, open_image)
-        except Committed as committed:
-            return _settle(reactor, committed.host, config, lifetime, pool)
-    return ListenService(reactor, config, lifetime, pool, open_image)
+    shell = Shell(reactor, config, lifetime, pool or new_pool())
+    with ExitStack() as undo:
+        shell.become(_first_role(shell, config, open_image, undo))
+        undo.pop_all()  # from here on stopService closes the images
+    return shell
 
 
-def _settle(
-    reactor: Any, host: ImageHost, config: ServeConfig, lifetime: Lifetime, pool: Any
-) -> SettleService:
+def _first_role(
+    shell: Shell, config: ServeConfig | ListenConfig, open_image: Opener, undo: ExitStack
+) -> Role:
+    if isinstance(config, ListenConfig):
+        return Receiving(shell, config, Intake(shell, config, open_image, undo))
     try:
-        return SettleService(reactor, host, config, lifetime, pool)
-    except FlexmigrateError:
-        host.image.close()
-        raise
+        hosts = open_images(shell.reactor, shell.pool, config, open_image, undo)
+    except Committed as committed:
+        undo.callback(committed.host.image.close)
+        return InDoubt(shell, committed.host)
+    return Serving(shell, hosts, config.places)

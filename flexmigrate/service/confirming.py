@@ -16,13 +16,12 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.migration.ownership.policy import ConfirmingSession
-from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address, BadAddress, parse_shown
 from flexmigrate.server.export import Export, ExportDirectory
 from flexmigrate.server.factory import NBDServerFactory
+from flexmigrate.service.factories import Factories
 from flexmigrate.service.host import Host
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.handshake import ExportInfo
 
 log = Logger()
@@ -60,16 +59,13 @@ class _Place(NamedTuple):
 class Confirming:
     """The addresses at which sources may ask, as far as they can be had.
 
-    :param tls_context: of the server, or None: who asks need not use it.
+    :param factories: of the server.
     """
 
-    def __init__(
-        self, reactor: Any, hosts: Sequence[Host], acl: AccessList, tls_context: Any
-    ) -> None:
+    def __init__(self, reactor: Any, hosts: Sequence[Host], factories: Factories) -> None:
         self._reactor = reactor
         self._hosts = hosts
-        self._acl = acl
-        self._tls_context = tls_context
+        self._factories = factories
         self._places: list[_Place] = []
         self._end: IDelayedCall | None = None
 
@@ -92,14 +88,8 @@ class Confirming:
         hosts = [host for host in self._hosts if text in host.ownership.awaited_at]
         one = hosts[0]
         export = Export(one.export.name, one.image, one.background, read_only=True)
-        factory = NBDServerFactory(
-            self._reactor,
-            _AnyName(export),
-            self._acl,
-            session=ConfirmingSession(hosts, self.look),
-            tls=TLSMode.OFF if self._tls_context is None else TLSMode.ON,
-            tls_context=self._tls_context,
-        )
+        session = ConfirmingSession(hosts, self.look)
+        factory = self._factories.for_confirming(_AnyName(export), session)
         listening = ListeningPort(
             self._reactor, address, factory, what="answering a source that may ask"
         )
@@ -123,12 +113,6 @@ class Confirming:
         self._end = None
         for place in self._places:
             place.listening.close()
-
-    def set_acl(self, acl: AccessList) -> None:
-        """Change who may connect."""
-        self._acl = acl
-        for place in self._places:
-            place.factory.set_acl(acl)
 
     async def close(self) -> None:
         """Answer no more."""

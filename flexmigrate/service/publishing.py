@@ -6,8 +6,6 @@ Nothing of it is imported, or measured, by a server that wasn't.
 from __future__ import annotations
 
 import secrets
-from collections import Counter
-from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -16,25 +14,8 @@ from twisted.internet.defer import TimeoutError as DeferredTimeout
 from twisted.python.failure import Failure
 
 from flexmigrate.config import Place
-from flexmigrate.migration.destination.machine import DestinationCore
-from flexmigrate.migration.source.machine import Core
-from flexmigrate.server.connection import NBDServerProtocol
-from flexmigrate.server.export import Export
-from flexmigrate.server.factory import NBDServerFactory
-from flexmigrate.server.measuring import Meter
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.watching import Watch
-from flexmigrate.telemetry.history import Tally
-from flexmigrate.telemetry.status import Status
-from flexmigrate.web.view import (
-    Blocks,
-    ClientView,
-    ExportView,
-    Look,
-    Moving,
-    PoolView,
-    ServerView,
-)
+from flexmigrate.web.view import Look
 
 FAREWELL_SECONDS = 1.0
 """For those who look on to be told how the process ends, and again for their connections to end:
@@ -106,64 +87,3 @@ class Publishing:
 
 def _first_cause(failure: Failure) -> Failure:
     return failure.value.subFailure if isinstance(failure.value, FirstError) else failure
-
-
-def clients_by_export(factory: NBDServerFactory) -> Counter[Export | None]:
-    """Return how many of a server's connections use which export; counted once for all of them."""
-    return Counter(client.export for client in factory.clients)
-
-
-def export_view(
-    export: Export,
-    clients: int,
-    meter: Meter,
-    status: Status,
-    tally: Tally,
-    moving: Moving | None,
-) -> ExportView:
-    """Return what is seen of *export*, which so many *clients* use."""
-    return ExportView(
-        name=export.name,
-        status=status,
-        clients=clients,
-        waiting=export.background.pending,
-        meter=meter.of(export.name),
-        tally=tally,
-        moving=moving,
-    )
-
-
-def sending(core: Core | None, watch: Watch | None) -> Moving | None:
-    """Return what is seen of a migration away from here."""
-    if core is None or watch is None:
-        return None
-    layers: dict[str, Blocks] = {}
-    if core.dirty is not None:
-        layers["left"] = core.dirty
-    if core.unverified is not None:
-        layers["unverified"] = core.unverified
-    return Moving(core.began, watch.history, layers)
-
-
-def receiving(core: DestinationCore) -> Moving:
-    """Return what is seen of a migration to here."""
-    return Moving(0.0, None, {"received": core.coverage})
-
-
-def server_view(
-    exports: Iterable[ExportView], clients: Iterable[NBDServerProtocol], pool: Any
-) -> ServerView:
-    """Return what is seen of a server.
-
-    :param clients: its connections.
-    :param pool: its ``image.shares.ImageThreads``.
-    """
-    seen = [
-        ClientView(each.number, each.address, None if each.export is None else each.export.name)
-        for each in sorted(clients, key=lambda client: client.number)
-    ]
-    return ServerView(
-        list(exports),
-        PoolView(pool.max, pool.busy, pool.shares.queued),
-        seen,
-    )

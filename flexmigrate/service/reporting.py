@@ -5,6 +5,7 @@ Status, and of a migration's samples and summary, are filled in.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
@@ -18,15 +19,15 @@ from flexmigrate.service.migration_values import _flush_failed, _passes, _write_
 from flexmigrate.telemetry.status import ListeningPhase, Status
 
 if TYPE_CHECKING:
+    from flexmigrate.service.front import ServingFront
     from flexmigrate.service.migrating import MigratingExport
-    from flexmigrate.service.serving import Serving
     from flexmigrate.service.watching import Watch
 
 SettlingPhase = Literal["committing", "given"]
 """What a source tells while it asks for the same, in ``migration.source``."""
 
 
-def serving_status(serving: Serving, about: MigratingExport, now: float) -> Status:
+def serving_status(serving: ServingFront, about: MigratingExport, now: float) -> Status:
     """Return the status of a server that owns its images, and of one of its exports.
 
     :param now: the reactor's time, in seconds.
@@ -175,7 +176,7 @@ def settling_status(
     )
 
 
-def with_rebind(status: Status, serving: Serving, now: float) -> Status:
+def with_rebind(status: Status, serving: ServingFront, now: float) -> Status:
     """Return *status* of a server that was a destination: what it waits for, and for how long."""
     (listening,) = serving.ports
     rebind = listening.rebind
@@ -188,3 +189,38 @@ def with_rebind(status: Status, serving: Serving, now: float) -> Status:
         rebind_error=rebind.error,
         rebind_seconds=int(now - rebind.since),
     )
+
+
+def describe(statuses: Iterable[Status], places: Iterable[object]) -> str:
+    """Return what a server is doing, in a sentence for ``systemctl status``.
+
+    :param statuses: of each of its exports.
+    :param places: where it listens.
+    """
+    first, *others = statuses
+    migrating = [each for each in (first, *others) if each.is_mirroring]
+    where = ", ".join(map(str, places))
+    if migrating:
+        return "; ".join(map(_migration, migrating))
+    if first.listening_phase == "rebinding":
+        return f"the image is here; can't serve it yet: {first.rebind_error}"
+    if first.listening_phase == "receiving":
+        percent = 100 * (first.covered_bytes or 0) // first.size if first.size else 0
+        return f"receiving at {where}: {percent} % of {first.size} bytes"
+    if first.listening_phase == "waiting":
+        return f"waiting for a migration at {where}"
+    if first.listening_phase == "complete":
+        return "the image is here"
+    exports = f"{1 + len(others)} exports" if others else "an image"
+    return f"serving {exports} at {where}, {first.num_clients} clients"
+
+
+def _migration(status: Status) -> str:
+    name = f"export {status.export}, " if status.export else ""
+    text = (
+        f"migrating: {name}{status.migration_phase}, attempt {status.migration_attempt}, pass"
+        f" {status.migration_pass}, {status.migration_bytes_left} bytes left"
+    )
+    if status.migration_seconds_left is not None:
+        text += f", about {status.migration_seconds_left} s"
+    return text

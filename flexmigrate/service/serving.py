@@ -1,180 +1,128 @@
-"""Exports in front of clients: at which addresses, to whom, and until when.
+"""The role of a server that owns its images: it serves them to clients, and sends them away.
 
-This is what both servers come to: ``serve`` from its start, ``listen`` once it owns the image.
-When the last export has been migrated away, it is done.
+``serve`` has it from its start, ``listen`` once it owns what it has received.
 """
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from twisted.internet.defer import Deferred, gatherResults
-from twisted.logger import Logger
-from twisted.python.failure import Failure
+from twisted.internet.defer import Deferred
 
 from flexmigrate.config import Place
-from flexmigrate.errors import CommandError
 from flexmigrate.migration.lock import OwnedLock
+from flexmigrate.migration.ownership.policy import ServingSession
 from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.net.acl import AccessList
-from flexmigrate.net.address import Address
-from flexmigrate.server.export import ExportDirectory
-from flexmigrate.server.factory import NBDServerFactory
+from flexmigrate.service.confirming import Confirming
+from flexmigrate.service.front import ServingFront
 from flexmigrate.service.host import Host
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.wire.handover import NO_ID
-
-log = Logger()
+from flexmigrate.service.reporting import describe, serving_status, with_rebind
+from flexmigrate.service.shell import Shell, Step
+from flexmigrate.service.views import serving_view
+from flexmigrate.telemetry.status import Status
+from flexmigrate.web.view import Moving, ServerView
 
 
 class Serving:
     """See the module.
 
-    :param ended: called with an exit status and a reason once nothing is left to serve.
-    :param lock: the migration lock of the first export, where it exists already.
-    :ivar instance: tells this server from every other; said to destinations.
-    :ivar ports: the addresses.
+    :param hosts: the images, open and owned; they are closed by the shell.
+    :param places: where clients connect to.
+    :param lock: the migration lock of the one image that was received.
+    :param received: what is seen of the migration that has brought it; None for images that were
+        here from the start.
+    :raises UsageError: a place describes no endpoint.
     """
+
+    is_reachable = True
 
     def __init__(
         self,
-        reactor: Any,
+        shell: Shell,
         hosts: Sequence[Host],
-        factory: NBDServerFactory,
         places: Sequence[Place],
-        ended: Callable[[int, str], None],
         lock: OwnedLock | None = None,
-        instance: bytes = NO_ID,
+        received: Moving | None = None,
     ) -> None:
-        self._ended = ended
-        self._status = 0
-        self.instance = instance
-        self.factory = factory
-        self.ports = [ListeningPort(reactor, place, factory) for place in places]
-        self.exports = {
-            host.export.name: MigratingExport(reactor, host, self, lock) for host in hosts
-        }
+        self._shell = shell
+        self._received = received
+        self._confirming = Confirming(shell.reactor, hosts, shell.factories)
+        self._by_name = {host.export.name: host for host in hosts}
+        factory = shell.factories.for_clients(
+            (host.export for host in hosts),
+            ServingSession(self._held, self._confirming.look, shell.instance),
+        )
+        self.front = ServingFront(
+            shell.reactor, hosts, factory, places, shell.lifetime.end, lock, shell.instance
+        )
+
+    def _held(self, name: str) -> Host | None:
+        """Return what the export *name* has, as negotiation names it."""
+        return self._by_name.get(name or self._shell.config.default_export)
 
     @property
-    def is_open(self) -> bool:
-        """Whether clients can connect, at each of the addresses."""
-        return all(each.is_open for each in self.ports)
+    def hosts(self) -> list[Host]:
+        """The images."""
+        return self.front.hosts
+
+    @property
+    def ports(self) -> list[ListeningPort]:
+        """Where clients connect to."""
+        return self.front.ports
 
     def open(self) -> Deferred[Any]:
         """Open all addresses, or fail as the first that can't be opened."""
-        return gatherResults([each.open() for each in self.ports], consumeErrors=True)
+        return self.front.open()
 
-    # The operator's commands: control.server.Operator
+    def opened(self) -> None:
+        """Confirm to the sources that were cut off that their images are here."""
+        self._confirming.open(each.address for each in self.ports)
 
-    def find(self, name: str | None) -> MigratingExport:
-        """Return the export *name*; None is enough where there is only one.
+    def describe(self) -> str:
+        """Return what is being done, in a sentence."""
+        statuses = [self.status(name) for name in self.front.exports]
+        return describe(statuses, (each.place for each in self.ports))
 
-        :raises CommandError: there is no such export, or a name is needed.
-        """
-        if name is None and len(self.exports) == 1:
-            (only,) = self.exports.values()
-            return only
-        known = ", ".join(repr(each) for each in self.exports)
-        if name is None:
-            raise CommandError(f"there are several exports, name one of them: {known}")
-        if name not in self.exports:
-            raise CommandError(f"there is no export {name!r}; there are {known}")
-        return self.exports[name]
+    def view(self) -> ServerView:
+        """Return what is seen of it over HTTP."""
+        shell = self._shell
+        now = shell.reactor.seconds()
+        return serving_view(self.front, shell.factories.meter, shell.pool, now, self._received)
+
+    def status(self, export: str | None) -> Status:
+        """Return what is told about the server, and about one export."""
+        name = self._shell.config.default_export if export is None else export
+        now = self._shell.reactor.seconds()
+        status = serving_status(self.front, self.find(name), now)
+        return status if self._received is None else with_rebind(status, self.front, now)
 
     def set_acl(self, acl: AccessList) -> None:
         """Change who may connect; clients that may no longer are closed at once."""
-        self.factory.set_acl(acl)
+        self._shell.factories.set_acl(acl)
+
+    def find(self, export: str | None) -> MigratingExport:
+        """Return what can be sent away under this name.
+
+        :raises CommandError: nothing, or a name is needed.
+        """
+        return self.front.find(export)
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
         """Start a migration of the export that *request* names."""
         return self.find(request.export).mirror(request)
 
-    # The front of each export: service.migrating.Front
+    def terminate(self, reason: str) -> Deferred[int]:
+        """Let no migration start, end those that run, and fire with the exit status."""
+        return self.front.terminate(reason)
 
-    @property
-    def hosts(self) -> list[Host]:
-        """The images that are served."""
-        return [each.host for each in self.exports.values()]
-
-    def withdraw(self, host: Host) -> Deferred[None]:
-        """Let no new client reach the export; where it was the only one, free the addresses."""
-        self._directory.withdraw(host.export.name)
-        if self._directory.is_empty:
-            return _all(each.close() for each in self.ports)
-        return _all(())
-
-    def restore(self, host: Host) -> Deferred[None]:
-        """Take that back; addresses that can't be opened are tried again once a second."""
-        self._directory.restore(host.export)
-        closed = [each for each in self.ports if not each.is_open]
-        return _all(each.open_persistently() for each in closed)
-
-    def is_own_connection(self, transport: Any, address: Address) -> bool:
-        """Return whether what *transport* connected to, at *address*, is this very server."""
-        if address.is_unix:
-            path = os.path.realpath(address.path)
-            ours = (each.socket_path for each in self.ports)
-            return any(each is not None and os.path.realpath(each) == path for each in ours)
-        # Both ends: one port of this host can be that of several connections, to different places.
-        ends = transport.getHost(), transport.getPeer()
-        return any(
-            (client.transport.getPeer(), client.transport.getHost()) == ends
-            for client in self.factory.clients
-        )
-
-    def dismiss(self, host: Host) -> None:
-        """Close the export's clients: they find the image elsewhere, or soon will."""
-        leaving = self.factory.close_clients("the image is elsewhere", host.export)
-        leaving.addErrback(self._not_let_go, host)
-
-    def given(self, host: Host, status: int, reason: str) -> None:
-        """End, if nothing is left to serve; else only the export's own clients have to go, and
-        then its image is free for whoever comes next.
-        """
-        self._status = max(self._status, status)
-        if all(each.given_away for each in self.exports.values()):
-            self._ended(self._status, reason)
-        else:
-            log.info("export {name!r}: {reason}", name=host.export.name, reason=reason)
-            letting_go = self.factory.close_clients(reason, host.export)
-            letting_go.addCallback(lambda _: host.close())
-            letting_go.addErrback(self._not_let_go, host)
-
-    def _not_let_go(self, failure: Failure, host: Host) -> None:
-        log.error("{path}: {error}", path=host.image.path, error=failure.getErrorMessage())
-        self._status = 1
-
-    @property
-    def _directory(self) -> ExportDirectory:
-        return self.factory.exports
-
-    # The end of the process
+    def closing(self) -> list[Step]:
+        """Return the steps that refuse and close clients."""
+        return [self.front.close, self._confirming.close]
 
     def concluded(self) -> Deferred[None]:
         """Fire once nothing of a migration that has ended is left to do, like its report."""
-        return _all(each.concluded() for each in self.exports.values())
-
-    def terminate(self, reason: str) -> Deferred[int]:
-        """Let no migration start, end those that run, and fire with the exit status."""
-        ended = [each.terminate(reason) for each in self.exports.values()]
-        return gatherResults(ended).addCallback(lambda statuses: max(self._status, *statuses))
-
-    async def close(self) -> None:
-        """Refuse new clients, let what is under way end, close the clients."""
-        for listening in self.ports:
-            await listening.close()
-        for each in self.exports.values():
-            await each.host.export.park()
-        await self.factory.close_clients("this server ends")
-
-
-def _all(results: Iterable[Deferred[None]]) -> Deferred[None]:
-    """Fire when all *results* have, or fail as the first that fails; so it is with cancelling."""
-    return gatherResults(list(results), consumeErrors=True).addCallback(_nothing)
-
-
-def _nothing(_: object) -> None:
-    """Turn a result that says nothing into None."""
+        return self.front.concluded()

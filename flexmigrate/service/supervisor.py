@@ -14,14 +14,13 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
 from flexmigrate.log.layouts import one_line
-from flexmigrate.telemetry.status import Status
 
 log = Logger()
 
@@ -85,41 +84,6 @@ class Supervisor:
             if not self._failed:
                 self._failed = True
                 log.warn("the supervisor can't be told: {error}", error=error)
-
-
-def describe(statuses: Iterable[Status], places: Iterable[object]) -> str:
-    """Return what a server is doing, in a sentence for ``systemctl status``.
-
-    :param statuses: of each of its exports.
-    :param places: where it listens.
-    """
-    first, *others = statuses
-    migrating = [each for each in (first, *others) if each.is_mirroring]
-    where = ", ".join(map(str, places))
-    if migrating:
-        return "; ".join(map(_migration, migrating))
-    if first.listening_phase == "rebinding":
-        return f"the image is here; can't serve it yet: {first.rebind_error}"
-    if first.listening_phase == "receiving":
-        percent = 100 * (first.covered_bytes or 0) // first.size if first.size else 0
-        return f"receiving at {where}: {percent} % of {first.size} bytes"
-    if first.listening_phase == "waiting":
-        return f"waiting for a migration at {where}"
-    if first.listening_phase == "complete":
-        return "the image is here"
-    exports = f"{1 + len(others)} exports" if others else "an image"
-    return f"serving {exports} at {where}, {first.num_clients} clients"
-
-
-def _migration(status: Status) -> str:
-    name = f"export {status.export}, " if status.export else ""
-    text = (
-        f"migrating: {name}{status.migration_phase}, attempt {status.migration_attempt}, pass"
-        f" {status.migration_pass}, {status.migration_bytes_left} bytes left"
-    )
-    if status.migration_seconds_left is not None:
-        text += f", about {status.migration_seconds_left} s"
-    return text
 
 
 def _address(name: str) -> str | bytes | None:

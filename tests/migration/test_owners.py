@@ -11,6 +11,8 @@ from flexmigrate.migration.ownership.journal import Record
 from flexmigrate.migration.ownership.status import Standing
 from flexmigrate.migration.request import HandoverRule
 from flexmigrate.migration.source.machine import SourceMachine
+from flexmigrate.service.receiving import Receiving
+from flexmigrate.service.serving import Serving
 from flexmigrate.wire.handover import State
 from support.machines import state_of, states
 from support.scene import Scene, SceneCase
@@ -44,9 +46,9 @@ class Watched:
         )
         if source and destination:
             self.wrong.append("both say that they own it")
-        if source is not None and hasattr(self.scene.source.service, "serving"):
+        if source is not None and isinstance(self.scene.source.service.role, Serving):
             self.look_at_source(source)
-        if destination is not None and hasattr(self.scene.destination.service, "_destination"):
+        if destination is not None:
             self.look_at_destination(destination)
 
     def told(self, server: Any) -> bool:
@@ -66,8 +68,11 @@ class Watched:
             self.wrong.append(f"a source that is {state} says that it doesn't own it")
 
     def look_at_destination(self, owns: bool) -> None:
-        service = self.scene.destination.service
-        state, journal = state_of(service._destination), service._host.ownership.state
+        received = self.scene.destination.service.roles[0]
+        if not isinstance(received, Receiving):
+            return
+        intake = received.intake
+        state, journal = state_of(intake.machine), intake.host.ownership.state
         self.received.add((state, owns))
         if owns != (journal is State.OWNER) or (owns and state not in OURS | SETTLING):
             self.wrong.append(f"a destination that is {state}, {journal.name}, says {owns}")

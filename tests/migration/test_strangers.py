@@ -323,7 +323,7 @@ class OldPeerTests(SceneCase):
             said.clear()
             with old(), mock.patch.object(sessions.ReceivingSession, "private", private):
                 scene = Scene(self.folder, self.image)
-                scene.destination.service._host.ownership.allows_old_peers = True
+                scene.destination.service.role.intake.host.ownership.allows_old_peers = True
                 request = MirrorRequest(INTAKE, allow_old_peers=True)
                 scene.world.result_of(scene.source.service.mirror(request))
                 self.assertEqual(scene.migrating.migration.attempt.handover_kind, "session")

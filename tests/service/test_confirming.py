@@ -8,10 +8,12 @@ from typing import Any
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.config import ExportConfig, ServeConfig
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.service import confirming
 from flexmigrate.service.confirming import CONFIRMING_SECONDS, Confirming
+from flexmigrate.service.factories import Factories
 
 HERE, THERE = "127.0.0.1:10810", "[::1]:10811"
 
@@ -47,9 +49,11 @@ class ConfirmingTests(SynchronousTestCase):
         self.patch(confirming, "ListeningPort", Port)
         Port.all = {}
         self.clock: Any = Clock()
+        config = ServeConfig(places=(), exports=(ExportConfig("", "image"),))
+        self.factories = Factories(self.clock, config)
 
     def open(self, *hosts: Any, served_at: tuple[Address | None, ...] = ()) -> Confirming:
-        found = Confirming(self.clock, hosts, AccessList([], default_deny=False), None)
+        found = Confirming(self.clock, hosts, self.factories)
         found.open(served_at)
         return found
 
@@ -87,8 +91,8 @@ class ConfirmingTests(SynchronousTestCase):
         self.assertEqual(self.opened(), [HERE])
 
     def test_a_new_access_list_holds_there_too(self) -> None:
-        answers = self.open(host(HERE))
+        self.open(host(HERE))
         factory = Port.all[HERE].factory
         self.assertIsNotNone(factory.buildProtocol(SimpleNamespace(host="192.0.2.1", port=1)))
-        answers.set_acl(AccessList(["10.0.0.0/8"], default_deny=True))
+        self.factories.set_acl(AccessList(["10.0.0.0/8"], default_deny=True))
         self.assertIsNone(factory.buildProtocol(SimpleNamespace(host="192.0.2.1", port=1)))

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from flexmigrate.migration.ownership import resolve
 from flexmigrate.migration.ownership.status import MayServe, Standing
-from flexmigrate.service.images import ServeService
+from flexmigrate.service.serving import Serving
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.handover import State
 from simulation.remains import (
@@ -401,7 +401,7 @@ class Trial(Stage):
             return False
         side.errors = 0
         side.start("serve")
-        return side.server is not None and isinstance(side.server.service, ServeService)
+        return side.server is not None and isinstance(side.server.service.role, Serving)
 
 
 def replay(schedule: Schedule, told: Callable[[Trial], object]) -> None:

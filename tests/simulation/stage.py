@@ -19,6 +19,7 @@ from flexmigrate.image.filesystems import Filesystem
 from flexmigrate.image.probe import Probed
 from flexmigrate.migration.request import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
+from flexmigrate.service.serving import Serving
 from flexmigrate.testing import Connection, Machine, World, Writer
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.servers import connect_to
@@ -266,8 +267,8 @@ class Stage:
         source = self.source
         if not source.lives or source.server is None or source.server.status is not None:
             return None
-        serving = getattr(source.server.service, "serving", None)
-        return None if serving is None else serving.find(None)
+        role = source.server.service.role
+        return role.find(None) if isinstance(role, Serving) else None
 
     @property
     def source_serves(self) -> bool:
@@ -563,7 +564,7 @@ class Stage:
             return migration is None or migration.phase not in _BEFORE_SETTLING
         if not side.lives or side.role != "listen" or side.server is None:
             return True
-        core = side.server.service._core
+        core = side.server.service.roles[0].intake.core
         return core.phase not in ("waiting", "receiving") or core.handover.ownership.state not in (
             State.NONE,
             State.RECEIVING,

@@ -159,7 +159,7 @@ class Scene:
     @property
     def migrating(self) -> Any:
         """The source's export that can be sent away."""
-        return self.source.service.serving.find(None)
+        return self.source.service.find(None)
 
     @property
     def serves(self) -> bool:

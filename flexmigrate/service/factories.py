@@ -1,0 +1,137 @@
+"""The factories of one server's connections: the one place where they are made.
+
+All of a server's have the same access list and the same certificates. What clients get is decided
+here by the server's settings, whether the image was here from the start or was received.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flexmigrate.config import ListenConfig, ServeConfig
+from flexmigrate.errors import UsageError
+from flexmigrate.log.settings import LogSettings
+from flexmigrate.migration.request import TLSConfig
+from flexmigrate.net.acl import AccessList
+from flexmigrate.net.polling import Poller
+from flexmigrate.net.tls import ServerCertificates
+from flexmigrate.server.export import Export, ExportDirectory
+from flexmigrate.server.factory import NBDServerFactory, Session
+from flexmigrate.server.limits import KILLSWITCH_SECONDS, Limits
+from flexmigrate.server.measuring import Meter
+from flexmigrate.server.request_log import LoggedTransmission
+from flexmigrate.server.transmission import Transmission
+from flexmigrate.service.descriptors import fitting
+from flexmigrate.wire.agreement import TLSMode
+from flexmigrate.wire.handshake import HandshakeStyle
+
+
+class Factories:
+    """Makes the factories of one server, and changes who may connect to any of them.
+
+    :ivar certificates: of the server; None without TLS.
+    :ivar meter: measures the requests of all of them, where there are metrics.
+    :raises UsageError: the certificates can't be used, or what was said of TLS would not hold.
+    """
+
+    def __init__(self, reactor: Any, config: ServeConfig | ListenConfig) -> None:
+        self._reactor = reactor
+        self._config = config
+        self._acl = AccessList(config.acl, config.default_deny)
+        self._made: list[NBDServerFactory] = []
+        self._clients = fitting(config.max_clients) if config.will_serve else config.max_clients
+        self.certificates = tls_context(config.tls, oldstyle=config.oldstyle)
+        self.meter = Meter()
+
+    def for_clients(self, exports: Iterable[Export], session: Session) -> NBDServerFactory:
+        """Return what serves *exports* to clients, with all that the server was told."""
+        config = self._config
+        limits = Limits(
+            request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
+            clients=self._clients,
+            host_clients=config.max_clients_per_host,
+        )
+        return self._for_exports(exports, session, limits, Poller(config.poll_seconds))
+
+    def for_source(
+        self, export: Export, session: Session, negotiation_seconds: float
+    ) -> NBDServerFactory:
+        """Return what receives *export*. A source is bound by the timeouts of a migration, not by
+        the limits for clients.
+        """
+        limits = Limits(negotiation_seconds=negotiation_seconds)
+        return self._for_exports([export], session, limits, None)
+
+    def _for_exports(
+        self, exports: Iterable[Export], session: Session, limits: Limits, poller: Poller | None
+    ) -> NBDServerFactory:
+        config = self._config
+        return self._kept(
+            NBDServerFactory(
+                self._reactor,
+                ExportDirectory(exports, listable=config.listable),
+                self._acl,
+                session=session,
+                style=HandshakeStyle.OLDSTYLE if config.oldstyle else HandshakeStyle.FIXED_NEWSTYLE,
+                default_export=config.default_export,
+                tls=TLSMode(config.tls.rule),
+                tls_context=self.certificates,
+                poller=poller,
+                transmission=_transmission(config.log, self.meter if config.metrics else None),
+                limits=limits,
+            )
+        )
+
+    def for_confirming(self, directory: ExportDirectory, session: Session) -> NBDServerFactory:
+        """Return what only confirms to sources that their image is here; they need not use TLS."""
+        return self._kept(
+            NBDServerFactory(
+                self._reactor,
+                directory,
+                self._acl,
+                session=session,
+                tls=TLSMode.OFF if self.certificates is None else TLSMode.ON,
+                tls_context=self.certificates,
+            )
+        )
+
+    def _kept(self, factory: NBDServerFactory) -> NBDServerFactory:
+        self._made.append(factory)
+        return factory
+
+    def set_acl(self, acl: AccessList) -> None:
+        """Change who may connect; clients that may no longer are closed at once."""
+        self._acl = acl
+        for each in self._made:
+            each.set_acl(acl)
+
+
+def _transmission(log: LogSettings, meter: Meter | None) -> Callable[..., Transmission]:
+    """Return what carries out the requests of a connection, and logs or measures them."""
+    if meter is not None:
+        return meter.transmission(logged=log.requests)
+    return LoggedTransmission if log.requests else Transmission
+
+
+def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> ServerCertificates | None:
+    """Return what a server's ``startTLS`` takes, or None without TLS.
+
+    :param oldstyle: the handshake is the oldstyle one.
+    :raises UsageError: the certificates can't be used, or something that was asked for would not
+        hold.
+    """
+    if config.verify_peer and config.rule != "require":
+        raise UsageError(
+            f"verify_peer with TLS {config.rule!r}: clients without TLS show no certificate and"
+            " would be let in all the same; it needs 'require'"
+        )
+    if config.rule == "off":
+        if config.certificates is not None:
+            raise UsageError("certificates with TLS 'off': nothing would be encrypted")
+        return None
+    if oldstyle:
+        raise UsageError("the oldstyle handshake has no TLS")
+    if config.certificates is None:
+        raise UsageError(f"TLS {config.rule!r} needs certificates")
+    return ServerCertificates(config.certificates, verify_peer=config.verify_peer)
