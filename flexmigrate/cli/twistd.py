@@ -24,7 +24,7 @@ from flexmigrate.cli.options import QUIET, VERBOSE
 from flexmigrate.cli.parsing import parse
 from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError
-from flexmigrate.log.observer import LineObserver
+from flexmigrate.log.observer import LineObserver, observer_of
 
 PROG = "twistd flexmigrate"
 
@@ -112,7 +112,9 @@ def stdout_observer() -> LineObserver:
     was closed: its descriptor may be another file's.
     """
     out = 1 if sys.stdout is not None else os.open(os.devnull, os.O_WRONLY)
-    return LineObserver(out, _chosen.log, context=_chosen.subject)
+    from flexmigrate.service.run import later
+
+    return observer_of(_chosen.log, out, _chosen.subject, later)
 
 
 def _choose_log(twistd: usage.Options, config: ServeConfig | ListenConfig) -> None:

@@ -1,12 +1,10 @@
-"""Writes events: each line whole, whatever threads they come from."""
+"""Makes lines of events, and has them written: those of a level that is shown, and not repeated."""
 
 from __future__ import annotations
 
+import atexit
 import os
-import select
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -14,6 +12,7 @@ from twisted.logger import ILogObserver, LogEvent, LogLevel, globalLogBeginner
 from zope.interface import implementer
 
 from flexmigrate.log.layouts import layout_of
+from flexmigrate.log.lines import Later, LineWriter, never_blocking
 from flexmigrate.log.repeats import Repeats
 from flexmigrate.log.settings import OURS, LogSettings, shown_namespace
 
@@ -53,6 +52,8 @@ class LineObserver:
     :param settings: events below their levels cost one look into a table.
     :param write: ``os.write``, or what stands for it in a test.
     :param context: what flexnbd's layout names beside the process: the image.
+    :param later: see `LineWriter`.
+    :ivar lines: writes them.
     :ivar repeats: decides which lines are only counted; None: all are written.
     """
 
@@ -62,26 +63,17 @@ class LineObserver:
         settings: LogSettings | None = None,
         write: Callable[[int, bytes], int] = os.write,
         context: str = "",
+        later: Later | None = None,
     ) -> None:
         self.repeats: Repeats | None = None
-        self._fd = fd
         settings = settings or LogSettings()
         self._layout = layout_of(settings, context)
         self._floors = _Floors(settings)
-        self._write = write
         self._for_journal = leads_to_journal(fd, os.environ)
-        self._lines: deque[bytes] = deque()
-        self._writing = False
-        self._lost = 0
-        # Reentrant, because the thread that writes can be interrupted by a signal's handler or a
-        # finalizer that logs: with a plain lock it would wait for itself. What such a one has to
-        # say waits in the queue for the line under way.
-        self._lock = threading.RLock()
+        self.lines = LineWriter(fd, write, self._lost, later)
 
     def __call__(self, event: LogEvent) -> None:
-        """Write *event*, if its level is high enough. An error of the descriptor is no error here:
-        lines are lost, and how many is the first that is written once it works again.
-        """
+        """Write *event*, if its level is high enough, and it isn't only counted."""
         namespace = str(event.get("log_namespace", "-"))
         if event.get("log_level", LogLevel.info) < self._floors[namespace]:
             return
@@ -92,59 +84,23 @@ class LineObserver:
         """Write *event*, whatever its level, and however often it has come."""
         line = self._layout(event)
         if line:
-            self._lines.append(self._priority(event) + line)
-            self._drain()
+            self.lines.write(self._priority(event) + line)
 
     def _priority(self, event: LogEvent) -> bytes:
         if not self._for_journal:
             return b""
         return _PRIORITIES[event.get("log_level", LogLevel.info)]
 
-    def _drain(self) -> None:
-        with self._lock:
-            # The condition is asked again after the flag is down: a line that an interruption has
-            # queued between the last pop and that moment is still seen.
-            while self._lines and not self._writing:
-                self._writing = True
-                try:
-                    while self._lines:
-                        self._write_line(self._lines.popleft())
-                finally:
-                    self._writing = False
-
-    def _write_line(self, line: bytes) -> None:
-        try:
-            if self._lost:
-                self._write_all(self._note(f"{self._lost} lines of the log were lost"))
-                self._lost = 0
-            self._write_all(line)
-        except OSError:
-            self._lost += 1
-
-    def _note(self, text: str) -> bytes:
-        """Return a line of our own, in the layout of the others."""
-        return self._layout(
-            {
-                "log_format": "{text}",
-                "text": text,
-                "log_level": LogLevel.warn,
-                "log_namespace": __package__,
-                "log_time": time.time(),
-            }
-        )
-
-    def _write_all(self, line: bytes) -> None:
-        """One write, nearly always: a full pipe, or a signal, can cut a long one short."""
-        rest = memoryview(line)
-        while rest:
-            try:
-                rest = rest[self._write(self._fd, bytes(rest)) :]
-            except BlockingIOError:
-                # Whoever gave us a descriptor that doesn't block has made it so for another
-                # process that shares it (an ssh session, a test runner): wait as it would.
-                poll = select.poll()
-                poll.register(self._fd, select.POLLOUT)
-                poll.poll()
+    def _lost(self, count: int) -> bytes:
+        """Return the line that says that so many were lost."""
+        event = {
+            "log_format": "{count} lines of the log were lost",
+            "count": count,
+            "log_level": LogLevel.warn,
+            "log_namespace": __package__,
+            "log_time": time.time(),
+        }
+        return self._priority(event) + self._layout(event)
 
 
 class _Floors(dict[str, Any]):
@@ -172,11 +128,24 @@ class _Floors(dict[str, Any]):
         return self._theirs
 
 
+def observer_of(
+    settings: LogSettings, fd: int, context: str = "", later: Later | None = None
+) -> LineObserver:
+    """Return an observer for a server's log, which goes to *fd*: lines that repeat themselves are
+    counted, and nothing waits for who reads it. To be called once.
+
+    :param context: see `LineObserver`.
+    :param later: see `Repeats` and `LineWriter`.
+    """
+    to, write = (fd, os.write) if later is None else never_blocking(fd)
+    observer = LineObserver(to, settings, write, context, later)
+    observer.repeats = Repeats(observer.write, later)
+    atexit.register(observer.lines.finish)
+    return observer
+
+
 def start_logging(
-    settings: LogSettings,
-    fd: int = 2,
-    context: str = "",
-    later: Callable[[float, Callable[[], None]], object] | None = None,
+    settings: LogSettings, fd: int = 2, context: str = "", later: Later | None = None
 ) -> None:
     """Send the process's log to *fd* from now on, with what was logged since it began.
 
@@ -184,8 +153,7 @@ def start_logging(
     image's bytes.
 
     :param context: see `LineObserver`.
-    :param later: see `Repeats`.
+    :param later: see `observer_of`.
     """
-    observer = LineObserver(fd, settings, context=context)
-    observer.repeats = Repeats(observer.write, later)
+    observer = observer_of(settings, fd, context, later)
     globalLogBeginner.beginLoggingTo([observer], redirectStandardIO=False)

@@ -23,6 +23,7 @@ from flexmigrate.cli.option import Flag
 from flexmigrate.cli.parsing import parse
 from flexmigrate.errors import ImageError, UsageError
 from flexmigrate.log.settings import LogSettings
+from flexmigrate.service.run import later
 
 ROOT = Path(flexmigrate.__file__).parents[1]
 SERVE = "serve 10.0.0.0/8 --addr 10.0.0.1 -p 10809 --file disk ::1"
@@ -89,11 +90,9 @@ class LogChoiceTests(SynchronousTestCase):
     def test_in_the_foreground_the_log_is_flexmigrates(self) -> None:
         for line, verbosity in ((SERVE, 0), (LISTEN, -1)):
             made: list[object] = []
-            self.patch(
-                tap, "LineObserver", lambda fd, *how, made=made, **more: made.append((*how, more))
-            )
+            self.patch(tap, "observer_of", lambda *how, made=made: made.append(how))
             namedAny(self.logger(f"{line} --log-format json", nodaemon=1))()
-            self.assertEqual(made, [(LogSettings(verbosity, "json"), {"context": "disk"})])
+            self.assertEqual(made, [(LogSettings(verbosity, "json"), 1, "disk", later)])
 
     def test_what_twistd_was_told_holds(self) -> None:
         self.assertIsNone(self.logger(nodaemon=1, logfile="/var/log/disk"))
