@@ -188,11 +188,14 @@ class Receiving:
         return 0 if self._core.handover.owned else 1
 
     def closing(self) -> list[Step]:
-        """Return the steps that refuse and close the source."""
+        """Return the steps that refuse and close the source, and leave no trace of a start that
+        was in vain.
+        """
         return [
             self._stop_looking,
             self._close_ports,
             lambda: self.intake.factory.close_clients("this server ends"),
+            self._core.handover.stop_expecting,
         ]
 
     def concluded(self) -> Deferred[None]:

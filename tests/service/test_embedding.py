@@ -283,9 +283,9 @@ class Beginnings(Embedded):
             await self.assertFailure(each, NeverServed)
         listening = ListenService(reactor, str(path), [ANYWHERE])
         await listening.stopService()
-        # Nothing was received, and the marker stays.
+        # Nothing was received, and nobody has touched the image.
         self.assertEqual((await listening.ended).status, 1)
-        self.assertTrue(path.with_name(f"{path.name}.INCOMPLETE").exists())
+        self.assertFalse(path.with_name(f"{path.name}.INCOMPLETE").exists())
         with self.assertRaises(StartedBefore):
             listening.startService()
         await deferLater(reactor, 0)

@@ -262,3 +262,35 @@ def test_the_phase_is_that_of_the_sender_that_is_there_now(servers: Servers) -> 
         sender.close()
         wait_until(servers.destination_sock, listening_phase="waiting", covered_bytes="0")
     stop(destination, status=1)
+
+
+class TestTheMarker:
+    def test_one_that_can_not_listen_leaves_none(self, servers: Servers) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as taken:
+            place = ("--addr", "127.0.0.1", "--port", str(taken.getsockname()[1]))
+            for more in ((), ("--sock", str(servers.folder / "no" / "folder"))):
+                ended = servers.start("listen", *place, "--file", str(servers.copy), *more)
+                ended.expect_exit(1)
+                assert not servers.marker.exists()
+        servers.image = servers.copy
+        stop(servers.serve())
+
+    def test_one_that_let_nobody_in_leaves_none(self, servers: Servers) -> None:
+        destination = servers.listen()
+        assert servers.marker.exists()
+        with socket.create_connection((servers.place[1], int(servers.place[3]))) as silent:
+            raw_nbd.receive(silent, 18)
+            stop(destination, 1)
+        assert not servers.marker.exists()
+
+    def test_one_that_let_a_sender_in_leaves_it(self, servers: Servers) -> None:
+        destination = servers.listen()
+        servers.client(destination)  # it has chosen the export, and sends nothing
+        wait_until(servers.destination_sock, listening_phase="receiving")
+        stop(destination, 1)
+        assert servers.marker.exists()
+
+    def test_one_that_was_there_before_stays(self, servers: Servers) -> None:
+        servers.marker.write_text("an earlier attempt")
+        stop(servers.listen(), 1)
+        assert servers.marker.exists()

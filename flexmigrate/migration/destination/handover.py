@@ -60,6 +60,7 @@ class DestinationHandover:
         self.listens_at: Callable[[], Sequence[str]] = tuple
         self.lost: Callable[[str], object] = lambda reason: None
         self._was_given = False
+        self._was_touched = False  # a sender was let in
         self.unrecorded: str | None = None
         self._is_looking_for_room = False
         self.by_session = self.owned
@@ -84,6 +85,19 @@ class DestinationHandover:
         :raises ImageError: where it can't be written.
         """
         self.ownership.expect()
+
+    def stop_expecting(self) -> None:
+        """Leave the image as it was found, if no sender was let in."""
+        if self._was_touched:
+            return
+        try:
+            self.ownership.stop_expecting()
+        except OSError as error:
+            log.warn(
+                "{marker} can't be removed, though nobody has touched the image: {error}",
+                marker=self.marker,
+                error=in_words(error),
+            )
 
     def judge(self, coverage: Coverage) -> str | None:
         """Return why what was received isn't the whole image, or None if it is."""
@@ -137,6 +151,7 @@ class DestinationHandover:
         """Make sure, before the first byte comes, that what an earlier attempt has left here can be
         compared with what the source has; fire with whether it can.
         """
+        self._was_touched = True
         return Deferred.fromCoroutine(self._begin())
 
     async def _begin(self) -> bool:

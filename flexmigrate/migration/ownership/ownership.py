@@ -85,6 +85,7 @@ class Ownership:
         self._disk = disk
         self._writing = threading.Lock()
         self._doubt: str | None = None
+        self._is_first_to_mark = False
         self.allows_old_peers = False
         self.standing = look(path, disk)
         self._beside = self.standing.place
@@ -228,11 +229,22 @@ class Ownership:
         except OSError as error:
             where = journal.path_of(self._beside)
             raise ImageError(f"can't write the journal {where}: {error.strerror}") from error
+        was_marked = self.standing.marker
         try:
             self._set_marker()
         except OSError as error:
             marker = self.marker_path
             raise ImageError(f"can't write the marker {marker}: {error.strerror}") from error
+        self._is_first_to_mark = not was_marked
+
+    def stop_expecting(self) -> None:
+        """Remove the marker if `expect` set it: nobody has touched the image since.
+
+        :raises OSError: it can't be removed.
+        """
+        if self._is_first_to_mark:
+            self._is_first_to_mark = False
+            self.clear_marker()
 
     def refusal(self, opening: Opening | None) -> str | None:
         """Return why a sender may not enter, or None.
