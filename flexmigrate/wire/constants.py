@@ -210,9 +210,10 @@ DEFAULT_PREFERRED_BLOCK = 4096
 MAX_MIN_BLOCK = 64 * 1024
 """Bytes; no server may insist on larger blocks ("Size constraints")."""
 
-MAX_OPTION_LENGTH = 64 * 1024
-"""Bytes of option data that the server holds in memory. The largest sensible option is a list of
-metadata queries: this is room for an export's name and 14 queries, all of the longest allowed."""
+MAX_OPTION_LENGTH = 2 * MAX_STRING + 512
+"""Bytes of option data that the server holds in memory, for each client that is slow to send it.
+Real options have less than 200. This is room for an export's name with 2,000 details (INFO, GO), or
+with a metadata query, all of the longest allowed."""
 
 MAX_DRAINED_OPTION = 1024 * 1024
 """Bytes of a too large option that the server reads and discards, so that it can answer with an
