@@ -178,6 +178,6 @@ def _describe(fd: int, path: str, read_only: bool, taken: RangeLocks) -> Opened:
         or os.access(path, os.W_OK, effective_ids=True),
         trust=BLOCK_DEVICE
         if is_block_device
-        else trust_in(fd, os.path.dirname(os.path.realpath(path))),
+        else trust_in(fd, os.path.dirname(os.path.realpath(path)), read_only=read_only),
         range_locks=taken,
     )

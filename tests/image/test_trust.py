@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from flexmigrate.image import probe as probes
+from flexmigrate.image import trust
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
 from flexmigrate.image.filesystems import DOUBTED, KNOWN, Filesystem, filesystem_of
@@ -52,9 +53,9 @@ class TestTheJudgement:
         assert "a probe shows" in lies.doubt
 
     def test_without_a_probe_only_its_zeroes_are(self) -> None:
-        trust = judge(Filesystem("ext4", linux.EXT4_MAGIC), "Permission denied")
-        assert (trust.holes, trust.zeroes) == (False, True)
-        assert trust.doubt == "no probe could be made beside the image: Permission denied"
+        found = judge(Filesystem("ext4", linux.EXT4_MAGIC), "Permission denied")
+        assert (found.holes, found.zeroes) == (False, True)
+        assert found.doubt == "no probe could be made beside the image: Permission denied"
 
     @pytest.mark.parametrize("magic", [*DOUBTED, 0x1234, None])
     def test_others_are_not_whatever_a_probe_finds(self, magic: int | None) -> None:
@@ -102,14 +103,41 @@ class TestKnownFilesystems:
                 image.close()
 
     @needs_root
-    def test_a_mount_that_is_read_only_says_nothing_of_others(self, tmp_path: Path) -> None:
+    def test_who_only_reads_needs_no_probe_where_none_is_allowed(self, tmp_path: Path) -> None:
         blank_image(tmp_path / "image", SIZE)
         with mounted("--bind", tmp_path, "-o", "ro") as folder:
             image = opened(folder / "image", read_only=True)
             try:
+                assert image.trust == Trust(image.trust.filesystem, holes=True, zeroes=True)
+                assert list(image.extents(0, SIZE)) == [Extent(0, SIZE, data=False)]
+            finally:
+                image.close()
+
+    @pytest.mark.parametrize("number", [errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC])
+    def test_who_writes_needs_one(
+        self, number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refused(folder: str, device: int) -> Probed:
+            raise OSError(number, os.strerror(number))
+
+        monkeypatch.setattr(trust, "probe", refused)
+        path = blank_image(tmp_path / "image", SIZE)
+        for read_only in (False, True):
+            image = opened(path, read_only=read_only)
+            try:
+                assert image.trust.holes is (read_only and number != errno.ENOSPC)
+            finally:
+                image.close()
+
+    @needs_root
+    def test_and_of_a_filesystem_that_is_not_known_nothing_is_believed(
+        self, lazy: FaultyFilesystem
+    ) -> None:
+        blank_image(lazy.folder / "image", SIZE)
+        with mounted("--bind", lazy.folder, "-o", "ro") as folder:
+            image = opened(folder / "image", read_only=True)
+            try:
                 assert not image.trust.holes
-                assert "Read-only file system" in image.trust.doubt
-                assert list(image.extents(0, SIZE)) == [Extent(0, SIZE, data=True)]
             finally:
                 image.close()
 

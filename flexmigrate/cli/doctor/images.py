@@ -38,7 +38,7 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
         yield from _failed_flush(path, fd, is_device)
         if not read_only:
             yield _folder(path, receives=receives)
-        yield _filesystem(path, fd, is_device)
+        yield _filesystem(path, fd, is_device, read_only=read_only)
         if not is_device and not read_only:
             yield _room(path, fd)
     finally:
@@ -142,10 +142,10 @@ def _folder(path: str, *, receives: bool) -> Finding:
     )
 
 
-def _filesystem(path: str, fd: int, is_device: bool) -> Finding:
+def _filesystem(path: str, fd: int, is_device: bool, *, read_only: bool) -> Finding:
     if is_device:
         return ok(f"{path} on {filesystem_of(fd).name}", "a block device")
-    trust = trust_in(fd, os.path.dirname(os.path.realpath(path)))
+    trust = trust_in(fd, os.path.dirname(os.path.realpath(path)), read_only=read_only)
     about = f"{path} on {trust.filesystem}"
     lacking = list(_lacking(path, fd, trust))
     if lacking:
