@@ -10,8 +10,8 @@
         await server.disconnect()
         return sector
 
-What a connection can do stands at :class:`~flexmigrate.client.connection.NBDClientProtocol`; what
-can go wrong, in :mod:`flexmigrate.errors`.
+:class:`~flexmigrate.client.connection.NBDClientProtocol` documents the requests, and
+:mod:`flexmigrate.errors` the errors.
 """
 
 from flexmigrate.client.connect import ask, connect, connect_uri

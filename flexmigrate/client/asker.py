@@ -1,4 +1,4 @@
-"""A connection on which one of us asks another what its journal says, and which ends with that."""
+"""A connection on which one flexmigrate asks another for its journal, and which then ends."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from flexmigrate.wire.client_handshake import ClientOptions, QueryHandshake
 
 
 class Asker(Protocol):
-    """See the module, and `flexmigrate.client.ask`.
+    """The protocol of `flexmigrate.client.ask`.
 
-    :ivar answer: fires with the answer's data, or fails with why there is none.
+    :ivar answer: fires with the answer's data, or fails with the reason why there is none.
     """
 
     transport: Any  # what it provides beyond ITransport depends on the endpoint
@@ -52,13 +52,13 @@ class Asker(Protocol):
 
     def _start_tls(self) -> None:
         if self._tls is None:
-            self.give_up(LocalProtocolError("TLS was wished for, and no certificates were given"))
+            self.give_up(LocalProtocolError("TLS was asked for, and no certificates were given"))
             return
         self.transport.startTLS(self._tls)
         self._obey(self._handshake.tls_started())
 
     def give_up(self, reason: FlexmigrateError) -> None:
-        """End the connection; the answer fails with *reason*, unless it is there."""
+        """End the connection; the answer fails with *reason*, unless it has come already."""
         if not self._over:
             self._over = True
             self.answer.errback(reason)

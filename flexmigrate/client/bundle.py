@@ -1,10 +1,10 @@
-"""Several connections to one export, used as one: for links that one TCP connection doesn't fill.
+"""Several connections to one export, used as one, for links that one TCP connection doesn't fill.
 
-Only for an export that says CAN_MULTI_CONN: a flush, asked on any of the connections, is then about
-what was answered on all of them (proto.md, "Transmission flags"). Requests that are in flight
-together may be carried out in any order, as on one connection.
+They are used only with an export that advertises CAN_MULTI_CONN: a flush on any connection then
+covers all writes that were answered on any of them (proto.md, "Transmission flags"). Requests in
+flight may be carried out in any order, as on a single connection.
 
-The first connection stands for all of them: if any ends, all do.
+If any connection ends, all of them end.
 """
 
 from __future__ import annotations
@@ -22,13 +22,11 @@ from flexmigrate.wire.constants import TransmissionFlag
 
 
 class Carrier(Protocol):
-    """What data is sent by: an :class:`NBDClientProtocol`, or a :class:`Bundle` of them; see there
-    for what these do.
-    """
+    """The interface to send data with: an :class:`NBDClientProtocol` or a :class:`Bundle`."""
 
     @property
     def flags(self) -> TransmissionFlag:
-        """What the server says that the export can do."""
+        """The features of the export, as the server advertises them."""
 
     @property
     def writable(self) -> bool:
@@ -36,14 +34,14 @@ class Carrier(Protocol):
 
     @property
     def requests_in_flight(self) -> int:
-        """How many have been sent and not answered."""
+        """The number of requests sent and not answered."""
 
     @property
     def last_progress(self) -> float:
-        """When a byte last came in, or left, by the connections' clock, in seconds."""
+        """Time of the last byte that came in or left, by the connections' clock, in seconds."""
 
     def when_writable(self) -> Deferred[None]:
-        """Return what fires once another request can leave this process."""
+        """Return a Deferred that fires once another request can leave this process."""
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None]:
         """Write *data*."""
@@ -55,14 +53,14 @@ class Carrier(Protocol):
         """Make a range read as zeroes."""
 
     def flush(self) -> Deferred[None]:
-        """Have all that was answered put on stable storage."""
+        """Have everything that was answered put on stable storage."""
 
 
 class Bundle:
-    """A first connection, which is the caller's to end, and others that join it; see
+    """A first connection, which the caller has to end, and others that join it; see
     :class:`Carrier`.
 
-    Nobody waits for the others: what there is to send goes by those that are there.
+    Nothing waits for the others: data goes over the connections that exist.
     """
 
     def __init__(self, first: NBDClientProtocol, about: object = None) -> None:
@@ -78,16 +76,18 @@ class Bundle:
     # The connections
 
     def expect(self, dialled: Deferred[NBDClientProtocol]) -> None:
-        """Let another connection to the same export join when it stands; none is no failure."""
+        """Use another connection to the same export once it is there; a failure to connect is
+        ignored.
+        """
         self._expected.add(dialled)
         dialled.addCallback(self._join).addErrback(self._not_joined)
         dialled.addBoth(lambda _: self._expected.discard(dialled))
 
     def dismiss_others(self) -> None:
-        """Take leave of all connections but the first; nothing may be in flight on them."""
+        """End all connections but the first; nothing may be in flight on them."""
         others, self._all = self._all[1:], [self._first]
         for other in others:
-            other.disconnect().addErrback(lambda _: None)  # nobody needs it any more
+            other.disconnect().addErrback(lambda _: None)  # it is of no use any more
         self._expect_nobody()
 
     def _join(self, other: NBDClientProtocol) -> None:
@@ -96,7 +96,7 @@ class Bundle:
             return
         if other.size != self._first.size or other.flags != self._first.flags:
             other.abort(ConnectionGone("it isn't needed"))
-            raise RemoteProtocolError("the server says something else of its export each time")
+            raise RemoteProtocolError("the server describes its export differently each time")
         self._all.append(other)
         self._log.info("{number} connections are used", number=len(self._all))
         other.when_closed().addCallback(self._other_closed, other)
@@ -104,7 +104,7 @@ class Bundle:
 
     def _not_joined(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._log.info("one connection fewer: {error}", error=failure.getErrorMessage())
+            self._log.info("one connection is missing: {error}", error=failure.getErrorMessage())
 
     def _first_closed(self, _: None) -> None:
         self._expect_nobody()
@@ -127,29 +127,31 @@ class Bundle:
 
     @property
     def flags(self) -> TransmissionFlag:
-        """The same on all connections."""
+        """The features of the export, the same on all connections."""
         return self._first.flags
 
     @property
     def writable(self) -> bool:
-        """Whether any connection is."""
+        """Whether any connection is writable."""
         return any(each.writable for each in self._all)
 
     @property
     def requests_in_flight(self) -> int:
-        """On all connections."""
+        """The number of requests in flight on all connections."""
         return sum(each.requests_in_flight for each in self._all)
 
     @property
     def last_progress(self) -> float:
-        """Of the connection that has requests in flight and waits longest: it may be the only one
-        that stalls.
+        """The oldest time of progress among connections with requests in flight: one of them may
+        have stalled while the others go on.
         """
         busy = [each.last_progress for each in self._all if each.requests_in_flight]
         return min(busy, default=self._first.last_progress)
 
     def when_writable(self) -> Deferred[None]:
-        """Fire once any connection is writable; fail if one ends first. One caller at a time."""
+        """Fire once any connection is writable; fail if one ends before. For one caller at a
+        time.
+        """
         if self.writable:
             return succeed(None)
         waiter = self._waiter = Deferred()
@@ -164,19 +166,19 @@ class Bundle:
         return waiter
 
     def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None]:
-        """Write *data* by the connection that has least to do."""
+        """Write *data* on the connection with the fewest requests."""
         return self._idlest().write(offset, data)
 
     def write_from(self, source: FileSource, offset: int, length: int) -> Deferred[None]:
-        """Write from *source* by the connection that has least to do."""
+        """Write from *source* on the connection with the fewest requests."""
         return self._idlest().write_from(source, offset, length)
 
     def zero(self, offset: int, length: int) -> Deferred[None]:
-        """Zero a range by the connection that has least to do."""
+        """Zero a range on the connection with the fewest requests."""
         return self._idlest().zero(offset, length)
 
     def flush(self) -> Deferred[None]:
-        """Flush what was answered on all connections."""
+        """Flush everything that was answered on any connection."""
         return self._first.flush()
 
     def _idlest(self) -> NBDClientProtocol:

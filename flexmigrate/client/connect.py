@@ -1,10 +1,10 @@
-"""From an endpoint, or a URI, to a connection that takes requests, or to the reason why not.
+"""Functions to connect to an NBD server, by an endpoint or a URI.
 
-The reasons are distinct, because an operator acts on them differently: `ConnectFailed` (nobody
-there), `Rejected` (somebody there, who hung up before a word: most often an access list),
-`NoHello` (somebody there, who stays silent), `RemoteProtocolError` (no NBD server, or one that
-won't give what was wished for), `TLSFailed` (a certificate isn't good enough, of the server or of
-ours), `LocalProtocolError` (TLS was wished for without certificates).
+They fail with distinct errors, because an operator acts on them differently: `ConnectFailed` (no
+server there), `Rejected` (the server hung up before its greeting, most often because of an access
+list), `NoHello` (the server stays silent), `RemoteProtocolError` (it is no NBD server, or refuses
+something that the client insists on), `TLSFailed` (the server's certificate or ours isn't
+accepted), `LocalProtocolError` (TLS was asked for without certificates).
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ def connect(
 ) -> Deferred[NBDClientProtocol]:
     """Connect to an NBD server and negotiate.
 
-    :param endpoint: where it is; one made on ``streaming(reactor)`` avoids copies. How long the
-        connection itself may take is the endpoint's affair.
+    :param endpoint: the server's; one made on ``streaming(reactor)`` avoids copies. The endpoint
+        itself limits the time to connect.
     :param options: the export, and the options to negotiate; None: the default export, and all
         options.
     :param hello_timeout: seconds that the server has from then on until negotiation is over.
@@ -98,7 +98,7 @@ def ask(
     timeout: float = HELLO_TIMEOUT,
     tls: Any = None,
 ) -> Deferred[bytes]:
-    """Ask another flexmigrate what its journal says, and leave.
+    """Ask another flexmigrate for its journal, and end the connection.
 
     :param options: its *session* is the query (``wire.handover``); of the rest, only *tls* counts.
     :param timeout: seconds from the connection's start to the answer.
@@ -140,10 +140,10 @@ def connect_uri(
 
     :param uri: ``nbd://HOST[:PORT]/EXPORT``, ``nbd+unix:///EXPORT?socket=PATH``, or the same with
         ``nbds``, which needs *tls*; text is parsed by `parse_uri`.
-    :param options: what to negotiate; its name and TLS mode are replaced by the URI's.
+    :param options: the options to negotiate; the URI replaces its name and TLS mode.
     :param connect_timeout: seconds for the connection itself.
     :param wish: the earlier name of *options*; the next release will not have it.
-    :raises URIError: *uri* isn't one of these, or needs TLS and there is no *tls*.
+    :raises URIError: *uri* is not of this form, or needs TLS and there is no *tls*.
     """
     options = _by_new_name(options, wish)
     target = parse_uri(uri) if isinstance(uri, str) else uri
@@ -162,6 +162,6 @@ def _endpoint(reactor: Any, uri: NBDURI, timeout: float) -> IStreamClientEndpoin
         endpoint: IStreamClientEndpoint = endpoint_class(reactor, uri.socket, timeout=timeout)
         return endpoint
     if ":" in uri.host:
-        # To look it up would lose the link of a link-local address.
+        # HostnameEndpoint would lose the link of a link-local address.
         return TCP6ClientEndpoint(reactor, uri.host, uri.port, timeout=timeout)
     return HostnameEndpoint(reactor, uri.host, uri.port, timeout=timeout)

@@ -1,8 +1,8 @@
 """The commands of NBD, as methods that return Deferreds.
 
-The law of this file: a request is checked wholly before anything is sent, so that a mistake of
-ours never reaches a server; what is larger than the server takes is divided. How requests travel,
-and what becomes of them when the connection ends, is :mod:`flexmigrate.client.link`'s affair.
+A request is checked completely before anything is sent, so that a mistake of ours never reaches a
+server. A request that is too large for the server is divided. :mod:`flexmigrate.client.link` sends
+the requests, and ends them when the connection ends.
 
 Specification: proto.md, "Request types" and "Size constraints".
 """
@@ -34,8 +34,9 @@ from flexmigrate.wire.pending import PendingRequest
 from flexmigrate.wire.requests import Terms, refuse
 
 LARGEST_EFFECT = 2**32 - MAX_MIN_BLOCK
-"""Bytes that one request without payload may affect: what the compact header can say, and still a
-multiple of any block size. The same under extended headers: beyond it a server may well refuse."""
+"""Bytes that one request without payload may affect: the most that the compact header can express
+and that is a multiple of any block size. The same with extended headers, as servers may well refuse
+more."""
 
 _EFFECT_LENGTH = Struct(">Q")
 _CONTEXT_ID = Struct(">I")
@@ -47,20 +48,21 @@ Extents = list[tuple[int, int]]
 class NBDClientProtocol(Link):
     """A connection to one export: the client library.
 
-    Make one by :func:`flexmigrate.client.connect` or :func:`flexmigrate.client.connect_uri`. Any
-    number of requests may be in flight; a server may carry them out, and answer, in any order, so
-    what must come later is asked later. All offsets and lengths are in bytes. A request fails with
+    Make one with :func:`flexmigrate.client.connect` or :func:`flexmigrate.client.connect_uri`. Any
+    number of requests may be in flight. A server may carry them out and answer in any order, so a
+    request that depends on another must wait for its answer. All offsets and lengths are in bytes.
+    A request fails with
 
-    * `LocalProtocolError`, and was not sent, where it doesn't fit what was negotiated: outside the
-      export, not in whole blocks, not advertised in `flags`, empty;
-    * `RequestFailed`, with its `errno`, where the server answered with an error;
-    * `ConnectionGone`, or what `abort` was given, where the connection has ended or ends;
-    * `RemoteProtocolError` where the server broke the protocol; the connection is ended then.
+    * `LocalProtocolError`, without being sent, if it doesn't fit what was negotiated: it is outside
+      the export, not in whole blocks, not advertised in `flags`, or empty;
+    * `RequestFailed`, with its `errno`, if the server answered with an error;
+    * `ConnectionGone`, or the reason given to `abort`, if the connection has ended;
+    * `RemoteProtocolError` if the server broke the protocol, which ends the connection.
 
     Cancelling a request withdraws nothing: the server may still carry it out, and a read may still
     fill its buffer, until `requests_in_flight` is back at 0 or the connection has ended.
 
-    :ivar strict: False lets requests that don't fit go out, to see what a server makes of them.
+    :ivar strict: False sends even invalid requests, to test a server's reaction.
     """
 
     def __init__(
@@ -93,7 +95,7 @@ class NBDClientProtocol(Link):
         *,
         unfragmented: bool = False,
     ) -> Deferred[Any]:
-        """Read, into *buffer* if one is given; large reads are received right into it.
+        """Read, into *buffer* if one is given; large reads are received directly into it.
 
         :param buffer: writable and contiguous, of *length* bytes; it can't be resized until the
             Deferred has fired, and what it holds is unspecified if that fails.
@@ -129,8 +131,8 @@ class NBDClientProtocol(Link):
     ) -> Deferred[None]:
         """Write *data*; large data leaves piece by piece, as the server takes it.
 
-        :param data: must stay as it is until the Deferred has fired.
-        :param fua: not answered before it is on stable storage.
+        :param data: must not change until the Deferred has fired.
+        :param fua: answer only once the data is on stable storage.
         """
         view = memoryview(data).cast("B")
         flags = self._payload_flag() | _fua(fua)
@@ -152,10 +154,10 @@ class NBDClientProtocol(Link):
     def write_from(
         self, source: FileSource, offset: int, length: int, *, fua: bool = False
     ) -> Deferred[None]:
-        """Write what *source* has at the same offset; on a stream transport, by sendfile(2).
+        """Write data from *source*, at the same offset; on a stream transport, with sendfile(2).
 
-        The bytes are read while they are sent: what changes in the source before the Deferred has
-        fired may go out old or new. A source that turns out to be shorter ends the connection.
+        The bytes are read while they are sent: if the source changes before the Deferred has fired,
+        old or new data may be sent. A source that is too short ends the connection.
         """
         flags = self._payload_flag() | _fua(fua)
 
@@ -182,8 +184,8 @@ class NBDClientProtocol(Link):
     ) -> Deferred[None]:
         """Make a range read as zeroes (NBD_CMD_WRITE_ZEROES).
 
-        :param punch: the server may make a hole of it; else its space stays allocated.
-        :param fast: fail with ENOTSUP where writing zeroes would be as fast.
+        :param punch: allow the server to make a hole; otherwise the space stays allocated.
+        :param fast: fail with ENOTSUP if this isn't faster than writing zeroes.
         """
         flags = _fua(fua)
         if not punch:
@@ -193,17 +195,17 @@ class NBDClientProtocol(Link):
         return self._affect(Command.WRITE_ZEROES, flags, offset, length, LARGEST_EFFECT)
 
     def trim(self, offset: int, length: int, *, fua: bool = False) -> Deferred[None]:
-        """Say that a range isn't needed any more; what it reads as afterwards is unspecified."""
+        """Discard a range; its content is unspecified afterwards."""
         return self._affect(Command.TRIM, _fua(fua), offset, length, LARGEST_EFFECT)
 
     def cache(self, offset: int, length: int) -> Deferred[None]:
-        """Say that a range will be read soon."""
-        # Some servers hold it to the limit of a payload, for they read as much to carry it out.
+        """Announce that a range will be read soon."""
+        # Some servers limit it like a payload, since they read the data to carry it out.
         largest = self._largest_payload
         return self._affect(Command.CACHE, CommandFlag(0), offset, length, largest)
 
     def flush(self) -> Deferred[None]:
-        """Have all that was *answered* before this was called put on stable storage."""
+        """Have everything that was *answered* before this call put on stable storage."""
         refusal = self._judge(Command.FLUSH, CommandFlag(0), 0, 0, 0)
         if refusal is not None:
             return _refused(refusal)
@@ -220,7 +222,7 @@ class NBDClientProtocol(Link):
         """Ask for the status of a range, in each negotiated meta context.
 
         :param req_one: one extent for each context is enough.
-        :param contexts: names of those that are of interest; None: all that were negotiated.
+        :param contexts: the names of the contexts of interest; None: all that were negotiated.
         :return: fires with the extents by context. They begin at *offset*, cover at least a byte,
             and may end before or after the range, but not beyond the export.
         """
@@ -231,7 +233,7 @@ class NBDClientProtocol(Link):
         }
         if contexts is not None and len(wanted) != len(set(contexts)):
             return _refused(f"not all of {', '.join(contexts)} were negotiated")
-        # The length is only a hint here, so what one request can't say is left off.
+        # The length is only a hint here, so it is cut to what one request can express.
         length = min(length, LARGEST_EFFECT)
         flags = CommandFlag.REQ_ONE if req_one else CommandFlag(0)
         refusal = self._judge(Command.BLOCK_STATUS, flags, offset, length, LARGEST_EFFECT)
@@ -245,7 +247,7 @@ class NBDClientProtocol(Link):
     def _ask_status(
         self, offset: int, length: int, flags: CommandFlag, wanted: list[int]
     ) -> Deferred[PendingRequest]:
-        """Ask for the contexts *wanted* only, where the server can be told; else for all."""
+        """Ask for the contexts *wanted* only, if the server supports that; otherwise for all."""
         everything = [number for number, _ in self.agreement.contexts]
         payload = None
         if len(wanted) < len(everything) and self.flags & TransmissionFlag.BLOCK_STATUS_PAYLOAD:
@@ -266,11 +268,11 @@ class NBDClientProtocol(Link):
     def private(
         self, command: PrivateCommand, offset: int = 0, length: int = 0, payload: bytes = b""
     ) -> Deferred[bytes]:
-        """Send a command of our own, which a session has to be agreed on for (``wire.handover``).
+        """Send a private command, which needs a session (``wire.handover``).
 
-        :param offset: in bytes, as *length*; what they mean depends on the command.
-        :param payload: for the commands that carry one (``wire.session.has_payload``), at most
-            MAX_PRIVATE_PAYLOAD bytes. There is no *length* beside it.
+        :param offset: in bytes, as *length*; their meaning depends on the command.
+        :param payload: for commands with one (``wire.handover.has_payload``), at most
+            MAX_PRIVATE_PAYLOAD bytes. *length* must then be 0.
         :return: fires with the payload of the reply, at most MAX_PRIVATE_PAYLOAD bytes.
         """
         if self.session is None:
@@ -285,15 +287,15 @@ class NBDClientProtocol(Link):
 
     @property
     def session(self) -> bytes | None:
-        """What the server answered to the session that was wished for; None if it knows none."""
+        """The server's answer to the session that was asked for; None if it knows none."""
         return dict(self.agreement.private).get(SESSION_OPTION)
 
-    # Checking and dividing
+    # Checks and division
 
     def _judge(
         self, command: Command, flags: CommandFlag, offset: int, length: int, largest: int
     ) -> str | None:
-        """Return why a request must not be sent, or None."""
+        """Return the reason why a request must not be sent, or None."""
         if not self.strict:
             return None
         export = self.agreement.export
@@ -314,18 +316,18 @@ class NBDClientProtocol(Link):
         ranges: Iterator[tuple[int, int]],
         send: Callable[[int, int], Deferred[PendingRequest]],
     ) -> None:
-        """Send piece after piece, never holding more than one that the server hasn't taken."""
+        """Send one piece after the other, holding at most one that the server hasn't taken."""
         answers = []
         for at, size in ranges:
             answers.append(send(at, size))
             if not self.writable:
-                await self.when_writable().addErrback(_nothing)  # each answer tells of the loss
+                await self.when_writable().addErrback(_nothing)  # the answers fail, too
         await all_of(answers)
 
     def _affect(
         self, command: Command, flags: CommandFlag, offset: int, length: int, largest: int
     ) -> Deferred[None]:
-        """Check and send a command that has a range and neither data nor an answer."""
+        """Check and send a command that has a range, but neither data nor a result."""
         refusal = self._judge(command, flags, offset, length, largest)
         if refusal is not None:
             return _refused(refusal)
@@ -362,7 +364,7 @@ def _fua(fua: bool) -> CommandFlag:
 def _divided(
     offset: int, length: int, largest: int, send: Callable[[int, int], Deferred[PendingRequest]]
 ) -> Deferred[None]:
-    """*send* a range in pieces of at most *largest* bytes, all at once."""
+    """Call *send* for pieces of a range of at most *largest* bytes, all at once."""
     if length <= largest:
         return send(offset, length).addCallback(_nothing)
     return all_of([send(at, size) for at, size in pieces(offset, length, largest)]).addCallback(
@@ -371,7 +373,7 @@ def _divided(
 
 
 def _clip(extents: Extents, room: int) -> Extents:
-    """Return *extents* without what lies more than *room* bytes behind their beginning."""
+    """Return *extents*, cut off *room* bytes after their beginning."""
     clipped = []
     for length, flags in extents:
         if room <= 0:
@@ -391,4 +393,4 @@ def _payload(answered: PendingRequest) -> bytes:
 
 
 def _nothing(_: object) -> None:
-    """Turn a result that is of no interest to the caller into None."""
+    """Replace an unneeded result by None."""

@@ -1,12 +1,11 @@
-"""One connection to an NBD server: it negotiates, carries requests and replies, and ends, once.
+"""One connection to an NBD server: its negotiation, its requests and replies, and its end.
 
-The law of this file: a request that was accepted is answered exactly once: by the server, or by the
-reason for which the connection ended. What may be asked, and how a large request is divided, is
-decided above (:mod:`flexmigrate.client.connection`); what the bytes mean, below, in
-:mod:`flexmigrate.wire`.
+A request that was accepted is answered exactly once: by the server, or by the reason for which the
+connection ended. :mod:`flexmigrate.client.connection` checks and divides requests;
+:mod:`flexmigrate.wire` knows the format of messages.
 
 It works on any transport of Twisted. On a stream transport (:mod:`flexmigrate.net.stream`) received
-bytes land where they belong; ``dataReceived`` copies them there.
+bytes land directly in their buffers; ``dataReceived`` copies them.
 """
 
 from __future__ import annotations
@@ -49,42 +48,42 @@ from flexmigrate.wire.reply_parser import ReplyParser
 from flexmigrate.wire.requests import pack_request
 
 HELLO_BUFFER = 16 * 1024
-"""Bytes received at once in negotiation: a whole haggle with an ordinary server."""
+"""Bytes received at once in negotiation: enough for a whole negotiation with a usual server."""
 
 LEAVE_SECONDS = 5.0
-"""How long what was sent may take to leave, once the connection is of no interest any more."""
+"""Seconds in which sent data may still leave, once the connection isn't needed any more."""
 
 
 @implementer(IBufferedProtocol, IPushProducer)
 class Link(Protocol):
     """The life of a connection, without the commands.
 
-    :ivar ready: fires with this protocol once requests can be made, or fails with why they can't:
-        `Rejected` (the server closed before it said a byte), `RemoteProtocolError`,
-        `SessionDeclined`, or whatever `abort` was given. Cancelling it ends the connection.
-    :ivar agreement: what was negotiated; from `ready` on.
-    :ivar failure: why the connection ended; None while it stands, and after a `disconnect` that
-        the server answered as it should.
-    :ivar last_progress: when a byte last came in, or what waited to be sent had left, or a request
-        was made while none was in flight; by *clock*, in seconds. Of use for telling a slow server
-        from a dead one while `requests_in_flight` is above 0.
-    :ivar writable: whether what was sent has left this process. A caller who goes on regardless
-        makes this process hold what the server doesn't take.
+    :ivar ready: fires with this protocol once requests can be made, or fails with the reason:
+        `Rejected` (the server closed the connection before its greeting), `RemoteProtocolError`,
+        `SessionDeclined`, or the one given to `abort`. Cancelling it ends the connection.
+    :ivar agreement: the result of the negotiation; valid from `ready` on.
+    :ivar failure: the reason for the connection's end; None while it is open, and after a
+        `disconnect` that the server answered properly.
+    :ivar last_progress: the time, by *clock* in seconds, when a byte last came in, waiting data had
+        left, or a request was made while none was in flight. It tells a slow server from a dead one
+        while `requests_in_flight` is above 0.
+    :ivar writable: whether all sent data has left this process. A caller that goes on sending makes
+        this process hold the data that the server doesn't take.
     """
 
     agreement: Agreement
     failure: FlexmigrateError | None = None
     writable = True
-    poller = None  # whoever asks can wait for the reactor
+    poller = None  # no polling: a caller can wait for the reactor
     waits = False
     _outlet: Any  # IOutlet, from `ready` on
 
     def __init__(self, options: ClientOptions, clock: IReactorTime, *, tls: Any = None) -> None:
         """Prepare a connection that will negotiate by *options*.
 
-        :param clock: tells the time, and ends what `leave` could not.
-        :param tls: what ``ITLSTransport.startTLS`` takes at a client, e.g. a context factory;
-            needed where *options* asks for TLS.
+        :param clock: tells the time, and closes the connection after `leave`.
+        :param tls: the context for ``ITLSTransport.startTLS`` at a client; needed if *options* asks
+            for TLS.
         """
         self.ready: Deferred[Any] = Deferred(self._cancelled)
         self.last_progress = clock.seconds()
@@ -107,32 +106,31 @@ class Link(Protocol):
 
     @property
     def size(self) -> int:
-        """Of the export, in bytes."""
+        """The size of the export in bytes."""
         return self.agreement.export.size
 
     @property
     def flags(self) -> TransmissionFlag:
-        """What the server says that the export can do."""
+        """The features of the export, as the server advertises them."""
         return self.agreement.export.flags
 
     @property
     def requests_in_flight(self) -> int:
-        """How many requests, after division, have been sent and not answered."""
+        """The number of requests, after division, that were sent and not answered."""
         return len(self._calls)
 
     # The end
 
     def disconnect(self) -> Deferred[None]:
-        """Take leave: no further request is accepted, and after the last reply DISC is sent.
+        """Accept no more requests, and send DISC after the last reply.
 
-        DISC is sent even if one of these last requests fails: who cares for them waits for them
-        first (or calls `abort` in their errbacks, which run before DISC is sent).
+        DISC is sent even if one of these last requests fails. A caller that needs them waits for
+        them first, or calls `abort` in their errbacks, which run before DISC is sent.
 
         :return: fires once the server has closed the connection without an error, after DISC has
-            left this process with nothing unanswered; fails with `failure` if the connection ends
-            in any other way. (DISC has no answer: a server that dies at that very moment looks the
-            same as one that obeys.) How long that takes is the server's affair: cancelling it ends
-            the connection.
+            left this process and nothing was unanswered; fails with `failure` if the connection
+            ends in any other way. (DISC has no answer: a server that dies at that moment looks like
+            one that obeys.) There is no time limit; cancelling it ends the connection.
         """
         if self.failure is not None:
             return fail(self.failure)
@@ -150,7 +148,7 @@ class Link(Protocol):
     def abort(self, reason: FlexmigrateError) -> None:
         """End the connection at once, without DISC; every request in flight fails with *reason*.
 
-        Harmless where the connection has ended already.
+        Does nothing if the connection has ended already.
         """
         if self._closed:
             return
@@ -159,8 +157,8 @@ class Link(Protocol):
             _abort(self.transport)
 
     def leave(self, reason: FlexmigrateError) -> None:
-        """End the connection as `abort` does, but in good order where nothing is under way: what
-        was sent still leaves, for LEAVE_SECONDS at most, and the server sees an end, no reset.
+        """End the connection like `abort`, but in good order if nothing is in flight: sent data
+        still leaves, for at most LEAVE_SECONDS, and the server sees an end instead of a reset.
         """
         if self._closed:
             return
@@ -172,7 +170,7 @@ class Link(Protocol):
         self.transport.loseConnection()
 
     def when_closed(self) -> Deferred[None]:
-        """Return what fires when the connection is over, however it ended; `failure` tells why."""
+        """Return a Deferred that fires when the connection is over; `failure` has the reason."""
         if self._closed:
             return succeed(None)
         waiter: Deferred[None] = Deferred()
@@ -192,15 +190,15 @@ class Link(Protocol):
 
     @property
     def _ended_in_order(self) -> bool:
-        """Whether the server ended the connection below TLS, though it took no leave in TLS itself.
+        """Whether the server ended the connection below TLS, without TLS's own close message.
 
-        Servers of other projects do so after DISC. It says as much as the end of a connection
-        without TLS does; a reset, which is how a destination refuses, is another thing.
+        Servers of other projects do so after DISC. It means as much as the end of a connection
+        without TLS. A reset, with which a destination refuses, is different.
         """
         return bool(getattr(self.transport, "ended_in_order", False))
 
     def _loss(self, clean: bool, reason: Failure) -> FlexmigrateError:
-        """Return what a connection's loss means where we didn't take leave."""
+        """Return the error for the loss of a connection that we didn't end."""
         how = "the server closed the connection"
         if not clean:
             how = f"the connection was lost: {reason.getErrorMessage()}"
@@ -218,7 +216,7 @@ class Link(Protocol):
         return RemoteProtocolError(f"negotiation was cut short: {how}")
 
     def _end(self, failure: FlexmigrateError | None) -> None:
-        """Fix the outcome, then tell everybody who waits for anything; at most once."""
+        """Record the reason, then inform everybody who waits for anything; at most once."""
         self._closed = True
         self.failure = failure
         self._refusal = "has ended" if failure is None else f"has ended: {failure}"
@@ -246,17 +244,17 @@ class Link(Protocol):
     # Received bytes
 
     def connectionMade(self) -> None:
-        # A UNIX socket's transport claims to be ITCPTransport too; its address tells the truth.
+        # A UNIX socket's transport claims to be ITCPTransport, too; its address shows what it is.
         is_tcp = isinstance(self._transport.getHost(), (IPv4Address, IPv6Address))
         if is_tcp and ITCPTransport.providedBy(self.transport):
             tune(self._transport)
 
     def get_buffer(self) -> memoryview:
-        """Return where to put what is received next."""
+        """Return the buffer for the next bytes."""
         return self._hello if self._parser is None else self._parser.get_buffer()
 
     def buffer_updated(self, size: int) -> None:
-        """Go on with *size* bytes that stand at the beginning of the last `get_buffer`."""
+        """Process *size* bytes at the beginning of the last `get_buffer`."""
         if self._closed:
             return
         self.last_progress = self._clock.seconds()
@@ -288,12 +286,12 @@ class Link(Protocol):
             elif isinstance(event, Close):
                 declined = event.kind is CloseKind.DECLINED
                 reason = (SessionDeclined if declined else RemoteProtocolError)(event.reason)
-                # A server that broke no rule hears why, and that it was left in good order.
+                # A server that broke no rule sees an end in good order, after any message for it.
                 (self.abort if event.kind is CloseKind.VIOLATION else self.leave)(reason)
 
     def _start_tls(self) -> None:
         if self._tls is None:
-            self.abort(LocalProtocolError("TLS was wished for, and no certificates were given"))
+            self.abort(LocalProtocolError("TLS was asked for, and no certificates were given"))
             return
         self._transport.startTLS(self._tls)
         self._obey(self._handshake.tls_started())
@@ -317,10 +315,10 @@ class Link(Protocol):
         payload_length: int | None = None,
         send_payload: Callable[[Any], None] | None = None,
     ) -> Deferred[PendingRequest]:
-        """Send one request; return what fires with *pending*, answered, or fails.
+        """Send one request; return a Deferred that fires with *pending* once it is answered.
 
-        :param payload_length: what the header's length says, where that isn't the effect's.
-        :param send_payload: called with the outlet to send what follows the header.
+        :param payload_length: the length in the header, if it isn't that of the effect.
+        :param send_payload: is called with the outlet to send the data after the header.
         """
         parser = self._parser
         if self._refusal is not None or parser is None:
@@ -355,14 +353,14 @@ class Link(Protocol):
 
     def _answer(self, cookie: int, pending: PendingRequest) -> None:
         answer = self._calls.pop(cookie, None)
-        if answer is None:  # the callback of an earlier one in this batch has called abort()
+        if answer is None:  # an earlier callback in this batch has called abort()
             return
         if pending.failure is None:
             answer.callback(pending)
             return
         if pending.failure.errno == ErrorCode.ESHUTDOWN and self._refusal is None:
-            # proto.md, "Terminating the transmission phase": no more requests now, but DISC. That
-            # one is left to whoever uses us: to a migration's destination it means far more.
+            # proto.md, "Terminating the transmission phase": no more requests now, but DISC. The
+            # user has to decide on that: a migration's destination takes DISC as the handover.
             self._refusal = "takes no more requests: the server is shutting down"
         answer.errback(pending.failure)
 
@@ -376,7 +374,7 @@ class Link(Protocol):
     # Back-pressure
 
     def when_writable(self) -> Deferred[None]:
-        """Return what fires once all that was sent has left this process, at once if it has.
+        """Return a Deferred that fires once all sent data has left this process, or at once.
 
         It fails if the connection ends first.
         """
@@ -406,10 +404,10 @@ class Link(Protocol):
 
     @property
     def _transport(self) -> Any:
-        """The transport, whose interfaces (ITCPTransport, ITLSTransport) depend on the endpoint."""
+        """The transport; its interfaces (ITCPTransport, ITLSTransport) depend on the endpoint."""
         return self.transport
 
 
 def _abort(transport: Any) -> None:
-    """End a connection now; transports that can't, such as a child process's pipes, soon."""
+    """End a connection now; or soon, on transports that can't, such as a child process's pipes."""
     getattr(transport, "abortConnection", transport.loseConnection)()

@@ -1,7 +1,4 @@
-"""A request that is larger than one message may be becomes several, and several answers one.
-
-Knows nothing of NBD.
-"""
+"""Division of a range into several requests, and one Deferred for all their answers."""
 
 from __future__ import annotations
 
@@ -23,9 +20,9 @@ def pieces(offset: int, length: int, largest: int) -> Iterator[tuple[int, int]]:
 
 
 def all_of(answers: Sequence[Deferred[T]]) -> Deferred[list[T]]:
-    """Return what fires with all results, once *every* answer has come.
+    """Return a Deferred that fires with all results, once *every* answer has come.
 
-    If some fail, it fails like the first of them in the sequence, but not before the last has come:
+    If some fail, it fails like the first of them in the sequence, but only after the last answer:
     until then a server may still be filling a reader's buffer.
     """
     gathered = DeferredList(answers, consumeErrors=True)

@@ -1,9 +1,9 @@
-"""NBD URIs: the reading of them, and nothing else; Twisted isn't imported.
+"""A parser of NBD URIs; Twisted isn't imported.
 
-Specification: the NBD project's doc/uri.md; RFC 3986. Where that leaves the choice to the client:
-``nbd://`` without a host means this host; a host in a URI of a UNIX socket, a port without a host,
-and a query parameter that we don't know are errors, for each may be a mistake that would lead to
-another disk than the one that was meant.
+Specification: the NBD project's doc/uri.md; RFC 3986. The choices that they leave to a client:
+``nbd://`` without a host means this host. A host in a URI of a UNIX socket, a port without a host,
+and an unknown query parameter are errors, since each may be a mistake that would lead to the wrong
+disk.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.constants import DEFAULT_PORT, MAX_STRING
 
 MAX_PARAMETERS = 16
-"""Query parameters in a URI; we know four, and others are errors."""
+"""Query parameters in a URI; four are known, and others are errors."""
 
 
 class URIError(UsageError, ValueError):
-    """The text is no NBD URI that we can use; the message quotes it and says why."""
+    """The text is not an NBD URI that we support; the message quotes it and gives the reason."""
 
 
 # Scheme: whether TLS is required, and whether it goes over a UNIX socket.
@@ -37,13 +37,13 @@ _SCHEMES = {
 
 @dataclass(frozen=True)
 class NBDURI:
-    """What an NBD URI says.
+    """The parts of an NBD URI.
 
     :ivar host: a name or address, without brackets; empty with `socket`.
     :ivar port: TCP; 0 with `socket`.
     :ivar socket: the path of a UNIX socket, or an abstract name, which begins with NUL; or None.
     :ivar export: its name; empty for the server's default.
-    :ivar tls: True: TLS, or no connection; False: TLS if both sides have it.
+    :ivar tls: True: only with TLS; False: with TLS if both sides have it.
     :ivar username: for the kinds of TLS that need one; empty if not given.
     :ivar tls_type: ``anon``, ``x509``, ``psk`` or None.
     :ivar tls_hostname: the name that the server's certificate must have, if not `host`.
@@ -61,9 +61,9 @@ class NBDURI:
     tls_verify_peer: bool = True
 
     def client_options(self, options: ClientOptions, *, with_tls: bool) -> ClientOptions:
-        """Return *options* for this export, with the TLS mode that the URI calls for.
+        """Return *options* for this export, with the TLS mode that the URI demands.
 
-        :param with_tls: whether there is what TLS needs; without it, `tls` raises URIError.
+        :param with_tls: whether there are certificates; without them, `tls` raises URIError.
         """
         if self.tls and not with_tls:
             raise URIError("this URI requires TLS, and no certificates were given")
@@ -72,7 +72,7 @@ class NBDURI:
 
 
 def parse_uri(text: str) -> NBDURI:
-    """Return what the URI *text* says; raise URIError where it isn't an NBD URI that we know."""
+    """Parse a URI; raise URIError if it isn't an NBD URI that we support."""
     try:
         return _parse(text)
     except ValueError as error:
@@ -81,7 +81,7 @@ def parse_uri(text: str) -> NBDURI:
 
 def _parse(text: str) -> NBDURI:
     if not text.isascii() or not text.isprintable() or " " in text:
-        # RFC 3986 wants these percent-encoded; urlsplit would silently drop some of them.
+        # RFC 3986 demands to percent-encode these; urlsplit would silently drop some of them.
         raise ValueError("spaces and characters outside ASCII must be percent-encoded")
     parts = urlsplit(text)
     if parts.scheme not in _SCHEMES:
@@ -122,15 +122,15 @@ def _tcp_place(parts: SplitResult) -> NBDURI:
         raise ValueError("a port without a host")
     port = DEFAULT_PORT if parts.port is None else parts.port
     if not port:
-        raise ValueError("nobody can be connected to at port 0")
+        raise ValueError("port 0 can't be connected to")
     return NBDURI(host=host or "localhost", port=port)
 
 
 def _host(parts: SplitResult) -> str:
     """Return the name or address of the host.
 
-    Behind a link-local address, ``%25`` and the percent-encoded name of a link (RFC 6874). That
-    name may also stand behind a plain ``%``, as people type it, and as libnbd takes it.
+    A link-local address may be followed by ``%25`` and the percent-encoded name of a link
+    (RFC 6874), or by a plain ``%`` and the name, as people type it, and as libnbd accepts it.
     """
     place = parts.netloc.rpartition("@")[2]
     if not place.startswith("["):
@@ -158,7 +158,7 @@ def _export(path: str) -> str:
 
 
 def _parameters(query: str) -> dict[str, str]:
-    # A + in a URI's query stands for itself; parse_qsl would take it for a form's space.
+    # A + in a URI's query stands for itself; parse_qsl would decode it as a space.
     pairs = parse_qsl(
         query.replace("+", "%2B"),
         keep_blank_values=True,
