@@ -1,4 +1,4 @@
-"""What may wait for the disk, done in threads; the answers come back as Deferreds, in the reactor.
+"""Operations that may wait for the disk: threads carry them out, and Deferreds return the results.
 
 This knows which calls of an image those are, and how many are under way. It does not order them:
 two that overlap may be done in either order, as they may on a disk. Whose is next where there

@@ -40,7 +40,7 @@ Of what they write, it is given less."""
 
 
 class DeviceImage:
-    """What is known at once of a device; the names are those of ``Image``, and mean the same.
+    """The attributes of a device that need no I/O; they have the names and meanings of ``Image``.
 
     :param device: provides IBlockDevice.
     :param path: what it is called, in logs.

@@ -1,4 +1,4 @@
-"""Whether what was written to an image is, or can be, on its disk.
+"""The durability of an image: a record of what has been written but may not be on the disk yet.
 
 The rule: once a flush of an image has failed, no later flush that succeeds means anything, and what
 is read through the page cache proves nothing about the disk (``kernel/page_cache.py`` has why).

@@ -81,7 +81,7 @@ class Extents(Protocol):
 
 
 class AllData:
-    """What is told where nothing is known: all is data."""
+    """The extents of storage that can't list its holes: all of it is data."""
 
     may_come = False
 
@@ -100,7 +100,7 @@ class AllData:
 
 
 class ToldExtents:
-    """What a file's filesystem tells, which is believed (``filesystems.py``).
+    """The extents that a file's filesystem reports, if it is trusted (``filesystems.py``).
 
     :param seek: lseek(2) of the file: called with a position and SEEK_DATA or SEEK_HOLE.
     :param file_size: tells how long the file is now, in bytes.

@@ -365,7 +365,7 @@ class Image:
             holes.trim(self.fd, offset, length, granule=self._granule)
 
     def _forget_folios(self, offset: int, length: int) -> None:
-        """What is in the page cache of a range isn't, or won't be, what short writes left there."""
+        """Forget the large folios that short writes left in the page cache of a range."""
         if self._folios is not None:
             self._folios.forget(offset, length)
 
@@ -409,7 +409,7 @@ class Image:
 
     @property
     def real_path(self) -> str:
-        """Where it was when it was opened: absolute, and without links."""
+        """Return the absolute path, without links, that the file had when it was opened."""
         return self._name
 
     def name_fault(self) -> str | None:
@@ -463,7 +463,8 @@ class Image:
 
     @property
     def other_names(self) -> int:
-        """How many names the file has besides one: what is unlinked keeps its bytes under those.
+        """Return the number of the file's other names: an unlinked file keeps its bytes under
+        those.
 
         :raises OSError: as fstat(2).
         """

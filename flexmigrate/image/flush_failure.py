@@ -98,7 +98,7 @@ class Found:
 
 
 class Note(Protocol):
-    """Where the failure of one image's flush is noted."""
+    """The note of a failed flush of one image, in a file."""
 
     def load(self) -> Found | None:
         """Return what is noted; None if nothing is, or nothing of this file."""

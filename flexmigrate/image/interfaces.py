@@ -1,4 +1,4 @@
-"""What a block device is to flexmigrate: storage that isn't a file is a class that provides this.
+"""The interface of a block device: a class that provides it is served like a file.
 
 An open file (:class:`flexmigrate.image.file.Image`) provides it, too, but is served by a shorter
 way.

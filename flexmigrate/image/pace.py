@@ -1,5 +1,5 @@
-"""Where the writes to an image are carried out: on the reactor's thread, which is quickest, or by
-threads, which nobody else has to wait for.
+"""The choice of where a write is carried out: on the reactor's thread, which is quickest, or by a
+thread of the pool, for which nobody else has to wait.
 
 A write of whole pages goes to the page cache and doesn't wait, as a rule. It does where there is no
 page cache in front of a server or a daemon (``filesystems.py`` knows where), where the kernel slows
@@ -54,7 +54,7 @@ def had_processor(seconds: float) -> bool:
 
 
 class Pace:
-    """Of one image.
+    """The pace of writes to one image.
 
     :param is_slow: writes may always wait: threads carry out all of them.
     :param was_running: see `had_processor`.

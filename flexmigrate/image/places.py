@@ -1,4 +1,4 @@
-"""Where what belongs to an image is kept: beside a file; for a block device, in the state folder.
+"""The places of an image's records: beside a file; for a block device, in the state folder.
 
 What stands beside a device node is gone when the host is started again, for ``/dev`` is made anew
 then. And a node's name is given to another device as soon as they are found in another order. So

@@ -28,7 +28,7 @@ _NO_TMPFILE = frozenset({errno.EOPNOTSUPP, errno.ENOSYS, errno.EISDIR, errno.EIN
 
 @dataclass(frozen=True, slots=True)
 class Probed:
-    """What was found.
+    """The result of a probe.
 
     :ivar knows_dirty: what is in the page cache, and not on the disk yet, is told to be data.
     :ivar zeroes: what fallocate(2) says to have zeroed reads as zeroes; or it says that it can't.

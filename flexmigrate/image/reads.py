@@ -1,4 +1,4 @@
-"""What a range of a file comes to when it is read: its extents, in a bounded number, or its bytes.
+"""The parts of a range that is read: a bounded number of extents, or its bytes.
 
 Functions of an image alone. ``pieces`` may be asked on the reactor's thread where the range is
 resident; the other two wait for the disk.

@@ -1,5 +1,5 @@
-"""Whose slow call is next: the threads of one server, shared out among its images, and an image's
-among those who ask.
+"""The order of slow calls: a server's threads are shared fairly among its images, and an image's
+share among its connections.
 
 A disk that hangs keeps every thread that it is given. So each image has one that is its own
 whatever the others do, and of those that are for all it gets no more than a part once there are
@@ -46,7 +46,7 @@ class Call(Protocol):
 
 
 class Shares:
-    """Of the images that use the same threads.
+    """The shares of the images that use the same threads.
 
     :param threads: for all of them together; beyond that, each has *own*.
     :ivar queued: calls that wait.
@@ -178,7 +178,7 @@ class ImageThreads(ThreadPool):
 
     @property
     def busy(self) -> int:
-        """How many work now."""
+        """The number of threads that work now."""
         return len(self.working)
 
 

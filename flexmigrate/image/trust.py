@@ -1,4 +1,4 @@
-"""What is believed of the filesystem below an image, decided when the image is opened."""
+"""The decision how far an image's filesystem is trusted, made when the image is opened."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a buffer holds nothing but zeroes, found at the speed of ``memcmp``.
+"""A search for zeroes in a buffer, at the speed of ``memcmp``.
 
 This decides only what the bytes are. Whether zeroes need writing depends on what is in the image
 (``holes.py``).

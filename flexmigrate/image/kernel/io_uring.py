@@ -112,7 +112,7 @@ class Ring:
 
     @property
     def in_use(self) -> int:
-        """How many slots are taken."""
+        """The number of slots that are taken."""
         return SLOTS - len(self._free)
 
     def begin(self, fd: int, reads: Sequence[tuple[int, int, int]]) -> list[int]:

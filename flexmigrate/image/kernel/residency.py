@@ -10,7 +10,7 @@ from flexmigrate.image.kernel import calls as linux
 
 
 class Residency:
-    """What the kernel tells about the first *size* bytes of the open file *fd*.
+    """A view of which pages of the first *size* bytes of the open file *fd* are in the page cache.
 
     Where it tells nothing (no address space for so large a mapping, say), no page counts as being
     in memory: a thread is then asked for what could have been had at once, and nothing worse.
