@@ -52,7 +52,7 @@ FINISH_SECONDS = 2.0
 
 
 class Operator(Protocol):
-    """What the server does when it is told to. Each text returned is the answer.
+    """The commands that a server carries out. Each text that is returned is the answer.
 
     A `FlexmigrateError`, raised or in the `Deferred`, is answered with its text and code 1.
     """

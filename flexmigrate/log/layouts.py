@@ -1,4 +1,4 @@
-r"""How the line of an event looks: three layouts, each a function from an event to a line.
+r"""The layouts of log lines: three functions, each from an event to a line.
 
 One event is one line in all of them. What isn't printable is escaped, so an export's name or a
 peer's message can neither end a line nor begin one that we did not write; the escapes are those of
@@ -50,7 +50,7 @@ class About(Protocol):
 
     @property
     def log_about(self) -> Mapping[str, str]:
-        """What identifies it in the log: ``client``, ``migration``, or both, to their ids."""
+        """Return the fields that name a subject in the log: ``client``, ``migration``, or both."""
 
 
 def layout_of(settings: LogSettings, context: str = "") -> Layout:

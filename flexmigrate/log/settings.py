@@ -1,4 +1,4 @@
-"""What an operator can choose about the log. Twisted is not imported."""
+"""The settings of the log that an operator can choose. Twisted is not imported."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OURS = "flexmigrate"
 
 @dataclass(frozen=True)
 class LogSettings:
-    """How much is logged, and in which layout.
+    """The level and the layout of the log.
 
     :ivar verbosity: -1 for errors only, 0 for what an operator wants to know, 1 for everything.
         Twisted tells, as information, of each port and factory that starts or stops: that is

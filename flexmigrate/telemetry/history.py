@@ -1,4 +1,4 @@
-"""What a migration looked like over time, and what it came to: values, remembered in bounded room.
+"""The history of a migration, and its summary, as values that take a bounded amount of memory.
 
 These dataclasses are the one source of the fields of reports and summaries, of their units and
 their meaning. Nothing here has a clock: whoever takes the samples says when that was.
@@ -68,7 +68,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Summary:
-    """What a migration came to."""
+    """The result of a migration."""
 
     verdict: Verdict = field(
         metadata=about(
@@ -117,7 +117,7 @@ class Summary:
 
 @dataclass(frozen=True)
 class Tally:
-    """What all migrations of an export came to, one that runs included.
+    """Totals of all migrations of an export, including one that is running.
 
     :ivar ends: how many have ended, by their verdict.
     :ivar bytes_sent: by all of them.

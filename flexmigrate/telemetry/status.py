@@ -1,4 +1,4 @@
-"""What a server tells about itself: the one source of the fields, their units and their meaning.
+"""The status of a server: the one definition of its fields, their units and their meaning.
 
 The control socket, the log and the documentation all use the frozen `Status`. It is a value: who
 fills it in, and when, is not known here.

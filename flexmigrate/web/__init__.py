@@ -1,1 +1,1 @@
-"""What is told over HTTP to those who look on: metrics for Prometheus, and a page."""
+"""The HTTP server: metrics for Prometheus, and a page that shows migrations."""

@@ -1,4 +1,4 @@
-"""What the page shows, as JSON: the same for all who look on, and of a bounded size.
+"""The page's data as JSON: the same for every viewer, and of a bounded size.
 
 However large an image is, its map has at most `MOST_CELLS` cells; however long a migration took,
 its plot has so many points; of many exports, clients and migrations only the first are told, and

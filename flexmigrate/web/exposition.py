@@ -34,7 +34,7 @@ CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
 
 class _Families:
-    """What `generate_latest` asks: families that are there already."""
+    """A registry for `generate_latest` whose families exist already."""
 
     def __init__(self, *families: Family) -> None:
         self._families = families

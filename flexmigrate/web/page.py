@@ -38,7 +38,7 @@ POLICY: Final = (
 
 
 class _Still(Resource):
-    """What never changes."""
+    """A resource that never changes."""
 
     isLeaf = True  # noqa: N815  # Twisted's name
 

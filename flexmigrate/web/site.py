@@ -55,7 +55,7 @@ _HEADERS = {
 
 
 class _Nowhere(BytesIO):
-    """Where the bodies of requests go."""
+    """A sink that discards the bodies of requests."""
 
     def write(self, data: Any) -> int:
         return len(data)

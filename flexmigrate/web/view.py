@@ -1,4 +1,4 @@
-"""What is seen of a server from outside: one value for each export, made when somebody looks."""
+"""A read-only view of a server for HTTP: one value for each export, made upon request."""
 
 from __future__ import annotations
 

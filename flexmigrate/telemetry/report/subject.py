@@ -1,4 +1,4 @@
-"""What a report is about, and of which kind it can be."""
+"""The subject of a report, and the kinds of reports."""
 
 from __future__ import annotations
 

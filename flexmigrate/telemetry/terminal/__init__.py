@@ -1,1 +1,1 @@
-"""What is shown on a terminal, or written into a pipe, of a server and its migration."""
+"""The display of a server and its migration on a terminal, or in a pipe."""

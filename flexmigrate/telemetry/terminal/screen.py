@@ -1,4 +1,4 @@
-"""Where a display goes: a few lines that are redrawn in place, notes above them that stay.
+"""Output of a display: a few lines that are redrawn in place, below notes that stay.
 
 On a dumb terminal, in a file or a pipe nothing can be redrawn: there a line is written when what it
 is about has changed, or has gone on for a while.
@@ -70,7 +70,7 @@ class Terminal:
 
 
 class Plain:
-    """Whatever only takes one line after the other."""
+    """An output that can only append lines, such as a file or a pipe."""
 
     def __init__(self, out: TextIO, clock: Callable[[], float] = time.monotonic) -> None:
         self._out = out
