@@ -1,4 +1,4 @@
-"""What a command was told, checked and frozen: all that the rooms below know of a command line.
+"""The configuration of a command, checked and frozen: the lower packages know no command line.
 
 A library that embeds flexmigrate makes the same values itself. Nothing is checked here: what makes
 them sound is `flexmigrate.cli.commands`.
@@ -43,7 +43,7 @@ _LOG = LogSettings()
 
 @dataclass(frozen=True)
 class ServerConfig:
-    """What every server can be told; `ServeConfig` and `ListenConfig` say what more.
+    """The settings of every server; `ServeConfig` and `ListenConfig` add their own.
 
     :ivar places: where to listen; port 0 takes a free one.
     :ivar sock: path of the operator's socket, if there is to be one.
@@ -90,7 +90,7 @@ class ServerConfig:
 
 @dataclass(frozen=True)
 class ServeConfig(ServerConfig):
-    """What ``serve`` was told.
+    """The configuration of ``serve``.
 
     :ivar places: where clients connect to.
     :ivar exports: what is offered: at least one, all names different.
@@ -113,7 +113,7 @@ class ServeConfig(ServerConfig):
 
 @dataclass(frozen=True)
 class ListenConfig(ServerConfig):
-    """What ``listen`` was told.
+    """The configuration of ``listen``.
 
     What it has from `ServerConfig` about clients counts once the image is here and is served, just
     as with ``serve``; the limits for clients don't bind the source.

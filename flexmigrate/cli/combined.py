@@ -1,4 +1,4 @@
-"""What several options say together: addresses, exports, certificates.
+"""Values made of several options: addresses, exports, certificates.
 
 One option alone is `flexmigrate.cli.options`' business, and which command takes which is
 `flexmigrate.cli.commands`'. Twisted is not imported.

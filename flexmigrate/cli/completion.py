@@ -1,4 +1,4 @@
-"""What a shell completes: shtab's scripts, made from the options' table.
+"""Completion scripts for shells: shtab makes them from the options' table.
 
 Twisted is not imported, and shtab only when a script is asked for.
 """

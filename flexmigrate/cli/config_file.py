@@ -34,7 +34,7 @@ _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")
 
 @dataclass(frozen=True)
 class FromFile:
-    """What a file says for one command.
+    """The settings of one command in a configuration file.
 
     :ivar values: a word, a list of words, or True, by key.
     :ivar places: where each stands, for messages.

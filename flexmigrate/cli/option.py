@@ -1,4 +1,4 @@
-"""What an option is: how it is written, and how what was given is asked for.
+"""The definition of an option, and access to the values given on a command line.
 
 The options themselves are in ``options.py``; what their values may be, in ``values.py``.
 """
@@ -56,7 +56,7 @@ class Words:
 
 
 class Given:
-    """What was given on one command line, as words: each error names its option.
+    """The options given on one command line, as words. Each error names its option.
 
     :param places: how to name those options that were given elsewhere: in a configuration file.
     :ivar server: the configuration that the words behind the options give, where they are a

@@ -15,7 +15,7 @@ from flexmigrate.net.address import Address
 
 @dataclass(frozen=True)
 class CallConfig:
-    """What all commands come down to that only talk to a running server.
+    """The configuration of every command that only talks to a running server.
 
     :ivar sock: path of the server's operator's socket.
     :ivar lines: the command, as the socket's grammar has it.
@@ -27,7 +27,7 @@ class CallConfig:
 
 @dataclass(frozen=True)
 class StatusConfig:
-    """What ``status`` was told.
+    """The configuration of ``status``.
 
     :ivar sock: path of the server's operator's socket.
     :ivar lines: the command, as the socket's grammar has it.
@@ -43,7 +43,7 @@ class StatusConfig:
 
 @dataclass(frozen=True)
 class WaitConfig:
-    """What ``wait`` and ``mirror --wait`` were told.
+    """The configuration of ``wait`` and ``mirror --wait``.
 
     :ivar sock: path of the server's operator's socket.
     :ivar commands: what is asked for first, as the socket's grammar has it; perhaps nothing.
@@ -57,7 +57,7 @@ class WaitConfig:
 
 @dataclass(frozen=True)
 class TransferConfig:
-    """What ``read`` and ``write`` were told.
+    """The configuration of ``read`` and ``write``.
 
     :ivar server: its address, or an NBD URI.
     :ivar offset: where in the export to begin, in bytes.
@@ -77,16 +77,16 @@ class TransferConfig:
 
 
 class ReadConfig(TransferConfig):
-    """What ``read`` was told: the bytes go to standard output."""
+    """The configuration of ``read``: the bytes go to standard output."""
 
 
 class WriteConfig(TransferConfig):
-    """What ``write`` was told: the bytes come from standard input."""
+    """The configuration of ``write``: the bytes come from standard input."""
 
 
 @dataclass(frozen=True)
 class WhoseConfig:
-    """What ``whose`` was told.
+    """The configuration of ``whose``.
 
     :ivar file: path of the image that is asked about.
     :ivar peer_journal: path of a copy of the other side's journal.
@@ -107,7 +107,7 @@ class WhoseConfig:
 
 @dataclass(frozen=True)
 class SettleConfig:
-    """What ``take`` and ``release`` were told.
+    """The configuration of ``take`` and ``release``.
 
     :ivar file: path of the image.
     :ivar take: whether it is to be the image from now on; else, not to be it any more.
@@ -122,7 +122,7 @@ class SettleConfig:
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """What ``doctor`` was told.
+    """The configuration of ``doctor``.
 
     :ivar server: what a server would be told, that is to be looked at; None: only this host.
     :ivar json: the findings are told as an object in JSON.
@@ -134,7 +134,7 @@ class DoctorConfig:
 
 @dataclass(frozen=True)
 class CompletionConfig:
-    """What ``completion`` was told.
+    """The configuration of ``completion``.
 
     :ivar shell: whose script is wanted: "bash", "zsh" or "fish".
     """

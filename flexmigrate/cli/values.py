@@ -1,5 +1,5 @@
-"""What the value of an option may be: each function makes it of the word that was given, or raises
-``ValueError`` with a text that quotes the word.
+"""The types of option values: each function parses the word that was given, or raises
+``ValueError`` with a message that quotes the word.
 """
 
 from __future__ import annotations

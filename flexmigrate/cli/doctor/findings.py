@@ -1,4 +1,4 @@
-"""What the doctor finds, and how it is told."""
+"""The doctor's findings, and their output."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _WIDTH = 96  # characters, of a line
 
 
 class Level(str, Enum):
-    """How bad something is."""
+    """The severity of a finding."""
 
     OK = "ok"
     WARNING = "warning"  # it works, and worse than it could

@@ -1,4 +1,4 @@
-"""Where a server is to listen."""
+"""Checks of the addresses and sockets that a server is to listen on."""
 
 from __future__ import annotations
 
