@@ -1,4 +1,4 @@
-"""What every block device has to do, as tests that any class can be put to.
+"""A test suite for block devices, which any class that provides the interface can be put to.
 
 A mixin for a test case of trial, which pytest runs, too::
 
@@ -120,7 +120,7 @@ class BlockDeviceTests:
         await self._assert_content(device)
 
     async def test_zeroed_ranges_read_as_zeroes_to_the_byte(self) -> None:
-        """Whether their storage may be given back or not."""
+        """It makes no difference whether their storage is given back."""
         device = await self._new(writable=True)
         for may_punch in (True, False):
             for offset, length in ((1, 1), (700, 2 * BLOCK), (8 * BLOCK, 2 * BLOCK)):
@@ -129,7 +129,7 @@ class BlockDeviceTests:
                 await self._assert_content(device)
 
     async def test_a_fast_zero_is_done_or_refused(self) -> None:
-        """Where it's refused, nothing has changed."""
+        """After a refusal nothing has changed."""
         case: Any = self
         device = await self._new(writable=True)
         try:
@@ -141,7 +141,7 @@ class BlockDeviceTests:
         await self._assert_content(device)
 
     async def test_trim_leaves_the_rest_alone(self) -> None:
-        """What was trimmed may be anything, and can be written again."""
+        """The trimmed range may read as anything, and can be written again."""
         device = await self._new(writable=True)
         offset, length = 3 * BLOCK + 5, 2 * BLOCK
         await self._ask(device.trim, offset, length)
@@ -187,7 +187,7 @@ class BlockDeviceTests:
                 offset = extent.end
 
     async def test_what_is_done_at_once_is_the_same(self) -> None:
-        """Where the device offers that."""
+        """Only for devices that offer immediate operations."""
         case: Any = self
         device = await self._new()
         if not IReadyBlockDevice.providedBy(device):

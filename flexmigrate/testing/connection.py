@@ -86,7 +86,7 @@ class Connection:
 
 
 class Wire(Lane):
-    """What is on its way to one end of a connection.
+    """The bytes on their way to one end of a connection.
 
     :ivar arrived: bytes that have come there.
     :ivar cut_at: the connection is cut once so many bytes have arrived; None: it isn't.

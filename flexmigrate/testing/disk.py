@@ -414,7 +414,7 @@ class Mount(Disk):
         return self._disk.hides_dirty
 
     def may_wait(self, call: str) -> bool:
-        """Whether *call* may not be made at once, because it could wait for the disk."""
+        """Return whether *call* must not be made at once, because it could wait for the disk."""
         return self._disk.may_wait(call)
 
     def touches(self, call: str, offset: int, length: int, data: bytes = b"") -> bool:
@@ -437,7 +437,7 @@ class Mount(Disk):
 
     @contextlib.contextmanager
     def forgetting(self, file: SimulatedFile) -> Iterator[None]:
-        """Where the body fails, forget what isn't durable of *file*, if the disk is one that
+        """If the body fails, forget the part of *file* that isn't durable, if the disk is one that
         does.
         """
         try:

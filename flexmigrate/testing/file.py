@@ -13,7 +13,7 @@ SECTOR = 512
 
 
 class SimulatedFile:
-    """What names lead to.
+    """A file that names lead to.
 
     :ivar seen: its bytes, as processes see them.
     :ivar stable: its bytes, as far as they were synced.

@@ -53,14 +53,14 @@ class Mounted(Disk, Protocol):
 
     @property
     def boot(self) -> Boot:
-        """What tells the time since the machine was started from all before."""
+        """An id of the machine's current boot."""
 
     @property
     def keeps_cached(self) -> bool:
         """Whether the page cache can't be emptied."""
 
     def may_wait(self, call: str) -> bool:
-        """Whether *call* may not be made at once, because it could wait for the disk."""
+        """Return whether *call* must not be made at once, because it could wait for the disk."""
 
     def begin_image_call(self, call: str, path: str) -> None:
         """Tell of a call that an image is about to make."""

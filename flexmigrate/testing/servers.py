@@ -33,7 +33,7 @@ class _Lifetime(Lifetime):
 
 
 class Server:
-    """What ``serve`` or ``listen`` is, from its start to its exit status.
+    """A simulated ``serve`` or ``listen``, from its start to its exit status.
 
     :ivar service: the service, for what the operator's socket would ask of it.
     :ivar status: the exit status, once that is decided.

@@ -34,7 +34,7 @@ WINDOW = 64 * 1024
 
 
 class Stuck(AssertionError):
-    """What was waited for can't happen any more, or not in time."""
+    """The awaited event can't happen any more, or not in time."""
 
 
 class Lane:
@@ -86,8 +86,8 @@ class Lane:
             self.world.lanes.remove(self)
 
     def is_next(self) -> bool:
-        """Whether something of it can happen now; if nothing waits in it, it isn't listed any more
-        among those that are busy.
+        """Return whether something of it can happen now; if nothing waits in it, take it off the
+        list of those that are busy.
         """
         if self._waiting and self._is_open:
             return self.ready
@@ -96,7 +96,7 @@ class Lane:
 
 
 class World:
-    """What happens, and when.
+    """The events of a simulation, and their times.
 
     :ivar clock: the time, in seconds.
     :ivar time_of_day: what the time of day is ahead of that, in seconds: somebody may set it.

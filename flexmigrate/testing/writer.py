@@ -31,7 +31,7 @@ _ZEROES = bytes(SECTOR)
 
 @dataclass
 class Promises:
-    """What a client was promised.
+    """The promises that a client was given.
 
     :ivar history: of each sector all that it was ever to hold.
     :ivar known: which of these was the last to be acknowledged, of each sector.
@@ -242,7 +242,7 @@ class Writer:
         self._failed = self._client
 
     def _unanswered(self, failure: Failure) -> None:
-        """What the sector holds now isn't known until another write to it is answered."""
+        """Note that the sector's content is unknown until another write to it is answered."""
         failure.trap(FlexmigrateError)
 
     def faults(self, image: bytes, *, flushed: bool = False, at: str = "") -> list[str]:
