@@ -20,7 +20,7 @@ GRACE = 20.0
 
 @dataclass(frozen=True)
 class Load:
-    """What fio is to do.
+    """A load for fio.
 
     :ivar pattern: fio's ``rw``.
     :ivar block: bytes of a request.
@@ -52,7 +52,7 @@ class Load:
 
 @dataclass(frozen=True)
 class Seen:
-    """What fio saw.
+    """The result of one run of fio.
 
     :ivar requests: that were answered, in all.
     :ivar rates: requests a second, of each connection.

@@ -28,7 +28,7 @@ class Spread:
 
 @dataclass(frozen=True)
 class Aim:
-    """What a figure is to reach.
+    """The target of a figure.
 
     :ivar kind: a ratio to the best of the others, or the figure itself.
     :ivar at: "least" if more is better, "most" if less is.

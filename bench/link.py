@@ -1,4 +1,4 @@
-"""What lies between source and destination: nothing, or a gigabit link that is long.
+"""The network between source and destination: loopback, or a long gigabit link.
 
 The long link joins two network namespaces: by netem where the kernel has it, else by a wire of our
 own between two TUN devices (`bench.long_link`).

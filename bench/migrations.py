@@ -1,4 +1,4 @@
-"""What is migrated to learn how well that goes, and the same with nbdcopy where it can do it.
+"""The migrations that are measured, and the same with nbdcopy if it can do it.
 
 =====================  ============================================================
 figure                 unit
@@ -52,7 +52,7 @@ BEFORE = 1.0
 
 @dataclass(frozen=True)
 class Grounds:
-    """What the measurements share.
+    """The settings that the measurements share.
 
     :ivar handovers: how many are measured.
     """

@@ -36,7 +36,7 @@ _numbers = itertools.count(1)
 
 @dataclass
 class Recorded:
-    """What the writer saw; see `bench.writer`."""
+    """The observations of the writer; see `bench.writer`."""
 
     answers: dict[int, int]
     waits: list[tuple[float, float, bool]]

@@ -1,4 +1,4 @@
-"""What the kernel says about processes: time used, memory, and on which core they may run.
+"""Figures of processes from the kernel: CPU time, memory, and the cores that they may run on.
 
 All of it is about a process *with its descendants*, since some servers fork for each client.
 """

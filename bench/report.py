@@ -1,4 +1,4 @@
-"""What was measured, as a table (Markdown and reStructuredText), as JSON, and as a plot.
+"""The results as tables (Markdown and reStructuredText), as JSON, and as a plot.
 
 A `Log` keeps every figure of every round. A `Row` says which of them are shown, in which unit, and
 what they are to reach. What could not be measured is in the table too, with the reason.
@@ -25,7 +25,7 @@ from demo.screen import Screen
 
 @dataclass(frozen=True)
 class Unit:
-    """How figures of a kind are shown.
+    """The format of a kind of figures.
 
     :ivar scale: the figure is divided by it.
     :ivar digits: behind the point.
@@ -63,7 +63,7 @@ _MARKS = re.compile(r"[\\*`|_]")
 
 
 class Source(Protocol):
-    """What has been run, and is known by its name."""
+    """A program that was measured, by its name."""
 
     @property
     def name(self) -> str:

@@ -1,4 +1,4 @@
-"""What both benchmarks do around what they measure: options, Ctrl-C, what to say at the end."""
+"""The parts that both benchmarks share: options, Ctrl-C, and the final output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a process spends its time: perf(1) looks at its stack some thousand times a second.
+"""A profile of a process: perf(1) samples its stack some thousand times a second.
 
 Each sample is put into one of the `PLACES` by what the kernel's functions in it are called.
 """

@@ -42,7 +42,7 @@ trim = true
 
 @dataclass(frozen=True)
 class Place:
-    """Where a server is to listen, and what it serves.
+    """An address to listen on, and the image to serve.
 
     :ivar path: of a UNIX socket; None for TCP.
     :ivar port: TCP.
@@ -95,7 +95,7 @@ class Running:
 
     @property
     def uri(self) -> str:
-        """Where it is."""
+        """The server's URI."""
         return self.place.uri(self.kind.export)
 
     def cpu(self) -> float:
@@ -114,7 +114,7 @@ class Running:
 
 @dataclass(frozen=True)
 class _Options:
-    """What of a command depends on the place."""
+    """The parts of a command that depend on the place."""
 
     tcp: Callable[[Place], list[str]]
     unix: Callable[[Place], list[str]]

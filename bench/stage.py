@@ -1,4 +1,4 @@
-"""Where a benchmark happens: a folder on a real disk, the image in it, and what it holds.
+"""The place of a benchmark: a folder on a real disk, with an image and its content.
 
 A `Stage` makes all of it and leaves nothing behind. It does not know what is measured.
 """
@@ -28,7 +28,7 @@ class Unmeasured(Exception):
 
 @dataclass(frozen=True)
 class Scale:
-    """How large and how long.
+    """The size and the duration of a benchmark.
 
     :ivar seconds: that one measurement takes.
     :ivar size: bytes of the image.

@@ -1,4 +1,4 @@
-"""What is done with a server to learn its figures, each task on a server of its own.
+"""The tasks whose figures are measured, each with a server of its own.
 
 A task returns named figures. Several rows of the table may read the same task's: that of random
 reads tells of their rate and of the server's time for each.

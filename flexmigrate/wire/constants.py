@@ -93,7 +93,7 @@ class OptionReply(IntEnum):
 
 
 class ServerRole(IntEnum):
-    """What a server says of itself (32 bits, in our oldstyle greeting)."""
+    """The state of a server, in its oldstyle greeting (32 bits)."""
 
     UNKNOWN = 0  # nothing
     SERVING = 1  # it serves an image, and waits for no migration

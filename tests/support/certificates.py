@@ -45,7 +45,7 @@ class Pair:
 
 
 class Authority:
-    """Who signs certificates.
+    """A certificate authority.
 
     :ivar certificate: its own one, as PEM.
     """

@@ -61,7 +61,7 @@ class HandPool:
 
 
 class Bench:
-    """What connections stand on. `close` it.
+    """The base of simulated connections. `close` it.
 
     :ivar clock: the only time there is.
     :ivar reactor: a real one that is never run.

@@ -137,7 +137,7 @@ _LARGEST_PAYLOAD = 128 << 20  # docs/protocol.rst: the most that is thrown away
 
 @dataclass
 class Verdict:
-    """How a stream of requests has to be taken.
+    """The expected reaction to a stream of requests.
 
     :ivar changes: (offset, length) of all that may be changed.
     :ivar cookies: of the requests that are whole, and so have to be answered.

@@ -1,4 +1,4 @@
-"""What tests need of the machine beyond a user's rights, and skip where it isn't given."""
+"""Requirements of tests beyond a user's rights; tests are skipped where they aren't met."""
 
 from __future__ import annotations
 

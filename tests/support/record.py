@@ -1,4 +1,4 @@
-"""What a verifying writer knows: which version of each block was written, and which was promised.
+"""The record of a verifying writer: which version of each block was written, and which promised.
 
 The record is a journal, a text file of one line per event, each written before what depends on it:
 `sent SEQ BLOCK` before the write is sent, `done SEQ BLOCK` once its reply has come. So it is right

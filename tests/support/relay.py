@@ -195,7 +195,7 @@ class Relay:
             return sock in self._open
 
     def _stops(self, piece: bytes, target: socket.socket) -> bool:
-        """Whether what was waited for is in *piece*; the last requests come one by one."""
+        """Return whether the awaited request is in *piece*; the last requests come one by one."""
         with self._changed:
             if self._stop_at is None or self._stop_at not in piece:
                 return False

@@ -1,4 +1,4 @@
-"""What the sources in tests/peers/sources have in common: their command line, and sending an image.
+"""The common parts of tests/peers/sources: their command line, and sending an image.
 
 A source says `connected` once the destination's hello has come, and at its end, in a line of its
 own, what it did or what became of it.

@@ -20,7 +20,7 @@ SLOWLY = ("--max-bps", str(MIB))
 
 
 class Servers:
-    """What the tests of one migration start, and what they look at afterwards.
+    """The servers that the tests of one migration start, and their state afterwards.
 
     :ivar image: the source's, full of random data.
     :ivar copy: the destination's, as large and empty.

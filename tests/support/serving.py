@@ -41,8 +41,8 @@ FEEDS = (PlainFeed, StreamFeed)
 
 
 class Unhurried(Pace):
-    """That of an image whose writes never wait, however busy the machine is that runs the test:
-    what a client sends in one packet is done in its order, which tests like to rely on.
+    """The pace of an image whose writes never wait, however busy the test's machine is. So the
+    requests in one packet are carried out in order, which tests rely on.
     """
 
     def turn_was_slow(self, seconds: float) -> None:
@@ -362,7 +362,7 @@ class Recorder:
 
 
 class SuiteBase:
-    """What each test of a suite begins with; see `each_way`.
+    """The state in which each test of a suite begins; see `each_way`.
 
     :cvar size: of the image, in bytes.
     :cvar limits: of the server.

@@ -64,7 +64,7 @@ def wants(tmp_path: Path) -> Iterator[Wants]:
 
 
 def is_free(path: Path) -> bool:
-    """Whether nobody holds the lock of this file."""
+    """Return whether nobody holds the lock of this file."""
     with path.open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

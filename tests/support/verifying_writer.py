@@ -46,7 +46,7 @@ class Request:
 
 @dataclass
 class Tally:
-    """What was done, for the closing line."""
+    """The counts for the final line of output."""
 
     writes: int = 0
     reads: int = 0
