@@ -86,19 +86,23 @@ class SimulatedCache:
         self._errors_seen = {"fdatasync": file.opened(), "write back": file.opened()}
 
     def sync(self) -> None:
+        """Make the file durable; raise OSError for an error that was not reported yet."""
         self._begin("fdatasync")
         self._file.sync()
         self._tell_error("fdatasync")
 
     def write_back(self) -> None:
+        """Write dirty pages; raise OSError for an error that was not reported yet."""
         self._begin("write back")
         self._tell_error("write back")
 
     def look(self) -> None:
+        """Raise OSError if the kernel has failed to write something back."""
         self._mount.begin_image_call("look for errors", self._path)
         self._tell_error("write back")
 
     def empty(self) -> bool:
+        """Drop the file's pages; return whether that was possible."""
         with contextlib.suppress(OSError):
             self.sync()
         self._mount.begin_image_call("empty cache", self._path)
@@ -108,7 +112,7 @@ class SimulatedCache:
         return True
 
     def close(self) -> None:
-        pass
+        """Do nothing: no descriptor is open."""
 
     def _begin(self, call: str) -> None:
         try:
@@ -136,15 +140,18 @@ class SimulatedNote:
         self._file = file
 
     def load(self) -> Found | None:
+        """Return the noted failure, if there is one."""
         data = self._file.attributes.get(ATTRIBUTE)
         return None if data is None else decode(data, self._file.inode, self._mount.boot)
 
     def keep(self, failure: FlushFailure) -> None:
+        """Note a failure."""
         self._mount.begin_image_call("setxattr", self._path)
         boot = self._mount.boot
         self._file.attributes[ATTRIBUTE] = encode(failure, self._file.inode, boot)
 
     def remove(self) -> None:
+        """Remove the note."""
         self._mount.begin_image_call("removexattr", self._path)
         self._file.attributes.pop(ATTRIBUTE, None)
 
