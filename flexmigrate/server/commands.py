@@ -80,7 +80,7 @@ class FailingWrite(Protocol):
 
 
 class Commands:
-    """What one connection asked of its export and isn't answered yet.
+    """The requests of one connection that are not answered yet.
 
     :param about: the connection, for logs.
     :ivar under_way: requests that are with the thread pool.

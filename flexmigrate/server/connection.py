@@ -217,7 +217,7 @@ class NBDServerProtocol(Protocol):
     # Receiving
 
     def get_buffer(self) -> memoryview:
-        """Where the stream transport receives: behind what is left of the last time."""
+        """Return the buffer for the next bytes: the space behind those left from the last time."""
         buffer = self._scratch.received_view
         left = len(self._left)
         if left:
@@ -446,7 +446,7 @@ class NBDServerProtocol(Protocol):
 
     @property
     def requests_taken(self) -> int:
-        """How many requests this client has made."""
+        """The number of requests that this client has made."""
         return self._transmission.served if self._transmission is not None else 0
 
     def changed(self, length: int) -> None:

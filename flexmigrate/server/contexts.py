@@ -1,4 +1,4 @@
-"""What BLOCK_STATUS answers: the extents of a range as a meta context describes them.
+"""The answers to BLOCK_STATUS: the extents of a range as a meta context describes them.
 
 No I/O: the extents were looked up before, where that might have waited for the disk.
 """

@@ -42,7 +42,7 @@ _WRITABLE_FLAGS = (
 
 
 class ChangeObserver(Protocol):
-    """Who wants to know of each change to an export; called on the reactor's thread, often."""
+    """An observer of all changes to an export; called on the reactor's thread, often."""
 
     def mark(self, offset: int, length: int) -> None:
         """*length* bytes from *offset* were changed; the client isn't told before this returns."""
@@ -139,7 +139,7 @@ class Export:
 
     @property
     def info(self) -> ExportInfo:
-        """What negotiation tells a client about this export."""
+        """The description of this export for the negotiation."""
         self.look()
         flags = _FLAGS
         if self.takes_several:

@@ -1,4 +1,4 @@
-"""Who may connect, how many, and for how long: the factory of a server's connections.
+"""The factory of a server's connections: it decides which clients may connect, and how many.
 
 What a connection *means* is the session policy's: a plain server lets clients come and go, a
 destination takes one sender and decides at its DISC who owns the image.
@@ -46,7 +46,7 @@ _IPV6_NETWORK_BITS = 64
 
 
 class Session(Protocol):
-    """What connections mean to the server that they reach.
+    """The server's interest in its connections.
 
     :cvar tells_refusals: whether who isn't let in is told why, where the handshake can say so: the
         operator of a source reads it, and clients of a server are only dropped.

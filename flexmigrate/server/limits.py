@@ -14,7 +14,7 @@ KILLSWITCH_SECONDS = 120
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server takes from its clients.
+    """The limits that a server imposes on its clients.
 
     :ivar negotiation_seconds: to choose an export. Real clients need milliseconds; this leaves
         room for a far and busy one, and a connection that says nothing costs little for so long.
@@ -32,5 +32,5 @@ class Limits:
 
     @property
     def clients_of_one_host(self) -> int:
-        """How many connections one host may have."""
+        """The number of connections that one host may have."""
         return self.host_clients or self.clients - self.clients // 4

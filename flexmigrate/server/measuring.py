@@ -1,5 +1,5 @@
-"""How many requests of each command, of how many bytes, how long they took, and what failed: for
-metrics.
+"""Counters of requests for the metrics: their number by command, their bytes, their durations, and
+their errors.
 
 A transmission of its own kind, which a server chooses when a connection starts, as with
 ``request_log``: the path of a request never asks whether it is to be measured. What a batch did at
@@ -72,7 +72,7 @@ class Measured:
 
 
 class ExportMeter:
-    """What was measured of one export.
+    """The counters of one export.
 
     :ivar commands: by command.
     :ivar errors: error replies, by the name of their error.
@@ -84,7 +84,7 @@ class ExportMeter:
 
 
 class Meter:
-    """What was measured of one server, by export: it outlives connections, and factories."""
+    """The counters of one server, by export: they outlive connections and factories."""
 
     def __init__(self) -> None:
         self._exports: dict[str, ExportMeter] = {}

@@ -30,7 +30,7 @@ UNLOOKED = 16
 
 
 class Pieces:
-    """How large the pieces of one connection's long writes to *image* are."""
+    """The size of the pieces in which one connection's long writes to *image* are carried out."""
 
     def __init__(self, image: AnyImage) -> None:
         self._image = image

@@ -63,7 +63,7 @@ class _LoggedStyle(ReplyStyle):
         self._seen_at = at if self._again else -1
 
     def end_batch(self, at: int) -> None:
-        """What stands at *at* and behind it comes again."""
+        """Forget the requests from *at* on: they will be seen again."""
         self._again = at == self._seen_at
 
     def _take(self, buffer: Any, at: int) -> tuple[Any, ...]:

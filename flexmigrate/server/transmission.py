@@ -104,7 +104,7 @@ class Scratch:
 
 
 class Host(Protocol):
-    """What a transmission needs of the connection that it belongs to."""
+    """The parts of a connection that its transmission needs."""
 
     def pause(self) -> None:
         """No further request is taken."""
