@@ -53,18 +53,18 @@ class DirtyMap:
 
     @property
     def bytes(self) -> int:
-        """How many bytes the marked blocks have, up to the end of the image."""
+        """The number of bytes in marked blocks, up to the end of the image."""
         whole = self.count << self._shift
         return whole - self._beyond if self._marks and self._marks[-1] else whole
 
     @property
     def taken(self) -> int:
-        """How many bytes' marks were taken so far, up to the end of the image."""
+        """The number of bytes whose marks were taken so far, up to the end of the image."""
         return self._taken
 
     @property
     def dirtied(self) -> int:
-        """How many bytes were marked so far that were clean, counted likewise."""
+        """The number of clean bytes that were marked so far, up to the end of the image."""
         return self.bytes + self._taken
 
     def mark(self, offset: int, length: int) -> None:

@@ -49,7 +49,7 @@ MAX_NAME = 4096
 
 
 class Action(enum.Enum):
-    """What becomes of the source once the destination owns the image."""
+    """The source's action once the destination owns the image."""
 
     EXIT = "exit"
     UNLINK = "unlink"  #: exit, and the image's file is deleted before the destination is told
@@ -57,7 +57,7 @@ class Action(enum.Enum):
 
 
 class HandoverRule(enum.Enum):
-    """How the source and the destination settle who owns the image."""
+    """The way in which source and destination decide who owns the image."""
 
     #: by a session, with a journal at each end, where the destination knows it; only to a server
     #: that says that it waits for a migration
@@ -74,7 +74,7 @@ UNSAID_HANDOVER = HandoverRule.FLEXNBD
 
 
 class VerifyRule(enum.Enum):
-    """What is proved to have arrived, where there is a session (`HandoverRule`)."""
+    """The extent of verification, if there is a session (`HandoverRule`)."""
 
     FULL = "full"  #: both copies are compared, by their digests, before they are handed over
     DIRTY = "dirty"  #: only what clients have changed since it was first sent
@@ -83,7 +83,7 @@ class VerifyRule(enum.Enum):
 
 @dataclass(frozen=True)
 class TLSConfig:
-    """What was told of TLS.
+    """The settings of TLS.
 
     :ivar rule: "off", "on" (for who asks for it), or "require" (nothing is said without it).
     :ivar certificates: folder of the certificates and keys; needed unless the rule is "off".
@@ -102,7 +102,7 @@ NO_TLS = TLSConfig()
 
 @dataclass(frozen=True)
 class ConvergeConfig:
-    """How a migration comes to its end while clients write.
+    """The settings of convergence: how a migration comes to its end while clients write.
 
     :ivar rule: what is done about clients that write faster than can be sent: "throttle" slows
         them down until it ends; "wait" waits until they write less, for ever if need be; "force"
@@ -136,7 +136,7 @@ USUAL_CONVERGENCE = ConvergeConfig()
 
 @dataclass(frozen=True)
 class MirrorRequest:
-    """What ``mirror`` asks for.
+    """The settings of ``mirror``.
 
     :ivar address: of the destination.
     :ivar bind: local IP address to connect from; ``None`` leaves it to the kernel.
@@ -217,7 +217,7 @@ class MirrorRequest:
 
 @dataclass(frozen=True)
 class ConvergeChange:
-    """What is said about a migration's convergence; ``None`` leaves it as it is.
+    """A change of a migration's convergence; ``None`` leaves a setting as it is.
 
     The values are those of `ConvergeConfig`.
     """

@@ -197,7 +197,7 @@ class Verifier:
         self._go_on()
 
     def _is_too_near(self) -> bool:
-        """Whether the pass that is followed isn't far enough for a whole batch."""
+        """Return whether the copier's pass isn't far enough ahead for a whole batch."""
         return self._reached is not None and self._reached() - self._at < BATCH_BYTES + self._chunk
 
     def _go_on(self) -> None:
@@ -274,7 +274,9 @@ class Verifier:
 
     @property
     def _limit(self) -> int:
-        """How far may be looked: so that no chunk is compared in two parts."""
+        """The offset up to which ranges may be compared, so that no chunk is compared in two
+        parts.
+        """
         if self._reached is None:
             return self._image.size
         reached = self._reached()

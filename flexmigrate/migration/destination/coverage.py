@@ -26,7 +26,7 @@ _Parts = list[tuple[int, int]]
 
 
 class Coverage:
-    """What was written, zeroed or trimmed of *size* bytes; at first, nothing.
+    """The bytes of an image of *size* bytes that were written, zeroed or trimmed; at first none.
 
     :param block_size: bytes, a power of two; None for the smallest that keeps within ``MAX_BITS``.
     :ivar block_size: what it came to.

@@ -28,7 +28,7 @@ log = Logger()
 
 
 class Verdict(Enum):
-    """What a plain sender's DISC means at a destination."""
+    """The meaning of a plain sender's DISC at a destination."""
 
     OURS = "ours"
     NOT_OURS = "not ours"

@@ -43,7 +43,7 @@ class Sender(Protocol):
 
     @property
     def requests_taken(self) -> int:
-        """How many requests it has made."""
+        """The number of requests that it has made."""
 
     def abort(self, reason: str) -> None:
         """Close it at once."""
@@ -100,7 +100,7 @@ class Destination(Protocol):
 
 
 class DestinationCore:
-    """What all states share.
+    """The data that all states share.
 
     :ivar logger: for what is about the sender, or the last one there was.
     :ivar since: when the sender came, for people.
@@ -171,13 +171,13 @@ class DestinationCore:
             self.sender.fail_changes(error)
 
     def is_from(self, sender: Sender) -> bool:
-        """Whether what *sender* does counts: one that was lost, or refused at its DISC, may be
-        heard of again when another has its place.
+        """Return whether an event of *sender* counts. A sender that was lost, or refused at its
+        DISC, may still cause events when another one has its place.
         """
         return self.sender is sender
 
     def forget(self) -> None:
-        """What was received counts for nothing."""
+        """Discard the record of what was received."""
         self.phase = "waiting"
         self.sender = None
         if self._vacancies:
@@ -219,7 +219,7 @@ def _receive(destination: Destination, core: DestinationCore, sender: Sender) ->
 
 
 def _drain(destination: Destination, core: DestinationCore, sender: Sender) -> Deferred[None]:
-    """What a lost sender's requests still do to the image must be over before another may send."""
+    """Finish the requests of a lost sender, before another one may send."""
     core.phase = "draining"
     core.sender = None
     return core.export.idle().addCallback(lambda _: destination._drained())
@@ -325,7 +325,7 @@ preparing.upon(Destination.cancel, nodata=True).loop().returns(None)
 def _lost_preparing(
     destination: Destination, core: DestinationCore, asked: Deferred[None], sender: Sender
 ) -> None:
-    """What it brought may be prepared all the same: its source will come again."""
+    """Handle the loss of a sender while preparing: the image may be prepared all the same."""
     core.sender = None
 
 

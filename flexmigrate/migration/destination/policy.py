@@ -116,7 +116,7 @@ class ReceivingSession(OpenSession):
         )
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
-        """Who may send, and who may settle."""
+        """Decide which peers may send, and which may ask for confirmation."""
         opening = opening_in(private)
         if opening is not None and opening.purpose is Purpose.ASK:
             return "what was asked is answered"

@@ -1,4 +1,4 @@
-"""What a destination is told of each change: that it is covered, and that it has to reach the disk.
+"""The observer of changes at a destination: it records coverage, and starts writing to the disk.
 
 Received data goes into the page cache, which takes it as fast as the link brings it. If nothing
 were done, it would stay there, gigabytes of it, for the flush at the end: clients are parked
@@ -79,9 +79,7 @@ class WriteBack:
             self._keep_pace()
 
     def _failed(self, failure: Failure) -> None:
-        """What was received, if it was by the last attempt, can't be written: what else comes in
-        this one is of no use.
-        """
+        """Refuse further data of this attempt: what was received in it can't be written."""
         self._writing = False
         if self._active:
             self.end()

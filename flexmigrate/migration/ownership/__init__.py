@@ -1,1 +1,1 @@
-"""Who owns an image: the journal, the rules, and the commands that settle it by hand."""
+"""Ownership of images: the journal, the rules, and the commands that decide it by hand."""

@@ -1,4 +1,4 @@
-"""What goes with an image's inode when its name changes: an extended attribute beside the journal.
+"""An extended attribute beside the journal, which stays with an image's inode if it is renamed.
 
 A hard link to an image, or another name that it was given, has no journal beside it. So what
 decides is written into an attribute of the file, too: the state, the session, and where the journal
@@ -47,7 +47,7 @@ _TEXTS = ("peer", "address")
 
 @dataclass(frozen=True)
 class Attribute:
-    """What an attribute says.
+    """The content of the attribute.
 
     :ivar record: the journal's record, but for what only that has a use for.
     :ivar journal: path of the journal.

@@ -51,7 +51,7 @@ class NewerError(ValueError):
 
 @dataclass(frozen=True)
 class Record:
-    """What a journal says.
+    """The content of a journal.
 
     :ivar state: of this side; never NONE, which is the absence of a journal.
     :ivar session: whose state that is.

@@ -1,4 +1,4 @@
-"""What a connection said of its session when it negotiated, and what it is answered."""
+"""The session option at a server: what a connection proposed, and the answer to it."""
 
 from __future__ import annotations
 

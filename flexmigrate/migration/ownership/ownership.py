@@ -1,4 +1,4 @@
-"""Who owns an image: the rules of both ends on one page, and the only place that changes a journal.
+"""The rules of ownership, for both ends, on one page; only this module changes a journal.
 
 A journal says in which of six states this side of a handover is (``STEPS`` has what may follow
 what); no journal is a state too. What it means for whoever
@@ -67,7 +67,7 @@ STEPS: dict[State, frozenset[State]] = {
 
 
 class Ownership:
-    """What lies beside one image that is open and locked here; see the module.
+    """The records of one image that is open and locked by this process; see the module.
 
     :param path: of the image, absolute and without links.
     :param size: of the image, in bytes.
@@ -108,17 +108,17 @@ class Ownership:
 
     @property
     def marker_path(self) -> str:
-        """Of the file that stands exactly while the image is incomplete."""
+        """The path of the file that exists exactly while the image is incomplete."""
         return self._beside + MARKER_SUFFIX
 
     @property
     def record(self) -> Record | None:
-        """What the journal says; None without one."""
+        """The journal's content; None without a journal."""
         return self.standing.record
 
     @property
     def state(self) -> State:
-        """What the journal says."""
+        """The state in the journal."""
         return self.standing.state
 
     def probe(self) -> None:
@@ -429,7 +429,9 @@ class Ownership:
 
     @property
     def awaited_at(self) -> tuple[str, ...]:
-        """Where the source asks that doesn't know yet that the image is ours; mostly nowhere."""
+        """The address where a source asks that doesn't know yet that the image is ours; usually
+        none.
+        """
         record = self.record
         if record is None or record.state is not State.OWNER or record.acknowledged:
             return ()
@@ -535,8 +537,8 @@ class Ownership:
                 self._mark(None, durable=True)  # it would count more than the journal
 
     def _may_have_committed(self, record: Record) -> bool:
-        """Whether the attribute may be another after a crash than it is now: that of an earlier
-        session whose ``committed`` was written there, and taken back, and neither was synced.
+        """Whether a crash may bring back another attribute than there is now: one of an earlier
+        session whose ``committed`` was written and taken back, with neither synced.
         """
         found = self.standing.attribute
         return (
@@ -581,12 +583,12 @@ class Ownership:
 
 
 class UncertainError(Exception):
-    """What the journal will say after a crash isn't known."""
+    """It is unknown what the journal would contain after a crash."""
 
 
 class Unrecorded(Ownership):
-    """Of what is no file: it has no place for a journal, so its handovers are plain ones, and
-    whoever has brought the storage has to remember what became of it.
+    """The ownership of storage that is no file. It has no place for a journal, so its handovers are
+    plain ones, and the provider of the storage has to remember their result.
 
     :param name: what it is called, in logs.
     """

@@ -47,11 +47,11 @@ class Held(Protocol):
 
     @property
     def size(self) -> int:
-        """Of the image, in bytes."""
+        """The size of the image in bytes."""
 
     @property
     def full_name(self) -> str:
-        """Of the image, for people."""
+        """The name of the image, for people."""
 
 
 class ServingSession(OpenSession):
@@ -94,7 +94,7 @@ class ServingSession(OpenSession):
         return answer(opening, held.ownership, held.size, held.full_name, refusal)
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
-        """Who only asks, or can't settle, goes no further."""
+        """Refuse peers that only ask, or that can't have a handover confirmed."""
         opening = opening_in(private)
         if opening is None:
             return None
@@ -104,7 +104,7 @@ class ServingSession(OpenSession):
         return held.ownership.settles(opening)
 
     def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
-        """Who has come to settle changes nothing of the image."""
+        """Refuse changes by a peer that came to have a handover confirmed."""
         if opening_of(connection) is not None:
             connection.seal()
         return None
@@ -143,8 +143,8 @@ class ServingSession(OpenSession):
 
 
 class ConfirmingSession(ServingSession):
-    """Of an address at which nothing is served: only sources are awaited there, whose images are
-    here, and that don't know. An image is found by its session, whatever name it is served under.
+    """The policy of an address at which nothing is served, and which only confirms to sources that
+    their images have arrived. An image is found by its session, whatever its export's name.
 
     :param held: the images.
     :param told: as of ``ServingSession``.

@@ -64,7 +64,7 @@ def judge(mine: Standing, theirs: Record | None = None) -> Judgement:
 
 
 def _related(mine: Record, theirs: Record) -> bool:
-    """Whether both are about one migration, or one is about what came after it."""
+    """Return whether both are about one migration, or one is about the successor of the other."""
     return (mine.session != NO_ID and mine.session in (theirs.session, theirs.origin)) or (
         theirs.session != NO_ID and theirs.session == mine.origin
     )

@@ -1,4 +1,4 @@
-"""How an image stands, by what lies beside it: whether it may be served, or received over.
+"""The state of an image by the files beside it: whether it may be served, or received over.
 
 That is decided here and nowhere else, from a journal and a marker as they are found. What may be
 written there, and when, is ``ownership``'s affair. Twisted is not imported.
@@ -24,7 +24,7 @@ MARKER_SUFFIX = ".INCOMPLETE"
 
 
 class MayServe(enum.Enum):
-    """What may become of an image that somebody wants to serve."""
+    """The answer to whether an image may be served."""
 
     SERVE = "serve"
     SETTLE = "settle"  # its handover was committed: ask the destination to take it
@@ -33,7 +33,7 @@ class MayServe(enum.Enum):
 
 @dataclass(frozen=True)
 class Standing:
-    """How an image stands, by what lies beside it.
+    """The state of an image, by the files beside it.
 
     :ivar path: of the image, absolute and without links.
     :ivar record: what its journal says; None without one.
@@ -59,12 +59,12 @@ class Standing:
 
     @property
     def place(self) -> str:
-        """What the names of its journal and its marker begin with: see ``image.places``."""
+        """The prefix of the paths of its journal and its marker: see ``image.places``."""
         return self.beside or self.path
 
     @property
     def state(self) -> State:
-        """What the journal says."""
+        """The state in the journal."""
         return State.NONE if self.record is None else self.record.state
 
     @property

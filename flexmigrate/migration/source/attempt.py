@@ -196,14 +196,16 @@ class Attempt:
 
     @property
     def handover_kind(self) -> str | None:
-        """How it will be handed over, "session" or "plain"; None before that is known."""
+        """The kind of handover, "session" or "plain"; None before that is known."""
         if self._handover is None:
             return None
         return "session" if self._handover.is_session else "plain"
 
     @property
     def verification(self) -> str:
-        """How much is compared: a `VerifyRule`, or "unable" where the destination can't."""
+        """The extent of verification: a `VerifyRule`, or "unable" if the destination can't
+        compare.
+        """
         rule = self._gift.verify
         if rule is VerifyRule.OFF or self._verifier is not None:
             return rule.value
@@ -271,7 +273,7 @@ class Attempt:
             self._copier.sending = verifier.sent
 
     def _has_something(self, answer: Answer) -> bool:
-        """Whether some of the image can be expected to be at the destination."""
+        """Whether a part of the image can be expected to be at the destination."""
         begun = answer.state in (State.RECEIVING, State.PREPARED)
         return begun and answer.session in self._earlier
 
@@ -317,7 +319,7 @@ class Attempt:
         return obstacle is None and self._copying.dirty.bytes <= left
 
     def _has_looked(self) -> bool:
-        """Whether it was seen just now that the handover can be recorded."""
+        """Return whether it was checked just now that the handover can be recorded."""
         at = self._looked_at
         return at is not None and self._reactor.seconds() - at < LOOK_SECONDS
 

@@ -1,5 +1,5 @@
-"""How long to wait before something is tried again that has failed, and that costs somebody
-something each time. Arithmetic, without a clock of its own; all times are in seconds.
+"""The delay before something costly that failed is tried again. Arithmetic, without a clock of its
+own; all times are in seconds.
 """
 
 from __future__ import annotations
@@ -31,5 +31,5 @@ class Backoff:
         return min(FIRST * 2.0 ** min(doublings, 60), MOST)
 
     def reset(self) -> None:
-        """What was failing may be another matter now."""
+        """Begin with short delays again: the cause may have changed."""
         self.failures = 0

@@ -1,5 +1,5 @@
-"""Whether a migration comes to its end: what is still to be sent against how fast that goes, and
-what is done about writers who are faster. Arithmetic, without a clock of its own.
+"""Convergence of a migration: the remaining data against the transfer rate, and the throttling of
+writers that are faster. Arithmetic, without a clock of its own.
 
 After each pass there are three cases. The rest fits into the downtime that is allowed: park; though
 a rest that would be noticed is first made less by slowing writers down a few times, where that may
@@ -72,7 +72,7 @@ RECENT_FLUSHES = 3
 
 @dataclass(frozen=True)
 class Pass:
-    """What a pass came to.
+    """The result of a pass.
 
     :ivar before: bytes that were dirty when it began.
     :ivar sent: bytes that were dirty then or became so on its way, and that it sent; holes, of
@@ -97,7 +97,7 @@ class Pass:
 
 
 class Verdict(Enum):
-    """What can be said of a migration while clients write."""
+    """The verdict on a migration while clients write."""
 
     UNKNOWN = "unknown"  #: the first pass isn't over
     CONVERGING = "converging"  #: each pass leaves much less than it began with

@@ -169,13 +169,13 @@ class Copier:
 
     @property
     def reached(self) -> int:
-        """Where the walk that goes on has come to, in bytes: what lies before that won't be sent
-        any more by it, and all that was is answered.
+        """The offset, in bytes, that the current pass has reached: nothing before it will be sent
+        by this pass any more, and everything that was sent is answered.
         """
         return next(iter(self._unanswered), self._walked)
 
     def give_up(self, failure: Failure) -> None:
-        """What is sent is of no use any more: the walk that goes on ends with *failure*."""
+        """End the current pass with *failure*: there is no use in sending any more."""
         self._failure = self._failure or failure
         self._wake()
 

@@ -1,4 +1,4 @@
-"""What a migration stands on: the server whose image moves, and what a destination may take."""
+"""The environment of a migration: the server whose image moves, and the destination's timeouts."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class Stalled(FlexmigrateError):
 
 @dataclass(frozen=True)
 class Allowances:
-    """What a destination may take.
+    """The time that a destination may take for each step.
 
     :ivar hello_seconds: until the destination has said hello.
     :ivar request_seconds: without any progress while requests are in flight.

@@ -89,7 +89,7 @@ class NotConfirmed(MigrationError):
 
 @dataclass
 class Gift:
-    """What a source gives, and how: the same for all attempts of one migration.
+    """The terms of a handover: the same for all attempts of one migration.
 
     :ivar mirror: the lines of the mirror command, for the journal.
     :ivar verify: what is compared, where the destination can.

@@ -98,7 +98,7 @@ class Source(Protocol):
 
 @dataclass
 class Core:
-    """What all states share.
+    """The data that all states share.
 
     :ivar migration_id: tells migrations apart, in logs of one server and of several.
     :ivar logger: for what is about this migration.
@@ -176,7 +176,7 @@ class Core:
         self.hurry()
 
     def hurry(self) -> None:
-        """What was asked for is another thing now: try at once what is waited for."""
+        """End the current wait at once: the request has changed."""
         self.in_vain.reset()
         if self.attempt is not None:
             self.attempt.hurry()
@@ -207,7 +207,7 @@ class Core:
 
     @property
     def unverified(self) -> DirtyMap | None:
-        """What is still to be compared; None where nothing will be."""
+        """The ranges that are still to be compared; None if nothing will be."""
         return self.attempt.unverified if self.attempt else None
 
     def abandon(self, reason: str) -> None:
@@ -474,7 +474,7 @@ def _handed_over(source: Source, core: Core, step: Step) -> None:
 
 @committing.upon(Source._failed).to(given)
 def _not_confirmed(source: Source, core: Core, step: Step, failure: Failure) -> None:
-    """Whatever it was, the image may be the destination's: it isn't served here any more."""
+    """Keep the image closed whatever the reason: it may be the destination's."""
     core.enter("given")
     core.finished.errback(failure)
     core.current.close()

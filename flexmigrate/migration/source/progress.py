@@ -8,7 +8,7 @@ from flexmigrate.migration.source.rate import Rate
 
 
 class Progress:
-    """What was sent so far, over all attempts of a migration.
+    """The amount of data sent so far, over all attempts of a migration.
 
     :ivar sent: bytes of data whose writing was answered.
     :ivar zeroed: bytes of holes whose zeroing was answered.

@@ -1,4 +1,4 @@
-"""What a source says of itself to a destination in negotiation, and what it makes of the answer.
+"""A source's proposal to a destination in the negotiation, and its reaction to the answer.
 
 Three kinds of peers answer: a flexmigrate that waits for the image, and agrees or declines; one
 that doesn't, which declines; and a server that says nothing of itself. All that the last one has
@@ -25,7 +25,7 @@ class Declined(MigrationError):
 
 
 class Proposal:
-    """What is said in one negotiation.
+    """The proposal of one negotiation.
 
     :param opening: what is said first.
     :ivar answer: what the destination said last; None where it said nothing.
@@ -86,7 +86,7 @@ class Proposal:
 
 
 class MigrationProposal(Proposal):
-    """What is said at the beginning of an attempt.
+    """The proposal at the beginning of an attempt.
 
     :param gift: what is given, and how.
     :param attempt: its number.

@@ -63,7 +63,7 @@ class RateLimit:
 
 
 class Rate:
-    """How fast something goes, as the recent past has it."""
+    """A rate of something, measured over the recent past."""
 
     def __init__(self, now: float) -> None:
         self._since = now
