@@ -31,7 +31,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Ended:
-    """How a server ended.
+    """The end of a server.
 
     :ivar status: what its process would have exited with: 0 if the image was migrated away, or was
         received; 1 for any failure.
@@ -141,7 +141,7 @@ class Migration:
 
 
 class _Embedded(Service):
-    """What the command line would run, from its start to its end, as a part of a program."""
+    """A server of the command line, from its start to its end, as a part of a program."""
 
     def __init__(self, reactor: Any, config: ServeConfig | ListenConfig) -> None:
         self._lifetime = _Lifetime(reactor)
@@ -164,8 +164,8 @@ class _Embedded(Service):
 
     @property
     def places(self) -> list[Place]:
-        """Where it listens, with the ports that the kernel chose; nowhere, while it only has a
-        handover confirmed.
+        """The addresses it listens on, with the ports that the kernel chose; none while it only has
+        a handover confirmed.
         """
         return [each.place for each in self._server.ports]
 

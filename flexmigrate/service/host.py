@@ -77,7 +77,7 @@ class Host:
 
     @property
     def size(self) -> int:
-        """Of the image as it is served, in bytes."""
+        """The size of the image as it is served, in bytes."""
         return self.image.size
 
     @property

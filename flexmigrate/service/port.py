@@ -60,8 +60,8 @@ class ListeningPort:
 
     @property
     def address(self) -> Address | None:
-        """Where clients can connect to, whatever describes it; None where it isn't open, or has no
-        name.
+        """The address that clients can connect to, however it was given; None if it isn't open, or
+        has no name.
         """
         port: Any = self._port
         return None if port is None else _address_of(port.getHost())

@@ -1,4 +1,4 @@
-"""What a server tells over HTTP, where it was told to: opened with it, closed with it.
+"""The HTTP server of a server that was told to have one: it is opened and closed with it.
 
 Nothing of it is imported, or measured, by a server that wasn't.
 """

@@ -67,7 +67,7 @@ class Rebind(Protocol):
 
 
 class RebindCore:
-    """What all states share.
+    """The data that all states share.
 
     :param listen: opens the address; fails with OSError or CannotListenError.
     :ivar bound: fires once the address is open, or fails as the try that was hopeless.

@@ -1,4 +1,4 @@
-"""Where the report of a migration is kept, and that it harms nothing there."""
+"""The file that a migration's report is written to, without harm to what is there."""
 
 from __future__ import annotations
 

@@ -71,7 +71,7 @@ class Serving:
 
     @property
     def ports(self) -> list[ListeningPort]:
-        """Where clients connect to."""
+        """The addresses that clients connect to."""
         return self.front.ports
 
     def open(self) -> Deferred[Any]:

@@ -39,7 +39,7 @@ Step = Callable[[], Any]
 
 
 class Role(Protocol):
-    """What a server does with its images.
+    """The role of a server: its use of its images.
 
     :ivar is_reachable: whether clients or a source are let in. Where nobody is, there is nothing to
         reload, and an operator's socket that can't be had is only logged.
@@ -121,7 +121,7 @@ class Shell(Service):
 
     @property
     def role(self) -> Role:
-        """What the server does now."""
+        """The current role of the server."""
         return self.roles[-1]
 
     def become(self, role: Role) -> None:

@@ -1,4 +1,4 @@
-"""What the supervisor is told while the process lives: systemd's protocol, sd_notify(3).
+"""Messages to the supervisor while the process lives: systemd's protocol, sd_notify(3).
 
 A datagram of lines ``NAME=VALUE`` to the UNIX socket that ``NOTIFY_SOCKET`` names, ``@`` in front
 meaning the abstract namespace (unix(7)). ``READY=1`` once clients, or a source, can connect;
