@@ -8,19 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass, field
-from typing import Literal
 
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.migration.request import NO_TLS, TLSConfig
 from flexmigrate.net.address import Address
 from flexmigrate.net.polling import DEFAULT_POLL_SECONDS
 from flexmigrate.server.limits import MAX_CLIENTS
+from flexmigrate.settings import CoverageRule, Place
 
-CoverageRule = Literal["full", "any"]
-
-
-# Where to listen: an address, or the description of any Twisted server endpoint.
-Place = Address | str
+__all__ = ["CoverageRule", "ExportConfig", "ListenConfig", "Place", "ServeConfig", "ServerConfig"]
 
 
 @dataclass(frozen=True)

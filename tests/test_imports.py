@@ -23,7 +23,7 @@ STOREYS = (
     ("image",),
     ("server", "client"),
     ("migration",),
-    ("config", "control", "web"),
+    ("config", "settings", "control", "web"),
     ("service",),
     ("cli", "testing"),
     ("__main__",),
@@ -44,7 +44,7 @@ VALUES = {"flexmigrate.net.address", "flexmigrate.net.sendable"}
 NOT_IN_WIRE = {"asyncio", "os", "pathlib", "select", "socket", "threading", "time", "twisted"}
 
 # Before one of these has been told what to do, no reactor is loaded: the answer has to be quick.
-WITHOUT_TWISTED = ("cli", "config", "errors", "telemetry", "wire")
+WITHOUT_TWISTED = ("cli", "config", "errors", "settings", "telemetry", "wire")
 EXCEPT = ("flexmigrate.cli.transfer", "flexmigrate.cli.twistd")
 WITHOUT_TWISTED_EITHER = (
     "flexmigrate.control.caller",

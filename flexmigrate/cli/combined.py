@@ -15,7 +15,6 @@ from flexmigrate.cli.options import (
     BIND,
     CONVERGE,
     CONVERGE_TIMEOUT,
-    DEFAULT_EXPORT,
     ENDPOINT,
     EXPORTS,
     FILE,
@@ -28,6 +27,7 @@ from flexmigrate.cli.options import (
     MAX_PARK,
     REBIND_ADDR,
     REBIND_PORT,
+    SERVER_OPTIONS,
     SETTING_OPTIONS,
     TLS,
     TLS_CERTIFICATES,
@@ -41,6 +41,7 @@ from flexmigrate.log.settings import LogSettings
 from flexmigrate.migration.request import SETTINGS, ConvergeChange, TLSConfig, TLSRule
 from flexmigrate.net.acl import AccessList, BadEntry
 from flexmigrate.net.address import Address
+from flexmigrate.settings import server_settings
 
 _NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
 
@@ -154,7 +155,7 @@ def exports_of(given: Given) -> tuple[ExportConfig, ...]:
 
 def default_export_of(given: Given, exports: tuple[ExportConfig, ...]) -> str:
     """Return the name of the one of *exports* that clients get who name none."""
-    name = given.optional(DEFAULT_EXPORT)
+    name: str | None = server_settings_of(given, "serve").get("default_export")
     names = {export.name for export in exports}
     if name is None:
         # A client that names none asks for the empty name: an export that has it is reached by it.
@@ -208,4 +209,20 @@ def settings_of(given: Given) -> dict[str, Any]:
             value = given.optional(option)
         if value is not None:
             values[setting.field] = os.path.abspath(value) if setting.is_path else value
+    return values
+
+
+def server_settings_of(given: Given, command: str) -> dict[str, Any]:
+    """Return the settings of a server that were given, by their fields.
+
+    :param command: ``serve`` or ``listen``.
+    """
+    values: dict[str, Any] = {}
+    for setting in server_settings(command):
+        option = SERVER_OPTIONS[command][setting.field]
+        if isinstance(option, Flag):
+            if given.flag(option):
+                values[setting.field] = not setting.clears
+        elif (value := given.optional(option)) is not None:
+            values[setting.field] = value
     return values

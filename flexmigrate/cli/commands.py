@@ -8,7 +8,7 @@ Nothing is opened or connected to, and Twisted is not imported.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -22,6 +22,7 @@ from flexmigrate.cli.combined import (
     log_of,
     places_of,
     rebind_of,
+    server_settings_of,
     settings_of,
     tls_of,
 )
@@ -33,9 +34,6 @@ from flexmigrate.cli.options import (
     CONFIG,
     CONVERGE_TIMEOUT,
     CONVERGE_WORD,
-    COVERAGE,
-    DEFAULT_DENY,
-    DEFAULT_EXPORT,
     ENDPOINT,
     EXPORT,
     EXPORTS,
@@ -43,34 +41,23 @@ from flexmigrate.cli.options import (
     FROM,
     IMAGE_WORD,
     JSON,
-    KILLSWITCH,
     LIMIT,
     LIMIT_WORD,
     LISTEN_ADDR,
-    LISTEN_EXPORT,
     LISTEN_PORT,
     LOG_FORMAT,
     LOG_LEVEL,
     LOG_REQUESTS,
-    MAX_CLIENTS,
-    MAX_CLIENTS_PER_HOST,
     MAX_DOWNTIME,
     MAX_PARK,
-    METRICS,
-    NO_LIST,
-    OLD_PEERS,
-    OLDSTYLE,
-    OPEN_SOCK,
     PEER,
     PEER_JOURNAL,
-    POLL,
-    READ_ONLY,
     REBIND_ADDR,
     REBIND_PORT,
-    RECEIVED_READ_ONLY,
     REMOTE_ADDR,
     REMOTE_EXPORT,
     REMOTE_PORT,
+    SERVER_OPTIONS,
     SERVER_WORDS,
     SETTING_OPTIONS,
     SHELL_WORD,
@@ -85,7 +72,6 @@ from flexmigrate.cli.options import (
     URI_WORD,
     WAIT,
     WATCH,
-    WEB,
     YES,
 )
 from flexmigrate.cli.requests import (
@@ -104,68 +90,43 @@ from flexmigrate.config import ListenConfig, ServeConfig
 from flexmigrate.control.grammar import export_lines, mirror_command
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.request import SETTINGS, Action, ConvergeChange, MirrorRequest
+from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
 from flexmigrate.net.address import Address
 
 _Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
 
 
-def _poll_seconds(given: Given) -> float:
-    microseconds = given.optional(POLL)
-    return ServeConfig.poll_seconds if microseconds is None else microseconds / 1e6
+def _server_settings(given: Given, command: str, export: Option[Any]) -> dict[str, Any]:
+    """Return what both servers take alike, by the fields of `ServerConfig`.
+
+    :param export: the option by which *command* names what it offers.
+    """
+    settings = server_settings_of(given, command)
+    if settings.get("oldstyle"):
+        given.refuse(export, "the handshake of --oldstyle has no export names")
+        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
+    return {
+        **settings,
+        "places": places_of(given),
+        "acl": acl_of(given),
+        "tls": tls_of(given, server=True),
+        "log": log_of(given),
+    }
 
 
 def _serve(given: Given) -> ServeConfig:
-    oldstyle = given.flag(OLDSTYLE)
-    if oldstyle:
-        given.refuse(EXPORTS, "the handshake of --oldstyle has no export names")
-        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
-    places, exports = places_of(given), exports_of(given)
-    return ServeConfig(
-        places=places,
-        exports=exports,
-        default_export=default_export_of(given, exports),
-        sock=given.optional(OPEN_SOCK),
-        acl=acl_of(given),
-        default_deny=given.flag(DEFAULT_DENY),
-        killswitch=given.flag(KILLSWITCH),
-        oldstyle=oldstyle,
-        read_only=given.flag(READ_ONLY),
-        allow_old_peers=given.flag(OLD_PEERS),
-        listable=not given.flag(NO_LIST),
-        max_clients=given.optional(MAX_CLIENTS) or ServeConfig.max_clients,
-        max_clients_per_host=given.optional(MAX_CLIENTS_PER_HOST) or 0,
-        poll_seconds=_poll_seconds(given),
-        tls=tls_of(given, server=True),
-        metrics=given.optional(METRICS),
-        web=given.optional(WEB),
-        log=log_of(given),
-    )
+    settings = _server_settings(given, "serve", EXPORTS)
+    exports = exports_of(given)
+    default_export = default_export_of(given, exports)
+    return ServeConfig(**{**settings, "exports": exports, "default_export": default_export})
 
 
 def _listen(given: Given) -> ListenConfig:
-    places = places_of(given)
-    oldstyle = given.flag(OLDSTYLE)
-    if oldstyle:
-        given.refuse(LISTEN_EXPORT, "the handshake of --oldstyle has no export names")
-        given.refuse(TLS, "the handshake of --oldstyle has no TLS")
-    return ListenConfig(
-        places=places,
-        file=given.required(FILE),
-        export=given.optional(LISTEN_EXPORT) or "",
-        sock=given.optional(OPEN_SOCK),
-        acl=acl_of(given),
-        default_deny=given.flag(DEFAULT_DENY),
-        oldstyle=oldstyle,
-        rebind=rebind_of(given, places[0]),
-        coverage=given.optional(COVERAGE) or "full",
-        read_only=given.flag(RECEIVED_READ_ONLY),
-        allow_old_peers=given.flag(OLD_PEERS),
-        tls=tls_of(given, server=True),
-        metrics=given.optional(METRICS),
-        web=given.optional(WEB),
-        log=log_of(given),
-    )
+    export = SERVER_OPTIONS["listen"]["export"]
+    assert isinstance(export, Option)
+    settings = _server_settings(given, "listen", export)
+    rebind = rebind_of(given, settings["places"][0])
+    return ListenConfig(**settings, file=given.required(FILE), rebind=rebind)
 
 
 def _call(given: Given, *lines: str) -> CallConfig:
@@ -286,49 +247,51 @@ class Command:
 
 # Both ends of the synopses.
 _LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
-_TOLD = "[--metrics PLACE] [--web PLACE]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
-_SETTINGS = " ".join(f"[--{each.name} {each.metavar}".rstrip() + "]" for each in SETTINGS)
+
+
+def _synopsis_of(options: Mapping[str, Flag | Option[Any]]) -> str:
+    """Return a synopsis of options that may all be left out."""
+    shown = (
+        f"--{each.long}" if isinstance(each, Flag) else f"--{each.long} {each.metavar}"
+        for each in options.values()
+    )
+    return " ".join(f"[{each}]" for each in shown)
+
 
 COMMANDS = {
     "serve": Command(
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
-        " [--default-export NAME] [--no-list] [--sock S] [--default-deny] [--killswitch]"
-        " [--oldstyle] [--read-only] [--max-clients N] [--max-clients-per-host N] [--poll-us N]"
-        f" [--allow-old-peers] {_TLS_SERVER} {_TOLD} {_LOG}"
+        f" {_synopsis_of(SERVER_OPTIONS['serve'])} {_TLS_SERVER} {_LOG}"
         " [--config FILE] [ACL_ENTRY...]",
         (
-            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS, DEFAULT_EXPORT, NO_LIST),
-            *(OPEN_SOCK, DEFAULT_DENY, KILLSWITCH, OLDSTYLE, READ_ONLY),
-            *(MAX_CLIENTS, MAX_CLIENTS_PER_HOST, POLL, OLD_PEERS),
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
-            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, EXPORTS),
+            *SERVER_OPTIONS["serve"].values(),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _serve,
         ACL_WORDS,
     ),
     "listen": Command(
         "receive a migrated image; then exit, or serve it",
-        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME] [--sock S]"
-        " [--default-deny] [--oldstyle] [--rebind-addr A] [--rebind-port P] [--read-only]"
-        " [--coverage full|any] [--allow-old-peers]"
-        f" {_TLS_SERVER} {_TOLD} {_LOG} [--config FILE] [ACL_ENTRY...]",
+        "--addr A --port P [--endpoint DESCRIPTION]... --file F [--rebind-addr A] [--rebind-port P]"
+        f" {_synopsis_of(SERVER_OPTIONS['listen'])} {_TLS_SERVER} {_LOG}"
+        " [--config FILE] [ACL_ENTRY...]",
         (
-            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, LISTEN_EXPORT, OPEN_SOCK),
-            *(DEFAULT_DENY, OLDSTYLE, REBIND_ADDR, REBIND_PORT, RECEIVED_READ_ONLY, COVERAGE),
-            OLD_PEERS,
-            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, METRICS, WEB),
-            *(LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
+            *(CONFIG, LISTEN_ADDR, LISTEN_PORT, ENDPOINT, FILE, REBIND_ADDR, REBIND_PORT),
+            *SERVER_OPTIONS["listen"].values(),
+            *(TLS, TLS_CERTIFICATES, TLS_VERIFY_PEER, LOG_FORMAT, LOG_LEVEL, LOG_REQUESTS),
         ),
         _listen,
         ACL_WORDS,
     ),
     "mirror": Command(
         "have a serve start to migrate its image to a listen",
-        f"--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--wait] {_SETTINGS}",
+        f"--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--wait]"
+        f" {_synopsis_of(SETTING_OPTIONS)}",
         (
             *(REMOTE_ADDR, REMOTE_PORT, CALL_SOCK, UNLINK, BIND, LIMIT, WAIT),
             *SETTING_OPTIONS.values(),

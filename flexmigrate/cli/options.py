@@ -12,13 +12,8 @@ from flexmigrate.cli.option import Flag, Option, Words
 from flexmigrate.cli.values import (
     parse_bps,
     parse_bytes,
-    parse_count,
-    parse_coverage,
-    parse_endpoint,
-    parse_http_place,
     parse_log_format,
     parse_log_level,
-    parse_microseconds,
     parse_remote_port,
     parse_size,
 )
@@ -35,6 +30,7 @@ from flexmigrate.net.address import (
     parse_shown,
     parse_socket_path,
 )
+from flexmigrate.settings import ServerSetting, parse_endpoint, server_settings
 
 
 def _option_of(setting: Setting) -> Flag | Option[Any]:
@@ -47,13 +43,6 @@ SETTING_OPTIONS: dict[str, Flag | Option[Any]] = {each.field: _option_of(each) f
 """The options of ``mirror`` that are settings, by their field."""
 
 
-def _flag(field: str) -> Flag:
-    """Return the flag of a setting that other commands have, too."""
-    flag = SETTING_OPTIONS[field]
-    assert isinstance(flag, Flag)
-    return flag
-
-
 def _option(field: str) -> Option[Any]:
     """Return the option of a setting that other commands have, too."""
     option = SETTING_OPTIONS[field]
@@ -61,24 +50,18 @@ def _option(field: str) -> Option[Any]:
     return option
 
 
-METRICS = Option(
-    "metrics",
-    "",
-    "PLACE",
-    "offer metrics for Prometheus at http://PLACE/metrics: PORT (of 127.0.0.1), HOST:PORT, a path"
-    " beginning with / (a UNIX socket), or any Twisted server endpoint; whoever can connect there"
-    " can read them (default: don't, and measure nothing)",
-    parse_http_place,
-)
+def _server_option_of(setting: ServerSetting, command: str) -> Flag | Option[Any]:
+    meaning = setting.help_of(command)
+    if not setting.metavar:
+        return Flag(setting.name, setting.short, meaning)
+    return Option(setting.name, setting.short, setting.metavar, meaning, setting.parse)
 
-WEB = Option(
-    "web",
-    "",
-    "PLACE",
-    "offer a page that shows what goes on, a migration above all, at http://PLACE/, given as for"
-    " --metrics; it can change nothing, and whoever can connect there can see it (default: don't)",
-    parse_http_place,
-)
+
+SERVER_OPTIONS: dict[str, dict[str, Flag | Option[Any]]] = {
+    command: {each.field: _server_option_of(each, command) for each in server_settings(command)}
+    for command in ("serve", "listen")
+}
+"""The options of ``serve`` and ``listen`` that are settings, by their field."""
 
 VERBOSE = Flag("verbose", "v", "log everything")
 QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
@@ -144,25 +127,9 @@ BIND = Option(
 FILE = Option(
     "file", "f", "FILE", "the image: a file or a block device, which must exist", parse_path
 )
-OPEN_SOCK = Option(
-    "sock",
-    "s",
-    "SOCK",
-    "path of a UNIX socket to open for the operator, mode 0600 (default: none)",
-    parse_socket_path,
-)
 CALL_SOCK = Option(
     "sock", "s", "SOCK", "path of the running server's operator's socket", parse_socket_path
 )
-DEFAULT_DENY = Flag(
-    "default-deny", "d", "an empty access list lets nobody in (default: it lets everybody in)"
-)
-KILLSWITCH = Flag(
-    "killswitch",
-    "k",
-    "close the connection of a client whose request is not complete after 120 s (default: wait)",
-)
-OLDSTYLE = Flag("oldstyle", "", "speak flexnbd's oldstyle handshake (default: fixed newstyle)")
 EXPORTS = Option(
     "export",
     "",
@@ -172,27 +139,11 @@ EXPORTS = Option(
     parse_name,
     repeatable=True,
 )
-DEFAULT_EXPORT = Option(
-    "default-export",
-    "",
-    "NAME",
-    "the export that clients get who name none (default: the first)",
-    parse_name,
-)
 EXPORT = _option("export")
-LISTEN_EXPORT = Option(
-    "export",
-    "",
-    "NAME",
-    "name under which the image is received, and then served; who names none gets it, too"
-    ' (default: "")',
-    parse_name,
-)
 STATUS_EXPORT = Option(
     "export", "", "NAME", "which of the server's exports (default: the default one)", parse_name
 )
 REMOTE_EXPORT = _option("remote_export")
-NO_LIST = Flag("no-list", "", "don't tell clients the names of the exports (default: tell)")
 ENDPOINT = Option(
     "endpoint",
     "",
@@ -203,30 +154,6 @@ ENDPOINT = Option(
     parse_endpoint,
     repeatable=True,
 )
-MAX_CLIENTS = Option(
-    "max-clients",
-    "",
-    "N",
-    "connections at the same time, 1 to 100000 (default: 10000)",
-    parse_count,
-)
-MAX_CLIENTS_PER_HOST = Option(
-    "max-clients-per-host",
-    "",
-    "N",
-    "how many of these one host may have: an IPv4 address, or a network of IPv6 with 64 bits; those"
-    " of a UNIX socket aren't counted (default: three quarters of --max-clients, so that no host"
-    " takes all places)",
-    parse_count,
-)
-POLL = Option(
-    "poll-us",
-    "",
-    "N",
-    "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
-    " 10000; 0 turns it off (default: 200)",
-    parse_microseconds,
-)
 TLS = _option("tls.rule")
 TLS_CERTIFICATES = _option("tls.certificates")
 TLS_VERIFY_PEER = Flag(
@@ -236,13 +163,6 @@ TLS_VERIFY_PEER = Flag(
     " all)",
 )
 TLS_HOSTNAME = _option("tls.hostname")
-READ_ONLY = Flag("read-only", "", "offer the image for reading only (default: for writing, too)")
-RECEIVED_READ_ONLY = Flag(
-    "read-only",
-    "",
-    "serve the image for reading only once it has come (default: as its source serves it)",
-)
-OLD_PEERS = _flag("allow_old_peers")
 REBIND_ADDR = Option(
     "rebind-addr",
     "",
@@ -257,14 +177,6 @@ REBIND_PORT = Option(
     "PORT",
     "TCP port to serve on then (default: that of --port if --rebind-addr is given)",
     parse_remote_port,
-)
-COVERAGE = Option(
-    "coverage",
-    "",
-    "full|any",
-    "how much a sender must have written, zeroed or trimmed for the migration to count: every byte,"
-    " or anything (default: full)",
-    parse_coverage,
 )
 PEER_JOURNAL = Option(
     "peer-journal",

@@ -4,21 +4,12 @@
 
 from __future__ import annotations
 
-from flexmigrate.config import CoverageRule, Place
 from flexmigrate.log.settings import FORMATS, LEVELS, LogFormat, shown_namespace
 from flexmigrate.migration.request import MAX_BPS
-from flexmigrate.net.address import (
-    Address,
-    BadAddress,
-    parse_host,
-    parse_port,
-    parse_socket_path,
-)
+from flexmigrate.net.address import parse_port
 
 # off_t has 64 bits with a sign: no image is longer.
 MAX_OFFSET = 2**63 - 1
-# Longer than a disk takes, looking is not polling any more but waiting.
-MAX_POLL = 10000
 _SUFFIXES = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -52,48 +43,6 @@ def parse_bps(text: str) -> int:
 def parse_remote_port(text: str) -> int:
     """Return a port that somebody listens on."""
     return parse_port(text, lowest=1)
-
-
-def parse_coverage(text: str) -> CoverageRule:
-    """Return how much a sender must have written."""
-    rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
-    if text not in rules:
-        raise ValueError(f"{text!r} is neither 'full' nor 'any'")
-    return rules[text]
-
-
-def parse_endpoint(text: str) -> str:
-    """Return the description of a server endpoint, of which only the form is looked at."""
-    kind, colon, _ = text.partition(":")
-    if not colon or not kind.isalnum():
-        raise ValueError(f"{text!r} is not a server endpoint, like tcp:10809 or unix:/run/nbd")
-    return text
-
-
-def parse_http_place(text: str) -> Place:
-    """Return where HTTP is served: a port alone is one of this host's own."""
-    if text.isdigit():
-        return Address.tcp("127.0.0.1", parse_port(text))
-    if text.startswith("/"):
-        return Address.unix(parse_socket_path(text))
-    host, _, port = text.rpartition(":")
-    try:
-        parsed = parse_host(host.removeprefix("[").removesuffix("]"))
-    except BadAddress:
-        return parse_endpoint(text)
-    return Address.tcp(parsed, parse_port(port))
-
-
-def parse_count(text: str) -> int:
-    """Return how many there may be, from 1 to 100000."""
-    return parse_bytes(text, lowest=1, highest=100000)
-
-
-def parse_microseconds(text: str) -> int:
-    """Return how long to poll, in microseconds."""
-    if not (text.isascii() and text.isdigit() and int(text) <= MAX_POLL):
-        raise ValueError(f"{text!r} is not a number of microseconds from 0 to {MAX_POLL}")
-    return int(text)
 
 
 def parse_log_format(text: str) -> LogFormat:

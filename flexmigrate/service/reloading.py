@@ -18,19 +18,19 @@ from flexmigrate.errors import FlexmigrateError
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.tls import ServerCertificates
 from flexmigrate.service.lifetime import Reload
+from flexmigrate.settings import SERVER_SETTINGS
 
 log = Logger()
 
 _TAKEN_OVER = {"acl", "default_deny"}
-# Settings whose keys in the file aren't the names of their fields.
 _KEYS = {
+    **{each.field: each.name for each in SERVER_SETTINGS},
     "places": "addr, port or endpoint",
     "exports": "file or export",
-    "listable": "no-list",
-    "poll_seconds": "poll-us",
     "rebind": "rebind-addr or rebind-port",
     "log": "log-format, log-level or log-requests",
 }
+"""Keys in the file, by the fields that they set; those of the others are the fields' names."""
 
 
 class Reloading:
@@ -93,4 +93,4 @@ class Reloading:
                 before = (before.rule, before.verify_peer, before.certificates is None)
                 now = (now.rule, now.verify_peer, now.certificates is None)
             if each.compare and each.name not in _TAKEN_OVER and before != now:
-                yield _KEYS.get(each.name, each.name.replace("_", "-"))
+                yield _KEYS.get(each.name, each.name)

@@ -10,7 +10,7 @@ from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.cli.commands import COMMANDS
 from flexmigrate.cli.option import Flag
-from flexmigrate.cli.parsing import parse, parser_of
+from flexmigrate.cli.parsing import file_settings, parse, parser_of
 from flexmigrate.cli.requests import (
     CallConfig,
     Config,
@@ -590,6 +590,19 @@ class BytesTests(SynchronousTestCase):
 
 class TableTests(SynchronousTestCase):
     """Things that hold for every command and every option, the next one too."""
+
+    def test_listen_has_the_options_of_serve(self) -> None:
+        """What is received is served as serve would serve it."""
+        for known in (
+            {name: set(COMMANDS[name].options) for name in ("serve", "listen")},
+            {name: set(keys) for name, keys in file_settings().items()},
+        ):
+            serve, listen = (
+                {option if isinstance(option, str) else option.long for option in known[name]}
+                for name in ("serve", "listen")
+            )
+            self.assertEqual(serve - listen, {"default-export"})
+            self.assertEqual(listen - serve, {"rebind-addr", "rebind-port", "coverage"})
 
     def test_the_synopsis_names_every_option(self) -> None:
         for name, command in COMMANDS.items():
