@@ -1,1 +1,1 @@
-"""The operator's socket: its grammar, the server behind it, and the command line's call to it."""
+"""The operator's socket: its grammar, its server, and the client that the command line uses."""

@@ -1,4 +1,4 @@
-"""Calls to a server's operator's socket, for the command line: blocking, and without Twisted."""
+"""A blocking client of the operator's socket, for the command line; Twisted isn't imported."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from flexmigrate.errors import CommandError, ConnectFailed
 # ``mirror`` is answered once the destination has said hello: at most the time that TCP needs to
 # give up connecting (about 130 s with Linux's defaults, tcp(7) tcp_syn_retries), then 5 s.
 ANSWER_TIMEOUT = 180.0
-# An answer is a line of some hundred bytes; whoever sends more than this is no server of ours.
+# An answer is a line of some hundred bytes; a longer one than this is not from our server.
 MAX_ANSWER = 65536
 
 
@@ -89,12 +89,12 @@ class Conversation:
 
 
 def call(sock: str, lines: list[str], timeout: float = ANSWER_TIMEOUT) -> tuple[int, str]:
-    """Have the server that listens on *sock* obey the command *lines*; return its code and text.
+    """Send the command *lines* to the server that listens on *sock*; return its code and text.
 
     :param sock: path of the server's operator's socket.
     :param timeout: how long the whole call may take, in seconds.
     :raises ConnectFailed: if no server listens there.
-    :raises CommandError: if *lines* are no command, or no answer came.
+    :raises CommandError: if *lines* are not a command, or no answer came.
     """
     deadline = time.monotonic() + timeout
     with Conversation(sock, [lines], timeout) as conversation:
@@ -105,9 +105,9 @@ def call(sock: str, lines: list[str], timeout: float = ANSWER_TIMEOUT) -> tuple[
 
 
 def _connect(connection: socket.socket, sock: str, timeout: float) -> None:
-    """Connect, waiting where the server has not yet accepted those who came before."""
-    # With a timeout of Python's the socket would not block, and the kernel refuse at once where it
-    # should let us wait (connect(2), EAGAIN); its own timeout is SO_SNDTIMEO.
+    """Connect; wait while the server hasn't accepted earlier connections yet."""
+    # With Python's timeout the socket would not block, and the kernel would refuse at once instead
+    # of letting us wait (connect(2), EAGAIN); the kernel's own timeout is SO_SNDTIMEO.
     microseconds = int(timeout * 1_000_000)
     timeval = struct.pack("@ll", *divmod(microseconds, 1_000_000))
     connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)

@@ -5,10 +5,10 @@ input ends the command. The first line names it, the others are its arguments. T
 line, ``CODE: text``, where code 0 means that it was done. Texts are UTF-8; bytes that are not, as
 the names of files may have, survive as surrogates.
 
-Behind flexnbd's arguments may stand settings, ``name=value`` a line, in any order: they are ours,
-and say what flexnbd can't.
+After flexnbd's arguments there may be settings, one ``name=value`` per line, in any order. They
+are flexmigrate's own.
 
-Nothing here imports Twisted: the command line makes its calls with this module, too.
+Twisted isn't imported: the command line uses this module, too.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from flexmigrate.migration.request import (
 )
 from flexmigrate.net.address import BadAddress, parse_address, parse_host
 
-# Bounds on what one connection may make the server hold. The longest lines that mean something are
+# Limits of the memory that one connection can take. The longest valid lines are
 # settings: a name of an export, or a path, has at most 4096 bytes. An access list may have many
 # entries.
 MAX_LINE = 4096 + 64  # bytes, without the line's end
@@ -41,7 +41,7 @@ _SETTING = re.compile(r"[a-z][a-z-]*=")
 OK: Final = 0
 FAILED: Final = 1
 
-# Binding to it leaves the choice to the kernel: how "no bind address" is said where a limit has to
+# To bind to it leaves the choice to the kernel. It stands for "no bind address" if a limit has to
 # follow, since an empty line would end the command.
 _ANY_HOST = "0.0.0.0"
 WILDCARDS = frozenset({_ANY_HOST, "::"})
@@ -70,7 +70,7 @@ def mirror_command(request: MirrorRequest) -> list[str]:
 
 
 def parse_converge(arguments: list[str]) -> tuple[ConvergeChange, str | None]:
-    """Read the settings of ``converge``: what is to change, and for which export.
+    """Parse the settings of ``converge``: the change, and the export.
 
     :raises CommandError: with the answer.
     """
@@ -89,9 +89,9 @@ def parse_converge(arguments: list[str]) -> tuple[ConvergeChange, str | None]:
 def split_settings(
     arguments: list[str], known: Collection[str]
 ) -> tuple[list[str], dict[str, str]]:
-    """Return flexnbd's arguments, and the settings behind them.
+    """Return flexnbd's arguments, and the settings after them.
 
-    :raises CommandError: naming a setting that isn't *known*, or is said twice.
+    :raises CommandError: naming a setting that isn't *known*, or is given twice.
     """
     positional = [line for line in arguments if not _SETTING.match(line)]
     settings: dict[str, str] = {}
@@ -104,12 +104,12 @@ def split_settings(
 
 
 def export_lines(export: str | None) -> list[str]:
-    """Return the setting that says which export a command is about; ``None``: the only one."""
+    """Return the setting that names a command's export; ``None``: the only one."""
     return [] if export is None else [f"export={export}"]
 
 
 def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
-    """Return the arguments of a command about one export, and which it is, if that is said.
+    """Return the arguments of a command about one export, and its name if it is given.
 
     :raises CommandError: with the answer.
     """
@@ -118,7 +118,7 @@ def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
 
 
 def parse_mirror(arguments: list[str]) -> MirrorRequest:
-    """Read ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]`` and the settings behind it.
+    """Parse ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]`` and the settings after it.
 
     The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none. Without
     ``handover=``, the rule is `UNSAID_HANDOVER`.
@@ -143,7 +143,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
 
 
 def parse_max_bps(arguments: list[str]) -> int:
-    """Read ``N``, a limit in bytes per second, 0 for none.
+    """Parse ``N``, a limit in bytes per second, 0 for none.
 
     :raises CommandError: with the answer.
     """
@@ -163,9 +163,9 @@ def _parse_action(text: str) -> Action:
 
 
 class CommandReader:
-    """Commands out of the bytes of one connection, however these are cut.
+    """A parser of the commands on one connection, whose bytes may be split anywhere.
 
-    Once it has raised, the connection is of no more use.
+    After an error the connection is of no more use.
     """
 
     def __init__(self) -> None:
@@ -182,7 +182,7 @@ class CommandReader:
         return [self._take() for line in lines if not self._append(line)]
 
     def finish(self) -> list[list[str]]:
-        """Return what the end of input completes: one command, or none.
+        """Return the command that the end of input completes, if there is one.
 
         :raises CommandError: if it is too long.
         """
@@ -213,7 +213,7 @@ def _check_length(line: bytes) -> None:
 def encode_command(lines: list[str]) -> bytes:
     """Return the bytes of the command *lines*.
 
-    :raises CommandError: if a line is empty, too long, or holds the end of a line: the server
+    :raises CommandError: if a line is empty, too long, or contains a line end: the server
         would read another command.
     """
     if not lines or len(lines) > MAX_LINES:

@@ -1,7 +1,7 @@
-"""The server behind the operator's socket: who listens, who obeys, and what is answered.
+"""The server of the operator's socket: it passes commands to an `Operator`, and sends answers.
 
-What a command does is the `Operator`'s business; what it looks like is `grammar`'s. Here is only
-the way from one to the other. Every command that has arrived when an answer is ready is answered,
+The `Operator` carries commands out; `grammar` defines their form.
+Every command that has arrived when an answer is ready is answered,
 in order; then the connection is closed, as flexnbd closes it.
 """
 
@@ -38,17 +38,17 @@ from flexmigrate.telemetry.fields import format_fields
 from flexmigrate.telemetry.history import Summary
 from flexmigrate.telemetry.status import Status, format_status
 
-# Commands that one connection may have waiting behind one that takes its time, like ``mirror``.
+# Commands of one connection that may wait for a slow one, like ``mirror``.
 MAX_WAITING = 16
 
 MAX_CONNECTIONS = 64
-"""At once. Where there are so many, one of which nothing was asked yet makes room."""
+"""Connections at a time. If there are so many, an idle one makes room for a new one."""
 
 ASK_SECONDS = 60.0
-"""For somebody who has connected to ask for something: enough to type it."""
+"""Seconds that a connection may take for its first command: enough to type it."""
 
 FINISH_SECONDS = 2.0
-"""How long the end of the process waits for an operator to take an answer."""
+"""Seconds that the end of the process waits for an operator to take an answer."""
 
 
 class Operator(Protocol):
@@ -58,7 +58,7 @@ class Operator(Protocol):
     """
 
     def status(self, export: str | None) -> Status:
-        """Return what the server tells about itself, and about one export, now.
+        """Return the current status of the server and one export.
 
         :param export: its name; None for the default one.
         """
@@ -70,19 +70,19 @@ class Operator(Protocol):
         """
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
-        """Start a migration; fires once the destination has said hello, or could not."""
+        """Start a migration; fire once the destination has answered, or failed to."""
 
     def wait(self, export: str | None) -> Deferred[Summary]:
-        """Fire once the migration that runs has ended; at once, where the last one has."""
+        """Fire once the running migration has ended; at once if none is running."""
 
     def set_max_bps(self, n: int, export: str | None) -> str:
         """Limit the running migration to *n* bytes per second; 0 lifts the limit."""
 
     def set_converge(self, change: ConvergeChange, export: str | None) -> str:
-        """Change how the running migration comes to its end while clients write."""
+        """Change the settings of the running migration's convergence."""
 
     def break_mirror(self, export: str | None) -> str:
-        """Stop the running migration: the server serves as if there had been none."""
+        """Stop the running migration; the server goes on serving."""
 
 
 async def _status(operator: Operator, arguments: list[str]) -> str:
@@ -136,7 +136,7 @@ COMMANDS: dict[str, Callable[[Operator, list[str]], Awaitable[str]]] = {
 }
 
 
-# What changes nothing, and is of no use to somebody who has gone away.
+# Commands that change nothing, and are of no use once their caller has gone.
 ONLY_WAITING = frozenset({"wait"})
 
 
@@ -163,8 +163,8 @@ async def obey(operator: Operator, lines: list[str]) -> str:
 class ControlProtocol(ConnectionProtocol):
     """One connection to the operator's socket.
 
-    :param lost: called with it when it is gone, and all answers were sent or can't be any more.
-    :param reactor: limits the time in which it has to ask for something; None for no limit.
+    :param lost: called with the protocol when the connection is gone and no answer is left to send.
+    :param reactor: limits the time until the first command; None for no limit.
     """
 
     _log = Logger()
@@ -192,11 +192,11 @@ class ControlProtocol(ConnectionProtocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether nothing was asked yet."""
+        """Whether no command has come yet."""
         return self._answering is None and not self._ended
 
     def leave(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self._ended = True
         transport: Any = self.transport
         transport.abortConnection()
@@ -210,16 +210,16 @@ class ControlProtocol(ConnectionProtocol):
         self._take(lambda: self._reader.receive(data))
 
     def readConnectionLost(self) -> None:
-        """Take the end of input, which ends a command, too; its answer can still be sent."""
+        """Handle the end of input, which ends a command; its answer can still be sent."""
         self._take(self._reader.finish)
         if self._answering is None or (self._only_waits and _is_closed(self.transport)):
             self._end()
 
     def writeConnectionLost(self) -> None:
-        """Nobody reads the answers any more; what has been asked for is done all the same."""
+        """Go on with the commands that were given, though nobody reads the answers any more."""
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget what waits: who has gone away has not seen the answer that it was to follow."""
+        """Drop waiting commands: their sender hasn't seen the answer that they were to follow."""
         self._ended = True
         self._stop_timer()
         self._waiting.clear()
@@ -228,7 +228,7 @@ class ControlProtocol(ConnectionProtocol):
         self._lost(self)
 
     def finish(self) -> None:
-        """Close, unless there is something under way that is still to be answered."""
+        """Close the connection, unless an answer is still to be sent."""
         if self._answering is None:
             self._end()
 
@@ -261,15 +261,15 @@ class ControlProtocol(ConnectionProtocol):
             code, text = OK, await obey(self._operator, lines)
         except FlexmigrateError as refusal:
             code, text = FAILED, str(refusal)
-        # Programs ask for the status every second; only what may change something is worth a line.
+        # Programs ask for the status every second; only what may change something is logged.
         note = self._log.debug if lines == ["status"] else self._log.info
         note("command {command!r}: {code}: {text}", command=" ".join(lines), code=code, text=text)
         return encode_answer(code, text)
 
     def _failed(self, failure: Failure) -> None:
         if failure.check(CancelledError):
-            return  # whoever waited has gone away
-        self._log.failure("a command of the operator met a bug", failure)
+            return  # the connection is gone
+        self._log.failure("a command of the operator failed with an unexpected error", failure)
         self._end(encode_answer(FAILED, "internal error; the server's log has the details"))
 
     def _write(self, data: bytes) -> None:
@@ -289,7 +289,7 @@ class ControlProtocol(ConnectionProtocol):
 class ControlFactory(Factory):
     """Connections to the operator's socket, over any transport.
 
-    :param operator: whom they command.
+    :param operator: carries out their commands.
     :param reactor: see `ControlProtocol`.
     """
 
@@ -304,7 +304,10 @@ class ControlFactory(Factory):
     def buildProtocol(self, addr: IAddress | None) -> ControlProtocol | None:
         """Return the protocol of a new connection; None if there are too many that wait."""
         if not self._has_room():
-            ControlProtocol._log.warn("refused an operator: {most} wait", most=MAX_CONNECTIONS)
+            ControlProtocol._log.warn(
+                "refused a connection to the operator's socket: {most} are open",
+                most=MAX_CONNECTIONS,
+            )
             return None
         connection = ControlProtocol(self._operator, self._lost, self._reactor)
         self._connections[connection] = None
@@ -327,8 +330,8 @@ class ControlFactory(Factory):
             finished.callback(None)
 
     def finish(self) -> Deferred[None]:
-        """Close the connections of which nothing was asked, and fire once all others are
-        answered, too.
+        """Close idle connections, and fire once all others are
+        answered.
         """
         for connection in list(self._connections):
             connection.finish()
@@ -344,7 +347,7 @@ class ControlFactory(Factory):
 class ControlPort:
     """The operator's socket, open.
 
-    :param port: where its connections come from.
+    :param port: the listening port.
     """
 
     def __init__(self, reactor: Any, port: IListeningPort, factory: ControlFactory) -> None:
@@ -353,7 +356,7 @@ class ControlPort:
         self._factory = factory
 
     def stopListening(self) -> Deferred[None]:
-        """Let nobody connect any more; who is connected stays."""
+        """Accept no more connections; open ones stay."""
         return maybeDeferred(self._port.stopListening).addCallback(lambda _: None)
 
     def finish(self) -> Deferred[None]:
@@ -368,7 +371,7 @@ class ControlPort:
 
 
 def listen_control(reactor: Any, path: str, operator: Operator) -> ControlPort:
-    """Open the operator's socket at *path* and have *operator* obey it.
+    """Open the operator's socket at *path*, with *operator* to carry out its commands.
 
     :raises SocketPathError: see `flexmigrate.net.unix_socket.listen_private`.
     """
@@ -377,7 +380,7 @@ def listen_control(reactor: Any, path: str, operator: Operator) -> ControlPort:
 
 
 def _is_closed(transport: Any) -> bool:
-    """Return whether the other side has closed its end, rather than only ended its input.
+    """Return whether the peer has closed its socket, rather than only ended its output.
 
     Both are read as the end of input; poll(2) tells them apart, by POLLHUP.
     """

@@ -1,1 +1,1 @@
-"""Measured values, the status, the history of a migration, and how they are shown."""
+"""Measured values: a server's status, a migration's history, and their display."""

@@ -1,8 +1,8 @@
 """Values as ``key=value`` pairs in one line, and the documentation of their fields.
 
-A dataclass that is told this way documents each of its fields where it declares it, by `about`.
+A dataclass that is written this way documents each field in its declaration, with `about`.
 The control socket, the reports and the tables of the documentation all use that. A field that holds
-another such dataclass is told as that one's fields, with a prefix.
+another such dataclass is written as that one's fields, with a prefix.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ from typing import Any, get_args, get_type_hints
 
 Value = bool | int | float | str
 
-# Of a number of seconds, beyond which it's noise: a microsecond.
+# Decimals of a number of seconds: a microsecond; the rest is noise.
 DECIMALS = 6
 
 
 def about(doc: str, unit: str = "") -> dict[str, str]:
-    """Return the metadata of a field: what it means, and its unit, where it has one."""
+    """Return the metadata of a field: its meaning, and its unit if it has one."""
     return {"doc": doc, "unit": unit}
 
 
@@ -29,9 +29,9 @@ def part(prefix: str) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class Documented:
-    """A field as its readers see it.
+    """A field with its documentation.
 
-    :ivar kind: of its values: bool, int, float or str.
+    :ivar kind: the type of its values: bool, int, float or str.
     """
 
     name: str
@@ -41,7 +41,7 @@ class Documented:
 
 
 def documented(kind: type) -> Iterator[Documented]:
-    """Tell the fields of the dataclass *kind*, those of its parts among them."""
+    """Yield the fields of the dataclass *kind*, including those of its parts."""
     hints = get_type_hints(kind)
     for each in fields(kind):
         found = _kind_of(hints[each.name])
@@ -54,7 +54,7 @@ def documented(kind: type) -> Iterator[Documented]:
 
 
 def _kind_of(hint: Any) -> type:
-    """Return the type behind a field's annotation: of ``int | None`` it is int."""
+    """Return the type in a field's annotation: for ``int | None`` it is int."""
     for each in get_args(hint):
         if isinstance(each, str):  # a Literal
             return str
@@ -104,9 +104,9 @@ def parse_fields(text: str) -> dict[str, str]:
 
 
 def typed(pairs: Mapping[str, str], kind: type) -> dict[str, Value]:
-    """Return *pairs* with their values as the dataclass *kind* has them.
+    """Return *pairs* with their values converted to the types of the dataclass *kind*.
 
-    A field that it doesn't have (a newer server's), or a value that makes no sense, stays a text.
+    Unknown fields (of a newer server) and invalid values remain texts.
     """
     kinds = {each.name: each.kind for each in documented(kind)}
     return {name: _decode(text, kinds.get(name, str)) for name, text in pairs.items()}
@@ -139,12 +139,12 @@ def _quote(text: str) -> str:
 
 
 def _percent(char: str) -> str:
-    # Names of files may hold bytes that are no UTF-8, and the answer must not fail for them.
+    # File names may contain bytes that aren't UTF-8, and the answer must not fail because of them.
     return "".join(f"%{byte:02X}" for byte in char.encode("utf-8", "surrogatepass"))
 
 
 def _unquote(text: str) -> str:
-    """Decode by hand: importing urllib.parse would cost every command a few milliseconds."""
+    """Decode *text*, without urllib.parse, whose import would cost every command milliseconds."""
     literal, *coded = text.split("%")
     decoded = bytearray(literal, "utf-8", "surrogatepass")
     for piece in coded:

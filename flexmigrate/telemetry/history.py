@@ -13,7 +13,7 @@ from typing import Final, Literal
 from flexmigrate.telemetry.fields import about
 
 FIRST_INTERVAL: Final = 0.1
-"""Seconds from one sample to the next, in the beginning."""
+"""Seconds from one sample to the next, at first."""
 
 MOST_SAMPLES: Final = 1025
 """As many as a plot has pixels for; odd, so that the first and the last stay when every other one
@@ -24,30 +24,30 @@ MOST_CHANGES: Final = 512
 """A migration that fails and is retried every second makes three changes each time."""
 
 MOST_TEXT: Final = 500
-"""Characters of an error that are remembered; a peer may send thousands."""
+"""Characters of an error that are kept; a peer may send thousands."""
 
 Verdict = Literal["complete", "copied", "broken", "failed", "unconfirmed"]
 
 
 SUCCESSES: Final[tuple[Verdict, ...]] = ("complete", "copied")
-"""Those after which the destination has what it was to have."""
+"""The verdicts after which the destination has the whole image."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """A migration at one moment. What is ``None`` was not known, or did not apply."""
+    """The state of a migration at one moment. ``None``: not known, or not applicable."""
 
     seconds: float = field(metadata=about("time since the migration was asked for", "seconds"))
     phase: str = field(metadata=about("name of the source's state"))
     attempt: int = field(metadata=about("connection to the destination, from 1"))
     pass_number: int = field(
         metadata=about(
-            "walk over what has to be sent, from 1 in each attempt; 0 while holes are looked for"
+            "pass over the data to send, from 1 in each attempt; 0 while holes are searched for"
         )
     )
-    bytes_sent: int = field(metadata=about("what all attempts have sent so far", "bytes"))
+    bytes_sent: int = field(metadata=about("data that all attempts have sent so far", "bytes"))
     bytes_left: int | None = field(
-        default=None, metadata=about("what is known to be still unsent", "bytes")
+        default=None, metadata=about("data that is known to be still unsent", "bytes")
     )
     bytes_dirtied: int | None = field(
         default=None,
@@ -58,12 +58,17 @@ class Sample:
         ),
     )
     write_limit: int | None = field(
-        default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")
+        default=None,
+        metadata=about(
+            "rate at which clients may dirty data while they are throttled", "bytes/second"
+        ),
     )
     speed_limit: int | None = field(
         default=None, metadata=about("the limit on sending, if there is one", "bytes/second")
     )
-    error: str | None = field(default=None, metadata=about("why the attempt failed that ended now"))
+    error: str | None = field(
+        default=None, metadata=about("reason why the attempt that ended now has failed")
+    )
 
 
 @dataclass(frozen=True)
@@ -76,14 +81,14 @@ class Summary:
             " by the operator or a signal), failed (never began), or unconfirmed (see the log)"
         )
     )
-    reason: str | None = field(metadata=about("why it did not succeed"))
-    address: str = field(metadata=about("where it went"))
-    duration: float = field(metadata=about("from its beginning to its end", "seconds"))
-    bytes_sent: int = field(metadata=about("what all attempts have sent", "bytes"))
-    speed: int = field(metadata=about("bytes sent by duration", "bytes/second"))
-    passes: int = field(metadata=about("walks over what had to be sent, in the last attempt"))
+    reason: str | None = field(metadata=about("reason why it did not succeed"))
+    address: str = field(metadata=about("address of the destination"))
+    duration: float = field(metadata=about("time from its beginning to its end", "seconds"))
+    bytes_sent: int = field(metadata=about("data that all attempts have sent", "bytes"))
+    speed: int = field(metadata=about("bytes sent, divided by the duration", "bytes/second"))
+    passes: int = field(metadata=about("passes over the data to send, in the last attempt"))
     attempts: int = field(metadata=about("connections to the destination"))
-    parked: float = field(metadata=about("how long clients were parked, in all", "seconds"))
+    parked: float = field(metadata=about("time for which clients were parked, in all", "seconds"))
     verified: str | None = field(
         default=None,
         metadata=about(
@@ -93,7 +98,9 @@ class Summary:
     )
     bytes_compared: int | None = field(
         default=None,
-        metadata=about("what was compared with the destination's and equal, in all", "bytes"),
+        metadata=about(
+            "data that was compared with the destination's and is equal, in all", "bytes"
+        ),
     )
     digest: str | None = field(
         default=None,
@@ -111,7 +118,7 @@ class Summary:
 
     @property
     def succeeded(self) -> bool:
-        """Whether the destination has what it was to have."""
+        """Whether the destination has the whole image."""
         return self.verdict in SUCCESSES
 
 
@@ -119,10 +126,10 @@ class Summary:
 class Tally:
     """Totals of all migrations of an export, including one that is running.
 
-    :ivar ends: how many have ended, by their verdict.
-    :ivar bytes_sent: by all of them.
+    :ivar ends: the number of migrations that have ended, by verdict.
+    :ivar bytes_sent: the data that all of them have sent.
     :ivar attempts: connections to destinations.
-    :ivar parked: for how long clients were parked, in seconds.
+    :ivar parked: the time for which clients were parked, in seconds.
     """
 
     ends: Counter[Verdict] = field(default_factory=Counter)
@@ -131,19 +138,19 @@ class Tally:
     parked: float = 0.0
 
     def after(self, summary: Summary) -> Tally:
-        """Return what it is with another migration that has ended."""
+        """Return the totals including another migration, which has ended."""
         so_far = self.with_running(summary.bytes_sent, summary.attempts, summary.parked)
         return replace(so_far, ends=self.ends + Counter([summary.verdict]))
 
     def with_running(self, bytes_sent: int, attempts: int, parked: float) -> Tally:
-        """Return what it is with one that runs."""
+        """Return the totals including a running migration."""
         return Tally(
             self.ends, self.bytes_sent + bytes_sent, self.attempts + attempts, self.parked + parked
         )
 
 
 class History:
-    """The samples of one migration: as many for an hour as for a day, only further apart.
+    """The samples of one migration: at most so many, with longer intervals if it takes longer.
 
     :ivar samples: in order. Once they are too many, every other one is dropped, and the next are
         taken half as often.
@@ -159,23 +166,23 @@ class History:
         self._most = most
 
     def add(self, sample: Sample) -> None:
-        """Remember *sample*, taken because it was time for one."""
+        """Keep *sample*, taken because the interval is over."""
         self.samples.append(sample)
         if len(self.samples) >= self._most:
             del self.samples[-2::-2]
             self.interval *= 2
 
     def change(self, sample: Sample) -> None:
-        """Remember *sample*, taken because a phase or a pass began."""
+        """Keep *sample*, taken because a phase or a pass began."""
         self.changes.append(sample)
 
     def all(self) -> list[Sample]:
-        """Return all that is remembered, in the order of time."""
+        """Return all samples and changes, in the order of time."""
         return sorted([*self.samples, *self.changes], key=lambda sample: sample.seconds)
 
 
 def shortened(text: str | None) -> str | None:
-    """Return *text*, cut where it is too long to be remembered again and again."""
+    """Return *text*, cut to MOST_TEXT characters."""
     if text is None or len(text) <= MOST_TEXT:
         return text
     return f"{text[:MOST_TEXT]}…"

@@ -1,7 +1,7 @@
 """The status of a server: the one definition of its fields, their units and their meaning.
 
-The control socket, the log and the documentation all use the frozen `Status`. It is a value: who
-fills it in, and when, is not known here.
+The operator's socket, the log and the documentation all use the frozen `Status`. It is a value:
+``service.reporting`` fills it in.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ ListeningPhase = Literal["waiting", "receiving", "complete", "rebinding", "servi
 
 @dataclass(frozen=True)
 class Status:
-    """A server at one moment. A field that is ``None`` does not apply now, and is not told.
+    """A server at one moment. A field that is ``None`` does not apply now, and is left out.
 
-    Each field says what it means, and its unit, to the documentation: see
+    Each field has its meaning and its unit for the documentation: see
     `flexmigrate.telemetry.fields`.
     """
 
@@ -46,9 +46,7 @@ class Status:
         ),
     )
 
-    export: str | None = field(
-        default=None, metadata=about("name of the export that this is about, if it has one")
-    )
+    export: str | None = field(default=None, metadata=about("name of the export, if it has one"))
     num_exports: int | None = field(
         default=None, metadata=about("exports of this server", "exports")
     )
@@ -65,48 +63,54 @@ class Status:
 
     poll_hits: int | None = field(
         default=None,
-        metadata=about("times that a request came while it was looked for, without a sleep"),
+        metadata=about("number of polls that found a request, without a sleep"),
     )
     poll_misses: int | None = field(
-        default=None, metadata=about("times that none came, and the server went to sleep after all")
+        default=None,
+        metadata=about("number of polls without a request, after which the server went to sleep"),
     )
 
     migration_duration: int | None = field(
         default=None, metadata=about("time since the migration was asked for", "seconds")
     )
     migration_speed: int | None = field(
-        default=None, metadata=about("what is being sent", "bytes/second")
+        default=None, metadata=about("transfer rate", "bytes/second")
     )
     migration_speed_limit: int | None = field(
         default=None, metadata=about("the limit, if there is one", "bytes/second")
     )
     migration_seconds_left: int | None = field(
         default=None,
-        metadata=about("estimated time to the end; left out where none is in sight", "seconds"),
+        metadata=about("estimated time to the end; left out if it can't be estimated", "seconds"),
     )
     migration_bytes_left: int | None = field(
-        default=None, metadata=about("what is known to be still unsent", "bytes")
+        default=None, metadata=about("data that is known to be still unsent", "bytes")
     )
     migration_phase: str | None = field(default=None, metadata=about("name of the source's state"))
     migration_pass: int | None = field(
-        default=None, metadata=about("walk over what has to be sent, from 1 in each attempt")
+        default=None, metadata=about("pass over the data to send, from 1 in each attempt")
     )
     migration_attempt: int | None = field(
         default=None, metadata=about("connection to the destination, from 1")
     )
     migration_error: str | None = field(
-        default=None, metadata=about("why the attempt before this one failed")
+        default=None, metadata=about("reason why the previous attempt failed")
     )
     migration_bytes_sent: int | None = field(
-        default=None, metadata=about("what all attempts have sent so far", "bytes")
+        default=None, metadata=about("data that all attempts have sent so far", "bytes")
     )
     migration_bytes_compared: int | None = field(
         default=None,
-        metadata=about("what was compared with the destination's and equal so far", "bytes"),
+        metadata=about(
+            "data that was compared with the destination's and is equal so far", "bytes"
+        ),
     )
-    migration_address: str | None = field(default=None, metadata=about("where the image goes"))
+    migration_address: str | None = field(
+        default=None, metadata=about("address of the destination")
+    )
     migration_handover: str | None = field(
-        default=None, metadata=about("session, or plain; left out before that is known")
+        default=None,
+        metadata=about("kind of handover, session or plain; left out before it is known"),
     )
     migration_warning: str | None = field(
         default=None,
@@ -114,10 +118,10 @@ class Status:
     )
     migration_pass_size: int | None = field(
         default=None,
-        metadata=about("what this pass had to send when it began", "bytes"),
+        metadata=about("data that this pass had to send when it began", "bytes"),
     )
     migration_pass_sent: int | None = field(
-        default=None, metadata=about("what this pass has sent so far", "bytes")
+        default=None, metadata=about("data that this pass has sent so far", "bytes")
     )
     migration_verdict: str | None = field(
         default=None,
@@ -125,35 +129,41 @@ class Status:
     )
     migration_obstacle: str | None = field(
         default=None,
-        metadata=about("what keeps clients from being parked, or made that in vain, if anything"),
+        metadata=about("reason why clients aren't parked, or were parked in vain, if there is one"),
     )
     migration_fitting: int | None = field(
         default=None,
-        metadata=about("what may be left for clients to be parked, at the present speed", "bytes"),
+        metadata=about(
+            "data that may remain for the switchover to fit the allowed downtime", "bytes"
+        ),
     )
     migration_downtime: float | None = field(
         default=None,
-        metadata=about("for how long parking now would take, estimated", "seconds"),
+        metadata=about("expected downtime if clients were parked now", "seconds"),
     )
     migration_allowed_downtime: float | None = field(
         default=None,
-        metadata=about("for how long clients may be parked, as things stand", "seconds"),
+        metadata=about("allowed downtime at present", "seconds"),
     )
     migration_send_rate: int | None = field(
         default=None,
-        metadata=about("how fast what is dirty can be expected to be sent", "bytes/second"),
+        metadata=about("expected transfer rate of dirty data", "bytes/second"),
     )
     migration_dirty_rate: int | None = field(
-        default=None, metadata=about("how fast clients change what was sent", "bytes/second")
+        default=None,
+        metadata=about("dirty rate: how fast clients change data that was sent", "bytes/second"),
     )
     migration_write_limit: int | None = field(
-        default=None, metadata=about("what clients may dirty while they are slowed", "bytes/second")
+        default=None,
+        metadata=about(
+            "rate at which clients may dirty data while they are throttled", "bytes/second"
+        ),
     )
     migration_parked: float | None = field(
-        default=None, metadata=about("how long clients were parked so far, in all", "seconds")
+        default=None, metadata=about("time for which clients were parked so far, in all", "seconds")
     )
     last_migration: str | None = field(
-        default=None, metadata=about("how the migration before ended")
+        default=None, metadata=about("result of the previous migration")
     )
     summary: Summary | None = field(default=None, metadata=part("last_migration_"))
 
@@ -161,15 +171,19 @@ class Status:
         default=None, metadata=about("name of the destination's state")
     )
     sender: str | None = field(
-        default=None, metadata=about("where the one who sends is, while somebody does")
+        default=None, metadata=about("address of the sender, while there is one")
     )
     covered_bytes: int | None = field(
         default=None,
-        metadata=about("what the sender has written, zeroed or trimmed in this attempt", "bytes"),
+        metadata=about(
+            "data that the sender has written, zeroed or trimmed in this attempt", "bytes"
+        ),
     )
     compared_bytes: int | None = field(
         default=None,
-        metadata=about("what was compared with the sender's and equal in this attempt", "bytes"),
+        metadata=about(
+            "data that was compared with the sender's and is equal in this attempt", "bytes"
+        ),
     )
     digest: str | None = field(
         default=None,
@@ -179,7 +193,7 @@ class Status:
         default=None, metadata=about("how often the serving address could not be opened")
     )
     rebind_error: str | None = field(
-        default=None, metadata=about("why it could not be opened last")
+        default=None, metadata=about("reason of the last failure to open it")
     )
     rebind_seconds: int | None = field(
         default=None, metadata=about("time since it was first tried", "seconds")

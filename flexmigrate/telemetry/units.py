@@ -1,11 +1,11 @@
-"""Numbers as people read them, with three digits and a unit; and times as they type them."""
+"""Formatting of numbers with three digits and a unit, and a parser of times."""
 
 from __future__ import annotations
 
 import re
 
 MAX_SECONDS = 86400.0
-"""The longest time that may be typed: what takes longer than a day is no pause and no timeout."""
+"""The longest time that is accepted: a day."""
 
 _TYPED_SECONDS = re.compile(r"(\d{1,9}(?:\.\d{1,9})?)(ms|s|min|)", re.ASCII)
 _TYPED_UNITS = {"ms": 0.001, "s": 1.0, "": 1.0, "min": 60.0}
@@ -14,7 +14,7 @@ _BINARY = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
 
 
 def size_text(number: float) -> str:
-    """Return *number* bytes in the largest unit of which there is one, as in ``1.25 GiB``."""
+    """Return *number* bytes in the largest unit that it reaches, as in ``1.25 GiB``."""
     unit = 0
     while number >= 1000 and unit < len(_BINARY) - 1:
         number /= 1024
@@ -53,9 +53,9 @@ def _three_digits(number: float) -> str:
 
 
 def parse_seconds(text: str, lowest: float = 0.0) -> float:
-    """Return the seconds that *text* names: a decimal number, and perhaps ``ms``, ``s`` or ``min``.
+    """Parse a time: a decimal number, and perhaps ``ms``, ``s`` or ``min``; return seconds.
 
-    :raises ValueError: it names none, or none from *lowest* to `MAX_SECONDS`.
+    :raises ValueError: it is not a time, or not one from *lowest* to `MAX_SECONDS`.
     """
     match = _TYPED_SECONDS.fullmatch(text)
     if match is None:

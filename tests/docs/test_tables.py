@@ -49,7 +49,7 @@ class Tables(SynchronousTestCase):
         self.assertRegex(text("states.rst"), r"settling +``ours`` +complete")
 
     def test_every_field_of_the_status_has_a_row(self) -> None:
-        self.assertRegex(text("status.rst"), r"``migration_bytes_left`` +bytes +what is known")
+        self.assertRegex(text("status.rst"), r"``migration_bytes_left`` +bytes +data that is known")
 
     def test_every_command_has_its_section(self) -> None:
         for name in COMMANDS:

@@ -1,1 +1,1 @@
-"""Reports of migrations that are over, as a page to look at or as data: text, made of values."""
+"""Reports of finished migrations, as an HTML page or as JSON."""

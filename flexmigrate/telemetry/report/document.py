@@ -1,4 +1,4 @@
-"""A report as JSON: everything that is remembered, with the meaning of each field beside it."""
+"""A report as JSON: the whole history, with the meaning of each field."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from flexmigrate.telemetry.report.subject import Subject
 
 FORMAT = "flexmigrate migration report"
 VERSION = 1
-"""Grows when a field changes its meaning or goes; new ones may come without."""
+"""The version of the format. It grows when a field is removed or changes its meaning."""
 
 
 def as_json(subject: Subject, history: History, summary: Summary) -> str:

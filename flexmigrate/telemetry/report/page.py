@@ -1,4 +1,4 @@
-"""A report as a page that needs nothing but itself: no network, no script, light or dark."""
+"""A report as a self-contained page: no network, no script, light or dark."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flexmigrate.telemetry.terminal.progress import summary_line
 from flexmigrate.telemetry.units import count_text, duration_text, rate_text, size_text
 
 MOST_ROWS = 60
-"""Of a table: more would be read by nobody, and are in the JSON report."""
+"""Rows of a table. Nobody would read more, and the JSON report has all of them."""
 
 _STYLE = """
 :root { color-scheme: light dark; --ground: #fff; --text: #222; --faint: #e4e4e4; --soft: #666;
@@ -50,7 +50,7 @@ td, th { text-align: left; padding: .2rem 1.2rem .2rem 0; border-bottom: 1px sol
 _LINES = (
     ("sent", "sent"),
     ("changed", "changed by clients"),
-    ("slowed", "what clients may write, while they are slowed"),
+    ("slowed", "what clients may write, while they are throttled"),
     ("limit", "limit on sending"),
     ("failure", "an attempt failed"),
 )

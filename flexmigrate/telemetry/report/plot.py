@@ -1,6 +1,6 @@
-"""A migration's history as a drawing in SVG: how fast, how much was left, and what went on.
+"""A migration's history as a plot in SVG: its rates, the remaining data, and its phases.
 
-One time axis carries three things: rates, what is left, and between them a strip of the phases.
+One time axis carries three things: the rates, the remaining data, and between them the phases.
 Colours are the page's (``page.py``), by class, so that they fit a dark page as well as a light one.
 """
 
@@ -47,19 +47,19 @@ _OVER = frozenset({"given", "ended"})
 
 @dataclass(frozen=True)
 class Scale:
-    """From values, from 0 to *most*, to pixels, from *zero* to *end*."""
+    """A linear map from values, 0 to *most*, to pixels, *zero* to *end*."""
 
     most: float
     zero: float
     end: float
 
     def __call__(self, value: float) -> float:
-        """Return where *value* is drawn."""
+        """Return the pixel of *value*."""
         return self.zero + (self.end - self.zero) * min(value / self.most, 1.0)
 
 
 def draw(history: History) -> str:
-    """Return the drawing, as an element that stands in a page."""
+    """Return the plot, as an element of a page."""
     samples = history.all()
     duration = max(samples[-1].seconds if samples else 0.0, 0.001)
     time = Scale(duration, LEFT, WIDTH - RIGHT)
@@ -82,7 +82,7 @@ def draw(history: History) -> str:
 def rates(
     samples: Sequence[Sample], counted: Callable[[Sample], int | None]
 ) -> list[list[tuple[float, float]]]:
-    """Return how fast something grew, as (time, bytes a second) of one stretch after the other.
+    """Return the rates at which a value grew, as (time, bytes a second) of consecutive intervals.
 
     :param counted: how much it was; None where that isn't known, and fewer than before where it
         began anew: there a new list begins.
@@ -104,12 +104,12 @@ def rates(
 
 
 def kind_of(phase: str) -> str:
-    """Return under which of `PHASES` a phase is drawn."""
+    """Return the one of `PHASES` as which a phase is drawn."""
     return _KNOWN.get(phase, "parked")
 
 
 def phases(samples: Sequence[Sample]) -> Iterator[tuple[float, float, str]]:
-    """Tell the stretches of time with one kind of phase, as (begin, end, kind)."""
+    """Yield the intervals with one kind of phase, as (begin, end, kind)."""
     begin: Sample | None = None
     for before, sample in pairwise([*samples, samples[-1]] if samples else []):
         begin = begin or before
@@ -135,7 +135,7 @@ def _time_axis(time: Scale) -> Iterator[str]:
 def _rates(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
     sent = rates(samples, lambda sample: sample.bytes_sent)
     changed = rates(samples, lambda sample: sample.bytes_dirtied)
-    # A limit far above what happens would press everything else to the ground.
+    # A limit far above the rates would press everything else to the axis.
     highest = max([rate for run in (*sent, *changed) for _, rate in run], default=0.0)
     scale = _scale(highest, RATES_TOP, RATES_HEIGHT)
     yield from _value_axis(scale, rate_text)
@@ -207,7 +207,7 @@ def _scale(highest: float, top: float, height: float) -> Scale:
 
 
 def _nice(number: float) -> float:
-    """Return the next 1, 2 or 5 times a power of ten, in the unit that *number* is told in."""
+    """Return the next 1, 2 or 5 times a power of ten, in the unit in which *number* is shown."""
     unit = 1024.0 ** max(math.floor(math.log(max(number, 1.0), 1024)), 0)
     power = 10.0 ** math.floor(math.log10(max(number / unit, 1e-9)))
     factor = next(each for each in (1, 2, 5, 10) if each * power * unit >= number * (1 - 1e-9))
@@ -229,7 +229,7 @@ def _ticks(most: float, step: float) -> list[float]:
 def _runs(
     values: Sequence[tuple[float, float | None]], most: float
 ) -> Iterator[list[tuple[float, float]]]:
-    """Tell the stretches in which there is a value, and none that is off the scale."""
+    """Yield the intervals in which there are values, and none that is off the scale."""
     run: list[tuple[float, float]] = []
     for time, value in values:
         if value is not None and value <= most:

@@ -21,13 +21,13 @@ _NO_END = "not converging"
 
 
 def topic_of(status: Mapping[str, Value]) -> tuple[Value | None, ...]:
-    """Return what the lines of a migration are about: another one deserves a line of its own."""
+    """Return the subject of a migration's lines; a new subject begins a new line."""
     names = ("attempt", "phase", "pass", "write_limit", "verdict")
     return tuple(_get(status, name) for name in names)
 
 
 def migration_lines(status: Mapping[str, Value]) -> list[str]:
-    """Return how far a migration is: one line of that, and one of how quick."""
+    """Return a migration's progress, as one line, and its rates, as another."""
     lines = [_headline(status), "   ".join(_rates(status))]
     more = (("warning", "warning"), ("in the way", "obstacle"))
     told = ((title, _get(status, name)) for title, name in more)
@@ -109,7 +109,7 @@ def _rates(status: Mapping[str, Value]) -> Iterator[str]:
 
 
 def summary_line(summary: Mapping[str, Value]) -> str:
-    """Return what a migration came to, in one line.
+    """Return the result of a migration, in one line.
 
     :param summary: the fields of a `flexmigrate.telemetry.history.Summary`.
     """

@@ -13,7 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Protocol, TextIO
 
 PLAIN_SECONDS = 10.0
-"""From one line to the next, where lines pile up and nothing new began."""
+"""Seconds from one line to the next, if lines can't be redrawn and the subject is the same."""
 
 # ECMA-48: to the beginning of the line N lines up; erase from here to the end of the screen.
 _UP = "\x1b[{}F"
@@ -21,7 +21,7 @@ _ERASE_BELOW = "\x1b[J"
 
 
 class Screen(Protocol):
-    """Either of the two below."""
+    """The interface of the two outputs below."""
 
     def show(self, lines: Sequence[str], topic: object) -> None:
         """Show *lines* now.
@@ -34,7 +34,7 @@ class Screen(Protocol):
         """Show *line*, to stay."""
 
     def clear(self) -> None:
-        """Leave nothing but the notes, and the cursor on an empty line."""
+        """Erase the lines, but not the notes."""
 
 
 class Terminal:
@@ -98,7 +98,7 @@ class Plain:
 
 
 def screen_on(out: TextIO) -> Screen:
-    """Return what *out* is fit for."""
+    """Return a `Terminal` if *out* can redraw lines, else a `Plain`."""
     if out.isatty() and os.environ.get("TERM", "dumb") != "dumb":
         return Terminal(out)
     return Plain(out)

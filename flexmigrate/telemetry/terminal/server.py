@@ -1,4 +1,4 @@
-"""A server in a few lines: who it is, whom it serves, and what it is busy with."""
+"""The status of a server in a few lines: its owner, its clients, and its activity."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ _PREFIX = "last_migration_"
 
 
 def server_lines(status: Mapping[str, Value]) -> list[str]:
-    """Return what *status* tells, for a person."""
+    """Return *status* as text for people."""
     return [_who(status), *_doing(status)]
 
 
