@@ -172,7 +172,7 @@ class Background:
                 try:
                     answer(some)
                 except Exception:  # noqa: BLE001  # one asker's bug is not to end the others' reads
-                    log.failure("short reads met a bug")
+                    log.failure("short reads failed with an unexpected error")
         finally:
             self.pending -= len(ended)
             self._tell_if_idle()
@@ -183,14 +183,16 @@ class Background:
         def failed(failure: Failure) -> list[OSError]:
             if isinstance(failure.value, NotBegun):
                 return [failure.value] * len(wanted)
-            log.failure("short reads met a bug", failure)
+            log.failure("short reads failed with an unexpected error", failure)
             return [OSError(errno.EIO, "internal error")] * len(wanted)
 
         ranges = [(offset, length) for _, offset, length in wanted]
         reading: Deferred[Any] = self.run_for(asker, reads.several, self._image, ranges, whole)
         reading.addErrback(failed)
         reading.addCallback(lambda outcomes: answer(list(zip(wanted, outcomes, strict=True))))
-        reading.addErrback(lambda failure: log.failure("short reads met a bug", failure))
+        reading.addErrback(
+            lambda failure: log.failure("short reads failed with an unexpected error", failure)
+        )
 
     def bring_in(
         self, offset: int, length: int, *, whole: bool, asker: object = None

@@ -82,7 +82,7 @@ class DeviceImage:
         except OSError:
             return False
         except Exception:  # noqa: BLE001  # it is somebody else's code
-            log.failure("{path} met a bug", path=self.path)
+            log.failure("{path} failed with an unexpected error", path=self.path)
             return False
 
     def may_block_write(self, offset: int, length: int) -> bool:
@@ -92,7 +92,7 @@ class DeviceImage:
         try:
             return bool(self._ready.may_block_write(offset, length))
         except Exception:  # noqa: BLE001  # it is somebody else's code
-            log.failure("{path} met a bug", path=self.path)
+            log.failure("{path} failed with an unexpected error", path=self.path)
             return True
 
     def write(self, view: Readable, offset: int) -> None:
@@ -106,7 +106,7 @@ class DeviceImage:
         except OSError:
             raise
         except Exception as error:
-            log.failure("{path} met a bug", path=self.path)
+            log.failure("{path} failed with an unexpected error", path=self.path)
             raise OSError(errno.EIO, f"a bug in the device: {error}") from error
 
     def is_hole(self, view: Readable, offset: int) -> bool:
@@ -233,7 +233,9 @@ class DeviceBackground(Background):
         reading: Deferred[Any] = self.read(wanted[1], wanted[2])
         reading.addErrback(lambda failure: failure.value)
         reading.addCallback(lambda outcome: answer([(wanted, outcome)]))
-        reading.addErrback(lambda failure: log.failure("a short read met a bug", failure))
+        reading.addErrback(
+            lambda failure: log.failure("a short read failed with an unexpected error", failure)
+        )
 
     def bring_in(
         self, offset: int, length: int, *, whole: bool, asker: object = None
@@ -309,7 +311,7 @@ class DeviceBackground(Background):
     def _as_os_error(self, failure: Failure) -> Failure:
         if failure.check(OSError):
             return failure
-        log.failure("{path} met a bug", failure, path=self._path)
+        log.failure("{path} failed with an unexpected error", failure, path=self._path)
         return Failure(OSError(errno.EIO, f"a bug in the device: {failure.getErrorMessage()}"))
 
 

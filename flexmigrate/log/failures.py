@@ -1,4 +1,4 @@
-"""Telling the log of failures: in one line those that an operator can cause, with a traceback those
+"""Logging of failures: one line for those that an operator can cause, a traceback for those
 that are bugs.
 """
 
@@ -11,17 +11,17 @@ from flexmigrate.errors import FlexmigrateError, in_words
 
 
 def is_expected(failure: Failure) -> bool:
-    """Return whether this may happen without a bug: the system, or a peer, said no."""
+    """Return whether a failure may happen without a bug: the system, or a peer, refused."""
     return failure.check(FlexmigrateError, OSError) is not None
 
 
 def reason(failure: Failure) -> str:
-    """Return what an operator should read of it."""
+    """Return the reason of a failure, for an operator."""
     return in_words(failure.value) if failure.value is not None else failure.getErrorMessage()
 
 
 def tell(logger: Logger, what: str, failure: Failure) -> None:
-    """Log *failure*, which is of *what* was done."""
+    """Log *failure*, after a description of *what* has failed."""
     if is_expected(failure):
         logger.error("{what}: {reason}", what=what, reason=reason(failure))
     else:
@@ -29,19 +29,19 @@ def tell(logger: Logger, what: str, failure: Failure) -> None:
 
 
 class Repeated:
-    """Counts how often the same was said: what is tried each second must not fill the log."""
+    """A counter of equal messages: an attempt each second must not fill the log."""
 
     def __init__(self) -> None:
         self._said: str | None = None
         self.times = 0
 
     def is_news(self, text: str) -> bool:
-        """Return whether *text* should be logged in full: it is another than the last time."""
+        """Return whether *text* should be logged in full: it differs from the last one."""
         is_other = text != self._said
         self._said, self.times = text, 1 if is_other else self.times + 1
         return is_other
 
     @property
     def is_due(self) -> bool:
-        """Whether it is time to tell how often it was: at the 2nd, the 4th, the 8th … time."""
+        """Whether the number of repeats should be logged now: at the 2nd, 4th, 8th … time."""
         return self.times & (self.times - 1) == 0

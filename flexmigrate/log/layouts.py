@@ -5,7 +5,7 @@ peer's message can neither end a line nor begin one that we did not write; the e
 a Python string (JSON's in ``json``), so a reader can undo them, which gives tracebacks their lines
 back.
 
-An event is *about* a client or a migration if its logger was made with a source that says so
+An event is *about* a client or a migration if its logger was made with a source that names one
 (`About`); every layout shows it in a place of its own, which no message can forge.
 
 ``text``
@@ -37,7 +37,7 @@ from twisted.logger import LogEvent, LogLevel, eventAsText, formatEvent
 from flexmigrate.log.settings import LogSettings, shown_namespace
 
 # A peer may choose 4096 bytes of a line (an export's name), a traceback more: enough for both, and
-# no line that a terminal or a log collector chokes on.
+# no line that is too long for a terminal or a log collector.
 MAX_LINE = 16384  # characters of a message, escaped
 
 Layout = Callable[[LogEvent], bytes]
@@ -54,9 +54,9 @@ class About(Protocol):
 
 
 def layout_of(settings: LogSettings, context: str = "") -> Layout:
-    """Return the layout that *settings* ask for.
+    """Return the layout in *settings*.
 
-    :param context: what flexnbd's layout names beside the process: the image.
+    :param context: the image, which flexnbd's layout names beside the process.
     """
     if settings.form == "json":
         return format_json
@@ -100,7 +100,7 @@ def format_flexnbd(event: LogEvent, context: str = "") -> bytes:
     text = _text(event)
     if not text:
         return b""
-    # The event has the wall clock's time; how long ago that was, the monotonic clock can tell.
+    # The event has the time of day; its age on the monotonic clock is needed.
     now = time.time()
     ago = max(0.0, now - (event.get("log_time") or now))  # it may have been set back since
     milliseconds = max(0, int((time.monotonic() - ago) * 1000))

@@ -23,7 +23,7 @@ _FLOORS = {
     1: (LogLevel.debug, LogLevel.debug),
 }
 
-# What stands before a line for systemd's journal, as sd-daemon(3) has it: syslog's numbers.
+# The prefixes of lines for systemd's journal (sd-daemon(3)): syslog's numbers.
 _PRIORITIES = {
     LogLevel.debug: b"<7>",
     LogLevel.info: b"<6>",
@@ -34,7 +34,7 @@ _PRIORITIES = {
 
 
 def leads_to_journal(fd: int, environ: Mapping[str, str]) -> bool:
-    """Return whether what is written to *fd* goes to systemd's journal, which takes a line's
+    """Return whether *fd* leads to systemd's journal, which takes a line's
     priority from its beginning: systemd.exec(5), ``$JOURNAL_STREAM``.
     """
     try:
@@ -46,12 +46,12 @@ def leads_to_journal(fd: int, environ: Mapping[str, str]) -> bool:
 
 @implementer(ILogObserver)
 class LineObserver:
-    """Writes events to the descriptor *fd*, whatever threads they come from.
+    """An observer that writes events to the descriptor *fd*, whatever thread they come from.
 
     :param fd: stays open, and is not closed here.
     :param settings: events below their levels cost one look into a table.
-    :param write: ``os.write``, or what stands for it in a test.
-    :param context: what flexnbd's layout names beside the process: the image.
+    :param write: ``os.write``, or its replacement in a test.
+    :param context: the image, which flexnbd's layout names beside the process.
     :param later: see `LineWriter`.
     :ivar lines: writes them.
     :ivar repeats: decides which lines are only counted; None: all are written.
@@ -104,7 +104,7 @@ class LineObserver:
 
 
 class _Floors(dict[str, Any]):
-    """The lowest level that is shown of each namespace; found once for each.
+    """The lowest level that is logged, by namespace; found once for each.
 
     There are as many namespaces as modules that log: what is remembered is bounded.
     """
@@ -147,9 +147,9 @@ def observer_of(
 def start_logging(
     settings: LogSettings, fd: int = 2, context: str = "", later: Later | None = None
 ) -> None:
-    """Send the process's log to *fd* from now on, with what was logged since it began.
+    """Send the process's log to *fd* from now on, including events since its start.
 
-    To be called once. Standard output and standard error stay what they are: the one may carry an
+    To be called once. Standard output and standard error are unchanged: the former may carry an
     image's bytes.
 
     :param context: see `LineObserver`.

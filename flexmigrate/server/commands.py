@@ -513,5 +513,5 @@ class Commands:
         """Return what to tell the client; logged where it is not the disk's error but our bug."""
         if isinstance(failure.value, OSError):
             return failure.value
-        self._log.failure("a request met a bug", failure)
+        self._log.failure("a request failed with an unexpected error", failure)
         return OSError(errno.EIO, "internal error")

@@ -118,7 +118,9 @@ class Watch:
             try:
                 self._look_on(sample)
             except Exception:  # noqa: BLE001  # it is somebody else's code, and only looks on
-                self._core.logger.failure("whoever looks on met a bug")
+                self._core.logger.failure(
+                    "an observer of the migration failed with an unexpected error"
+                )
         return sample
 
     def _keep(self, summary: Summary) -> Deferred[Any]:
@@ -137,7 +139,7 @@ class Watch:
         elif failure.check(OSError):
             log.warn("the report can't be written: {error}", error=failures.reason(failure))
         else:
-            log.failure("the report met a bug", failure)
+            log.failure("the report failed with an unexpected error", failure)
 
     def _tell(self, _: object) -> None:
         assert self.summary is not None

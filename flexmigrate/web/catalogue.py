@@ -1,8 +1,8 @@
-"""The metrics: the one source of their names, types, labels, meaning, and where each is found.
+"""The catalogue of metrics: their names, types, labels, meanings, and sources.
 
 Names and units are as Prometheus' conventions have them (https://prometheus.io/docs/practices/naming/):
-base units, counters end in ``_total``. What ``status`` tells too means the same here, in the words
-of `flexmigrate.telemetry.status`. The exposition format, and prometheus_client, are not known here.
+base units, counters end in ``_total``. A metric that is also a status field has the description
+from `flexmigrate.telemetry.status`. ``exposition`` writes them in Prometheus' format.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ PHASES: Final = (
     *("new", "dialling", "copying", "converging", "parked", "settling", "committing"),
     *("unanswered", "confirming", "finishing", "waiting", "redialling", "given", "ended"),
 )
-"""The states of ``migration.source``, which is not looked at from here; a test compares them."""
+"""The states of ``migration.source``, which isn't imported here; a test compares them."""
 
 Values = Iterator[tuple[tuple[str, ...], Any]]
 
@@ -34,7 +34,7 @@ class Metric:
     """One metric, of each export or of the server.
 
     :ivar name: without the prefix, and without the suffix that its type adds.
-    :ivar labels: those beside ``export``.
+    :ivar labels: the labels beside ``export``.
     :ivar values: yields the values of the labels with the number that belongs to them, or with
         what was measured where it is a histogram; nothing where it doesn't apply.
     """
@@ -47,7 +47,7 @@ class Metric:
 
     @property
     def full_name(self) -> str:
-        """The name as it is written in a query; a histogram's has further suffixes."""
+        """The name in queries; a histogram's has further suffixes."""
         return f"{PREFIX}{self.name}{'_total' if self.kind == 'counter' else ''}"
 
 
@@ -64,7 +64,7 @@ def _plain(
 
 
 def _of_status(name: str, field: str, kind: Literal["counter", "gauge"] = "gauge") -> Metric:
-    """Return a metric that is a field of the status, left out where that is."""
+    """Return a metric that is a field of the status, and is left out when the field is."""
 
     def values(view: ExportView) -> Values:
         value = getattr(view.status, field)
@@ -75,7 +75,7 @@ def _of_status(name: str, field: str, kind: Literal["counter", "gauge"] = "gauge
 
 
 def _one_of(name: str, label: str, field: str, known: tuple[str, ...]) -> Metric:
-    """Return a metric that is 1 for what *field* is now, and 0 for all else that it may be."""
+    """Return a metric that is 1 for the current value of *field*, and 0 for its other values."""
 
     def values(view: ExportView) -> Values:
         now = getattr(view.status, field)
@@ -174,13 +174,13 @@ OF_EXPORTS: Final = (
     _plain(
         "migration_parked_seconds",
         "counter",
-        "for how long migrations have parked this export's clients",
+        "time for which migrations have parked this export's clients",
         lambda view: view.tally.parked,
     ),
     Metric(
         "migrations",
         "counter",
-        "migrations that have ended, by how: see the verdicts of the summary",
+        "migrations that have ended, by verdict: see the summary's verdicts",
         ("verdict",),
         _ends,
     ),
@@ -191,7 +191,7 @@ OF_EXPORTS: Final = (
 
 
 def _first(field: str) -> Callable[[ServerView], Values]:
-    """Return what yields a field of the status that is the server's."""
+    """Return a function that yields a status field of the server."""
 
     def values(view: ServerView) -> Values:
         value = getattr(view.exports[0].status, field)

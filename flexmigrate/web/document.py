@@ -1,11 +1,11 @@
 """The page's data as JSON: the same for every viewer, and of a bounded size.
 
 However large an image is, its map has at most `MOST_CELLS` cells; however long a migration took,
-its plot has so many points; of many exports, clients and migrations only the first are told, and
-how many there are. Fields of `Status` have its names and mean what they mean there.
+its plot has so many points; of many exports, clients and migrations only the first are listed, and
+their number. Fields of `Status` have the same names and meanings.
 
-The text is made in pieces, each of at most a millisecond's work on the reactor's thread, as the
-metrics are (see ``exposition``): between two of them everybody else has a turn. So not all of it is
+The text is made in pieces, each with at most a millisecond's work on the reactor's thread, as the
+metrics are (see ``exposition``): clients are served between two of them. So not all of it is
 of the same moment.
 """
 
@@ -24,35 +24,35 @@ from flexmigrate.telemetry.terminal.progress import summary_line
 from flexmigrate.web.view import Blocks, ExportView, Look, Moving, ServerView, shown
 
 MOST_ROWS: Final = 100
-"""Of the exports, and of the clients: more can't be taken in at a glance."""
+"""Rows of exports, and of clients: more can't be taken in at a glance."""
 
 MOST_MOVING: Final = 4
-"""Migrations that are told in full: those that run, and the last ones that ended."""
+"""Migrations with all details: running ones, and the last ones that ended."""
 
 MOST_CELLS: Final = 1024
-"""Of a map: 64 by 16 fit on a telephone's screen, too."""
+"""Cells of a map: 64 by 16 fit on a telephone's screen, too."""
 
 BLOCKS_AT_ONCE: Final = 1 << 19
 """Blocks that are counted in one piece, in 0.2 to 0.4 ms."""
 
 COLUMNS: Final = 240
-"""Of a plot: steps of time in which one phase, and one value of what is left, are told."""
+"""Columns of a plot: intervals with one phase and one value of the remaining data each."""
 
 MOST_FAILURES: Final = 20
-"""Attempts that failed; the last ones."""
+"""Failed attempts that are listed: the last ones."""
 
 LEVELS: Final = 9
-"""Shades of a cell: 0 where there is nothing, 9 where all of it is."""
+"""Shades of a cell: 0 if none of it is marked, 9 if all of it is."""
 
-# What is told of a stretch of time in which there was more than one phase: the first of these.
+# The phase that is shown for an interval with several phases: the first of these.
 _TELLING = ("parked", "waiting", "connecting", "converging", "copying")
 
 
 class Document:
     """Makes the document for one server.
 
-    :param look: returns what there is to see.
-    :param name: tells servers apart that answer at the same place one after the other.
+    :param look: returns the current view of the server.
+    :param name: distinguishes servers that use the same address one after the other.
     """
 
     def __init__(self, look: Look, name: str) -> None:
@@ -60,7 +60,7 @@ class Document:
         self._name = name
 
     def pieces(self) -> Iterator[str]:
-        """Yield the text in pieces; some are empty, and only were work."""
+        """Yield the text in pieces; some are empty, after work that yields no text."""
         view = self._look()
         yield f'{{"server":{_json(_server(view, self._name))},"exports":['
         yield from _listed(_row(each) for each in view.exports[:MOST_ROWS])
@@ -114,7 +114,7 @@ def _clients(view: ServerView) -> Iterator[dict[str, Any]]:
 
 
 def _most_telling(exports: Sequence[ExportView]) -> list[ExportView]:
-    """Return the exports of which there is most to tell: what runs comes first, then the last."""
+    """Return the exports with migrations: running ones first, then the last ones that ended."""
     moving = [(each, each.moving) for each in exports if each.moving is not None]
     moving.sort(key=lambda pair: (not pair[0].status.is_mirroring, -pair[1].began))
     return [export for export, _ in moving[:MOST_MOVING]]
@@ -142,7 +142,7 @@ def _migration(view: ExportView) -> Iterator[str]:
 
 
 def cell_size(size: int, layers: Mapping[str, Blocks]) -> int:
-    """Return how many bytes a cell of the map of *size* bytes has: a power of two."""
+    """Return the bytes in one cell of the map of *size* bytes: a power of two."""
     cell = max((each.block_size for each in layers.values()), default=1)
     while size > cell * MOST_CELLS:
         cell *= 2
@@ -150,7 +150,7 @@ def cell_size(size: int, layers: Mapping[str, Blocks]) -> int:
 
 
 def level(part: int, whole: int) -> int:
-    """Return the shade of a cell of which *part* is marked: 0 only where nothing is."""
+    """Return the shade of a cell of which *part* is marked: 0 only if nothing is."""
     return min(-(-part * LEVELS // whole), LEVELS) if part else 0
 
 
@@ -179,7 +179,7 @@ def _levels(blocks: Blocks, cell: int) -> Iterator[str]:
 
 
 def _plot(history: History) -> Iterator[str]:
-    """Yield what happened over time; what the migration knows in the meantime is left out."""
+    """Yield the plot of a migration's history."""
     samples = history.all()
     duration = samples[-1].seconds if samples else 0.0
     yield f'{{"seconds":{duration:.3f},"sent":'
@@ -207,7 +207,7 @@ def _columns(samples: Sequence[Sample], duration: float) -> list[Sample]:
 
 
 def _runs(samples: Sequence[Sample], name: str) -> list[list[tuple[float, float]]]:
-    """Return the values of a field as (time, value), in stretches in which there were any."""
+    """Return the values of a field as (time, value), in intervals without gaps."""
     runs: list[list[tuple[float, float]]] = []
     for there, each in groupby(samples, lambda sample: getattr(sample, name) is not None):
         if there:
@@ -219,7 +219,7 @@ def _strip(samples: Sequence[Sample], duration: float) -> list[tuple[str | None,
     """Return the phases as (kind, columns) of one stretch after the other, None where none is
     known.
 
-    However short clients are parked, it is seen: a column is of its most telling phase.
+    Even the shortest parking is visible: of a column's phases the first in _TELLING is shown.
     """
     strip: list[str | None] = [None] * COLUMNS
     scale = (COLUMNS - 1) / duration if duration else 0.0

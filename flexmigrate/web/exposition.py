@@ -1,13 +1,13 @@
-"""The metrics as Prometheus reads them.
+"""The metrics in Prometheus' text format.
 
 prometheus_client makes the text. Its own counters are not used: they take a lock for each change,
-which is too much for the path of a request; here plain numbers are copied when somebody asks. Nor
+which is too much for the path of a request; here plain numbers are copied upon a scrape. Nor
 is its resource for Twisted, which works in another thread, where the numbers change meanwhile.
 
 The text is made on the reactor's thread, metric by metric and export by export, and between two of
-these everybody else has a turn: so clients don't notice how many exports there are. How long the
-longest takes is told in ``docs/monitoring.rst``. In a thread it would hold up clients
-for longer: who computes keeps the interpreter for 5 ms at a time.
+these clients are served: so they don't notice the number of exports. The time of the
+longest piece is in ``docs/monitoring.rst``. In a thread it would delay clients
+for longer: a computing thread keeps the interpreter for 5 ms at a time.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class _Families:
 class Exposition:
     """Makes the text for one server.
 
-    :param look: returns what there is to see.
+    :param look: returns the current view of the server.
     """
 
     def __init__(self, look: Look) -> None:
@@ -55,7 +55,7 @@ class Exposition:
         self._process = ProcessCollector(registry=None)
 
     def pieces(self) -> Iterator[bytes]:
-        """Yield the text in pieces, each of a short moment's work; values are of that moment."""
+        """Yield the text in pieces that each take a short time; values are of that time."""
         yield _text(*self._process.collect())
         server = self._look()
         for metric in OF_SERVER:
@@ -63,12 +63,12 @@ class Exposition:
         for metric in OF_EXPORTS:
             families = (each for export in server.exports for each in _of_export(metric, export))
             for at, family in enumerate(families):
-                # All samples of a metric stand together, behind one description.
+                # All samples of a metric follow its description.
                 yield _text(family) if not at else _without_description(_text(family))
 
 
 def _of_export(metric: Metric, export: ExportView) -> Iterator[Family]:
-    """Yield what is told of *export*; a histogram's commands one by one, since each is long."""
+    """Yield the values of *export*; those of a histogram command by command, since each is long."""
     label, values = (shown(export.name),), metric.values(export)
     if metric.kind == "histogram":
         for each in values:
@@ -83,7 +83,7 @@ def _text(*families: Family) -> bytes:
 
 
 def _without_description(text: bytes) -> bytes:
-    """Return *text* without the lines HELP and TYPE; no other begins so."""
+    """Return *text* without its HELP and TYPE lines."""
     return b"".join(line for line in text.splitlines(True) if not line.startswith(b"#"))
 
 
@@ -102,6 +102,6 @@ def _family(metric: Metric, export: tuple[str, ...], values: Values) -> Family:
 
 
 def _buckets(measured: Measured) -> list[tuple[str, float]]:
-    """Return the buckets as Prometheus counts: each with all below it."""
+    """Return the buckets as Prometheus counts them: each includes all smaller ones."""
     bounds = (*map(str, BOUNDS), "+Inf")
     return list(zip(bounds, accumulate(measured.counts), strict=True))

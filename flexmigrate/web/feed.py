@@ -1,11 +1,11 @@
-"""Those who look on, and what keeps them informed: one document for all of them, again and again.
+"""The feed of documents for the page's viewers: the same document for all of them, repeatedly.
 
-Nothing is made while nobody looks. However many do, a document is made once, and each only costs
-the sending of it. Who doesn't read what was sent is skipped, so that at most one document waits for
-him, and is let go after a while. Making and sending take a small part of the time: a document whose
-making took long is made less often.
+Nothing is made without a viewer. A document is made once for all viewers, and each only costs
+the sending of it. A viewer that doesn't read is skipped, so that at most one document waits for
+it, and is disconnected after a while. Making documents takes a small part of the time: one that
+takes long to make is made less often.
 
-They are told of the end, too: the process says how it ends, with the last document, before it goes.
+At the process's end viewers get a last document, and the result.
 """
 
 from __future__ import annotations
@@ -25,32 +25,32 @@ INTERVAL: Final = 0.5
 """Seconds from one document to the next, at least."""
 
 REST: Final = 20
-"""How many times as long as a document took to be made nothing is done after it."""
+"""Pause after a document, as a multiple of the time that it took to make it."""
 
 PATIENCE: Final = 30.0
-"""Seconds after which somebody who reads nothing is let go."""
+"""Seconds after which a viewer that reads nothing is disconnected."""
 
 
 class Watcher(Protocol):
-    """Somebody who looks on.
+    """A viewer of the page.
 
-    :ivar behind: whether what was sent before is still on its way.
+    :ivar behind: whether an earlier document is still being sent.
     """
 
     behind: bool
 
     def send(self, document: str) -> None:
-        """Send him this."""
+        """Send a document."""
 
     def end(self, farewell: str | None) -> None:
-        """Say how it ends, if that is known, and no more."""
+        """Send the process's result, if it is known, and end."""
 
     def abort(self) -> None:
-        """Let him go at once."""
+        """Disconnect the viewer at once."""
 
 
 class Feed:
-    """See the module.
+    """The feed; see the module.
 
     :param pieces: makes a document: yields its text in pieces.
     """
@@ -59,7 +59,7 @@ class Feed:
         self._reactor = reactor
         self._pieces = pieces
         self._cooperator = Cooperator(
-            # One piece, then it's everybody else's turn.
+            # One piece, then others have their turn.
             terminationPredicateFactory=lambda: lambda: True,
             scheduler=lambda step: reactor.callLater(0, step),
         )
@@ -72,18 +72,18 @@ class Feed:
         self._closed = False
 
     def join(self, watcher: Watcher) -> None:
-        """Keep *watcher* informed from now on."""
+        """Send documents to *watcher* from now on."""
         self._behind_since[watcher] = None
         if (document := self._fresh()) is not None:
             watcher.send(document)
         self._go_on()
 
     def leave(self, watcher: Watcher) -> None:
-        """*watcher* is gone."""
+        """Stop sending to *watcher*, which is gone."""
         self._behind_since.pop(watcher, None)
 
     def ask(self) -> Deferred[str]:
-        """Fire with a document that isn't older than `INTERVAL`; fails if it can't be made."""
+        """Fire with a document that isn't older than `INTERVAL`; fail if it can't be made."""
         if (document := self._fresh()) is not None:
             return succeed(document)
         answer: Deferred[str] = Deferred()
@@ -158,13 +158,13 @@ class Feed:
             elif since is None:
                 self._behind_since[watcher] = now
             elif now - since >= PATIENCE:
-                log.info("somebody who looked on and read nothing was let go")
+                log.info("disconnected a viewer of the page that read nothing")
                 del self._behind_since[watcher]
                 watcher.abort()
 
     def _met_a_bug(self, failure: Failure) -> None:
-        """It's shown to nobody; who looks on sees that nothing comes, and tries again."""
-        log.failure("the page met a bug", failure)
+        """Log the failure. Viewers get nothing, and their browsers try again."""
+        log.failure("the page failed with an unexpected error", failure)
         self._not_before = self._reactor.seconds() + PATIENCE
         asking, self._asking = self._asking, []
         for each in asking:

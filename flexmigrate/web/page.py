@@ -2,7 +2,7 @@
 (``/events``).
 
 Events are those of a browser's ``EventSource``: one named ``state`` with each document, and ``end``
-with how the process ends. The page is of this origin only, and asks nobody else for anything.
+with the process's result. The page loads nothing from other origins.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FILES: Final = {
     "page.js": b"text/javascript; charset=utf-8",
     "icon.svg": b"image/svg+xml",
 }
-"""What the page is made of, in ``flexmigrate/web/files``."""
+"""The files of the page, in ``flexmigrate/web/files``."""
 
 JSON: Final = b"application/json"
 
@@ -55,7 +55,7 @@ class _Still(Resource):
 
 
 class _State(Resource):
-    """The document as it is now."""
+    """The current document."""
 
     isLeaf = True  # noqa: N815  # Twisted's name
 
@@ -85,7 +85,7 @@ class _State(Resource):
 
 @implementer(IPushProducer)
 class _Listener:
-    """Somebody who gets events: see ``feed.Watcher``."""
+    """A receiver of events: see ``feed.Watcher``."""
 
     def __init__(self, request: Any) -> None:
         self._request = request
@@ -107,7 +107,7 @@ class _Listener:
     def _event(self, name: str, data: str) -> None:
         self._request.write(f"event: {name}\ndata: {data}\n\n".encode())
 
-    # IPushProducer: what has been written is read, or isn't.
+    # IPushProducer: called as the peer stops and goes on reading.
 
     def pauseProducing(self) -> None:
         self.behind = True
@@ -116,11 +116,11 @@ class _Listener:
         self.behind = False
 
     def stopProducing(self) -> None:
-        """The connection is gone, of which ``notifyFinish`` tells."""
+        """Do nothing: ``notifyFinish`` reports the connection's end."""
 
 
 class _Events(Resource):
-    """The document, again and again."""
+    """The stream of documents."""
 
     isLeaf = True  # noqa: N815  # Twisted's name
 
@@ -143,7 +143,7 @@ class _Events(Resource):
 
 
 def page_root(feed: Feed) -> Resource:
-    """Return what a server for the page has."""
+    """Return the root resource of a server for the page."""
     root = Resource()
     folder = files("flexmigrate.web") / "files"
     for name, kind in FILES.items():
@@ -156,11 +156,11 @@ def page_root(feed: Feed) -> Resource:
 
 
 def _fields() -> bytes:
-    """Return what the fields of the status mean."""
+    """Return the meanings of the status fields, as JSON."""
     told = [{"name": each.name, "unit": each.unit, "doc": each.doc} for each in documented(Status)]
     return json.dumps(told).encode()
 
 
 def farewell(status: int | None, reason: str | None) -> str:
-    """Return what is said at the end of the process."""
+    """Return the message with the process's result."""
     return json.dumps({"status": status, "reason": reason})

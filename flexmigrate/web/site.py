@@ -1,4 +1,4 @@
-"""Our HTTP server: who may ask, and what it takes of them.
+"""The HTTP server, with limits for its clients.
 
 It only ever answers GET and HEAD, and has no means to change anything. A request's body is thrown
 away. A connection is for one request, which has to come, and whose answer has to be taken, within a
@@ -30,19 +30,19 @@ from flexmigrate.web.exposition import CONTENT_TYPE, Exposition
 log = Logger()
 
 MAX_CONNECTIONS = 64
-"""At once: more than monitoring and all the people who look on at one server need."""
+"""Connections at a time: more than monitoring and all viewers of one server need."""
 
 MAX_OF_ONE_HOST = 32
-"""Of these. On a UNIX socket nobody knows who is who."""
+"""Connections of one host. On a UNIX socket clients can't be told apart."""
 
 REQUEST_SECONDS = 10.0
-"""For a request to come, from when its connection stands."""
+"""Seconds from a connection's start until its request has come."""
 
 ANSWER_SECONDS = 30.0
-"""For its answer to be taken: Prometheus gives up after 10."""
+"""Seconds in which the client has to read the answer; Prometheus gives up after 10."""
 
 SLOW_SECONDS = 2.0
-"""Whose answer isn't taken by then may have to make room for others."""
+"""Seconds after which a connection with an unread answer may have to make room for others."""
 
 _HEADERS = {
     b"cache-control": b"no-store",
@@ -63,7 +63,7 @@ class _Nowhere(BytesIO):
 
 class _Request(Request):
     def gotLength(self, length: int | None) -> None:  # noqa: N802  # Twisted's name
-        """Keep no body; Twisted would, in memory or in a file."""
+        """Discard the body, which Twisted would keep in memory or in a file."""
         self.content = _Nowhere()
 
     def process(self) -> None:
@@ -73,7 +73,7 @@ class _Request(Request):
         super().process()  # type: ignore[no-untyped-call]
 
     def goes_on(self) -> None:
-        """Have its answer go on for as long as it is read, which is somebody else's to see to."""
+        """Lift the time limit of the answer; the caller has to limit it."""
         self._connection.goes_on()
 
     @property
@@ -83,7 +83,7 @@ class _Request(Request):
 
 class _Channel(HTTPChannel):
     def checkPersistence(self, request: Any, version: bytes) -> bool:
-        """Take one request, or the answers to many could be asked for, and not be read."""
+        """Take one request per connection; a client could ask for many answers and read none."""
         request.responseHeaders.setRawHeaders(b"connection", [b"close"])
         return False
 
@@ -93,14 +93,14 @@ class _Site(Site):
     protocol: Any = _Channel
 
     def log(self, request: Any) -> None:
-        """Say nothing: it would be a line a second for each who looks on."""
+        """Log nothing: it would be a line a second for each viewer."""
 
 
 class _Connection(ProtocolWrapper):
-    """One connection, whose time is limited.
+    """A connection with a time limit.
 
-    :ivar host: what it is counted by, or None.
-    :ivar is_leaving: it was told to go.
+    :ivar host: the host by which it is counted, or None.
+    :ivar is_leaving: whether it was told to end.
     """
 
     def __init__(self, factory: HTTPFactory, protocol: Any, host: str | None) -> None:
@@ -119,37 +119,37 @@ class _Connection(ProtocolWrapper):
         super().makeConnection(transport)  # type: ignore[no-untyped-call]  # Twisted's
 
     def is_asked(self) -> None:
-        """Its request has come: begin to wait until the answer is taken."""
+        """Begin to wait until the answer is read: the request has come."""
         self._was_asked = True
         self._since = self._reactor.seconds()
         self._timer.reset(ANSWER_SECONDS)
 
     def goes_on(self) -> None:
-        """Its answer has no end."""
+        """Lift the time limit: the answer has no end."""
         self._since = None
         self._timer.cancel()
 
     @property
     def may_go(self) -> bool:
-        """Whether it may have to make room."""
+        """Whether it may have to make room for others."""
         if self._since is None or self.is_leaving:
             return False
         return not self._was_asked or self._reactor.seconds() - self._since > SLOW_SECONDS
 
     def leave(self) -> None:
-        """End it at once."""
+        """End the connection at once."""
         self.is_leaving = True
         self.abortConnection()
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Forget it."""
+        """Remove the connection from the factory."""
         if self._timer is not None and self._timer.active():
             self._timer.cancel()
         super().connectionLost(reason)  # type: ignore[no-untyped-call]  # Twisted's
 
 
 class HTTPFactory(WrappingFactory):
-    """Makes the connections, as many as there may be."""
+    """The factory of HTTP connections, which limits their number."""
 
     noisy = False
 
@@ -162,13 +162,13 @@ class HTTPFactory(WrappingFactory):
         address = None if isinstance(addr, UNIXAddress) else getattr(addr, "host", None)
         host = None if address is None else host_of(address)
         if not self._has_room(host):
-            log.warn("refused an HTTP connection from {host}: there are too many", host=host)
+            log.warn("refused an HTTP connection from {host}: too many are open", host=host)
             return None
         wrapped = self.wrappedFactory.buildProtocol(addr)
         return None if wrapped is None else _Connection(self, wrapped, host)
 
     def _has_room(self, host: str | None) -> bool:
-        """Return whether one more may come from *host*; one that is slow makes room for it."""
+        """Return whether *host* may open another connection; a slow one is ended to make room."""
         standing = [each for each in self.protocols if not each.is_leaving]
         its = standing if host is None else [each for each in standing if each.host == host]
         if host is not None and len(its) >= MAX_OF_ONE_HOST:
@@ -184,12 +184,12 @@ class HTTPFactory(WrappingFactory):
         return False
 
     def unregisterProtocol(self, p: Any) -> None:  # noqa: N802  # Twisted's name
-        """Called by a connection that is gone."""
+        """Remove a connection that is gone."""
         super().unregisterProtocol(p)  # type: ignore[no-untyped-call]
         self._tell_if_closed()
 
     def close_connections(self, seconds: float) -> Deferred[None]:
-        """Close them all once they were written what was meant for them, after *seconds* in any
+        """Close all connections once their data is written, after *seconds* in any
         case; fire when they are gone.
         """
         closed = self._closed = Deferred()
@@ -219,7 +219,7 @@ class Metrics(Resource):
         super().__init__()  # type: ignore[no-untyped-call]
         self._exposition = exposition
         self._cooperator = Cooperator(
-            # One piece, then it's everybody else's turn.
+            # One piece, then others have their turn.
             terminationPredicateFactory=lambda: lambda: True,
             scheduler=lambda step: reactor.callLater(0, step),
         )
@@ -239,8 +239,8 @@ class Metrics(Resource):
 
         def ended(result: object) -> None:
             if isinstance(result, Failure):
-                log.failure("the metrics met a bug", result)
-                request.loseConnection()  # so that half of them isn't taken for all
+                log.failure("the metrics failed with an unexpected error", result)
+                request.loseConnection()  # so that a part isn't taken for the whole
             elif not gone:
                 request.finish()
 
@@ -249,7 +249,7 @@ class Metrics(Resource):
 
 
 def metrics_root(reactor: Any, exposition: Exposition) -> Resource:
-    """Return what a server for metrics alone has: ``/metrics``."""
+    """Return the root resource of a server that has only ``/metrics``."""
     root = Resource()
     root.putChild(b"metrics", Metrics(reactor, exposition))
     return root

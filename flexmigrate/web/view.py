@@ -12,7 +12,7 @@ from flexmigrate.telemetry.status import Status
 
 
 class Blocks(Protocol):
-    """Some of the blocks of an image: those still to be sent, or those that were received.
+    """A set of blocks of an image: those to be sent, or those that were received.
 
     :ivar size: of the image, in bytes.
     :ivar block_size: in bytes, a power of two.
@@ -32,9 +32,9 @@ class Blocks(Protocol):
 class ClientView:
     """One connection of a client.
 
-    :ivar number: tells connections apart, as in the log.
+    :ivar number: the connection's number, as in the log.
     :ivar address: host and port, or ``unix``.
-    :ivar export: that it uses; None while it negotiates.
+    :ivar export: the export that it uses; None while it negotiates.
     """
 
     number: int
@@ -44,11 +44,11 @@ class ClientView:
 
 @dataclass(frozen=True)
 class Moving:
-    """A migration as one of its ends sees it: one that runs, or the last one.
+    """A migration at one of its ends: a running one, or the last one.
 
     :ivar began: the reactor's time, in seconds.
-    :ivar history: what it looked like over time, where that is known; goes on changing.
-    :ivar layers: what there is to see of the image's blocks, by its name in `web.document`.
+    :ivar history: its history, if it is known; it goes on changing.
+    :ivar layers: sets of the image's blocks, by their names in `web.document`.
     """
 
     began: float
@@ -63,9 +63,9 @@ class ExportView:
     :ivar status: see `Status`; of the server, its fields are the same for each export.
     :ivar clients: connections that use it.
     :ivar waiting: requests and other calls that are with the thread pool, or wait for it.
-    :ivar meter: what was measured of its requests; goes on changing.
-    :ivar tally: what its migrations came to, the one that runs included.
-    :ivar moving: None where there was no migration.
+    :ivar meter: the counters of its requests; they go on changing.
+    :ivar tally: the totals of its migrations, including a running one.
+    :ivar moving: its migration; None if there was none.
     """
 
     name: str
@@ -96,7 +96,7 @@ class ServerView:
     """A server at one moment.
 
     :ivar exports: at least one.
-    :ivar clients: the connections that stand, the oldest first.
+    :ivar clients: the open connections, the oldest first.
     """
 
     exports: Sequence[ExportView]
@@ -108,5 +108,5 @@ Look = Callable[[], ServerView]
 
 
 def shown(name: str) -> str:
-    """Return *name* as UTF-8 can have it: one from the command line may be any bytes."""
+    """Return *name* as valid UTF-8: a name from the command line may be any bytes."""
     return name.encode("utf-8", "backslashreplace").decode()

@@ -60,7 +60,7 @@ class ShortReads:
         try:
             self._told(ended)
         except Exception:  # noqa: BLE001  # the reactor would never call again, and reads never end
-            log.failure("short reads met a bug")
+            log.failure("short reads failed with an unexpected error")
 
     def fileno(self) -> int:
         """As IFileDescriptor has it."""

@@ -118,7 +118,11 @@ class DestinationHandover:
         Never fails.
         """
         looking = Deferred.fromCoroutine(self._look())
-        return looking.addErrback(lambda failure: log.failure("looking met a bug", failure))
+        return looking.addErrback(
+            lambda failure: log.failure(
+                "checking the records failed with an unexpected error", failure
+            )
+        )
 
     async def _look(self) -> None:
         if self._is_needed:
