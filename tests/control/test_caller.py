@@ -72,7 +72,7 @@ class RealSocketTests(TestCase):
 
         def talk() -> bytes:
             with socket.socket(socket.AF_UNIX) as client:
-                client.settimeout(10)
+                client.settimeout(60)
                 client.connect(self.path)
                 client.sendall(data)
                 if half_close:

@@ -362,7 +362,7 @@ class WithThreads(SynchronousTestCase):
         slow = Background(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
         answers: list[Deferred[Any]] = [slow.read(0, 512), slow.flush()]
         for _ in answers:
-            call, *args = calls.get(timeout=10)
+            call, *args = calls.get(timeout=60)
             call(*args)
         for answer in answers:
             self.successResultOf(answer)

@@ -18,8 +18,8 @@ from support.scene import Scene, SceneCase
 
 BLOCK = 4096
 
-# A run of the tests that follows another of the same ones, as trial does in CI, need not cut at
-# each byte again: at the end of a migration it does.
+# `make test` cuts at every fourth byte, and at every one at the end of a migration; `make simulate`
+# at every one.
 STEP = int(os.environ.get("CUT_STEP", "1"))
 
 PLAIN_ENDS = (

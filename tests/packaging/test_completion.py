@@ -32,7 +32,7 @@ def scripts(tmp_path: Path) -> Path:
 
 def in_bash(scripts: Path, *words: str) -> list[str]:
     asked = ["bash", "-c", BASH, "bash", str(scripts / "bash"), *words]
-    done = subprocess.run(asked, capture_output=True, text=True, timeout=20)
+    done = subprocess.run(asked, capture_output=True, text=True, timeout=60)
     assert done.stderr == ""
     return done.stdout.split()
 

@@ -136,7 +136,7 @@ def test_its_servers_serve(installed: Installed, children: Children, tmp_path: P
         host, port = server.listening()
         place = ("--addr", host, "--port", str(port), "--from", "0", "--size", "4096")
         read = [installed.program("flexmigrate"), "read", *place]
-        done = subprocess.run(read, capture_output=True, timeout=30)
+        done = subprocess.run(read, capture_output=True, timeout=60)
         assert done.stdout == image.read_bytes()[:4096], done.stderr
         server.process.terminate()
         server.expect_exit(0)

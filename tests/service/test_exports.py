@@ -201,7 +201,7 @@ class TestMigrating:
         several.give_away("alpha")
         server.wait_for("export 'alpha': the image was migrated away")
         image = several.images["alpha"]
-        assert run("flock", "--exclusive", "--timeout=15", str(image), "true").returncode == 0
+        assert run("flock", "--exclusive", "--timeout=60", str(image), "true").returncode == 0
         held = {path.readlink() for path in Path(f"/proc/{server.pid}/fd").iterdir()}
         assert image not in held
         assert several.images["beta"] in held

@@ -46,7 +46,7 @@ def place_of(server: Child) -> str:
 
 def scrape(server: Child, method: str = "GET", path: str = "/metrics") -> str:
     request = urllib.request.Request(f"http://{place_of(server)}{path}", method=method)
-    with urllib.request.urlopen(request, timeout=20) as answer:
+    with urllib.request.urlopen(request, timeout=60) as answer:
         assert answer.headers["Content-Type"].startswith("text/plain; version=0.0.4")
         assert "Access-Control-Allow-Origin" not in answer.headers
         text: str = answer.read().decode()
@@ -99,7 +99,7 @@ class TestServing:
         source = servers.serve("--metrics", str(path))
         assert place_of(source) == str(path)
         with socket.socket(socket.AF_UNIX) as client:
-            client.settimeout(20)
+            client.settimeout(60)
             client.connect(str(path))
             client.sendall(b"GET /metrics HTTP/1.0\r\n\r\n")
             answer = b""

@@ -28,7 +28,7 @@ def page_of(server: Child) -> str:
 
 
 def get(address: str, method: str = "GET") -> Any:
-    return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=20)
+    return urllib.request.urlopen(urllib.request.Request(address, method=method), timeout=60)
 
 
 def refused(address: str, method: str = "GET") -> int:

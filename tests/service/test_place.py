@@ -30,7 +30,7 @@ print("it is the sender", flush=True)
 signal.pause()
 """
 
-PATIENCE = 25.0
+PATIENCE = 120.0
 """In seconds: far less than the kernel's own patience with a peer that is silent."""
 
 

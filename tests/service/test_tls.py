@@ -343,10 +343,10 @@ class Impostor:
         assert not self._thread.is_alive()
 
     def _serve(self) -> None:
-        self._port.settimeout(20)
+        self._port.settimeout(60)
         sock, _ = self._port.accept()
         with sock:
-            sock.settimeout(20)
+            sock.settimeout(60)
             sock.sendall(raw_nbd.INIT_MAGIC + raw_nbd.OPTION_MAGIC + struct.pack(">H", 3))
             try:
                 receive(sock, 4)
@@ -491,7 +491,7 @@ class TestMigration:
         sender.go()
         sender.send(raw_nbd.DISC)
         with socket.socket(fileno=os.dup(sender.sock.fileno())) as below:
-            below.settimeout(30)
+            below.settimeout(60)
             with pytest.raises(ConnectionResetError):
                 read_to_the_end(below)
         destination.wait_for("the sender said DISC, but")

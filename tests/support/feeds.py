@@ -32,7 +32,7 @@ BUFFER = 64 * 1024
 TURNS = 10_000
 
 # Seconds that the kernel may take for what takes it less than a millisecond.
-PATIENCE = 20
+PATIENCE = 60
 
 
 class HandPool:

@@ -35,7 +35,7 @@ fua = true
 trim = true
 """
 
-PATIENCE = 10.0  # seconds
+PATIENCE = 60.0  # seconds
 
 Serving = contextlib.AbstractContextManager[None]
 

@@ -22,7 +22,7 @@ from typing import IO
 TESTS = Path(__file__).resolve().parent.parent
 
 # Generous, for a busy machine: a wait that is met costs nothing, however long its limit is.
-PATIENCE = 20.0
+PATIENCE = 60.0
 
 # One of our servers is ready when it has logged this; a UNIX socket has a path for an address.
 LISTENING = re.compile(r"listening on (?:\[?(?P<host>[^\s\]]+)\]?:(?P<port>\d+)|(?P<path>/\S+))")

@@ -43,7 +43,7 @@ class Holder:
 
     def lets_go(self) -> None:
         """Give the turn back, and end."""
-        self.process.communicate("\n", timeout=20)
+        self.process.communicate("\n", timeout=60)
         assert self.process.returncode == 0
 
 
