@@ -6,9 +6,9 @@
 Such a part stands between two comments, ``.. begin NAME`` and ``.. end NAME``; all around it is
 written by hand. A test runs the check, so that a table can't say what the code doesn't do.
 
-The state machines are also drawn, by Graphviz's ``dot``. A drawing carries the digest of what it
-was drawn from, so that neither the check nor the site needs ``dot``; only a machine that has
-changed does.
+The paths of ``paths.py`` are drawn by that. The state machines are drawn by Graphviz's ``dot``.
+Such a drawing carries the digest of what it was drawn from, so that neither the check nor the site
+needs ``dot``; only a machine that has changed does.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import paths
 from automat import TypeMachineBuilder
 
 from flexmigrate.cli.commands import COMMANDS
@@ -275,6 +277,16 @@ def _doings(outputs: Sequence[Any]) -> str:
     return ", then ".join(f"``{name}``" for name in names if not name.startswith("returns")) or "-"
 
 
+def path(name: str) -> Callable[[], Iterator[str]]:
+    """Return what yields the table of a path through the code."""
+
+    def lines() -> Iterator[str]:
+        header = ("step", "file", "function", "what it does")
+        yield from table(header, list(paths.rows(paths.PATHS[name])))
+
+    return lines
+
+
 MACHINES: dict[str, TypeMachineBuilder[Any, Any]] = {
     "source": source.builder,
     "destination": destination.builder,
@@ -290,6 +302,7 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "filesystems": filesystems,
     "metrics": metrics,
     **{name: states(builder) for name, builder in MACHINES.items()},
+    **{f"path-{name}": path(name) for name in paths.PATHS},
 }
 
 
@@ -306,6 +319,18 @@ def renewed(text: str) -> str:
     return _PART.sub(renew, text)
 
 
+def _figures() -> Iterator[tuple[Path, Callable[[], str]]]:
+    """Yield each drawing that isn't up to date, and what makes it."""
+    for name, builder in MACHINES.items():
+        figure, text = DOCS / "figures" / f"states-{name}.svg", diagram(builder)
+        if not figure.exists() or not figure.read_text().endswith(drawn_from(text)):
+            yield figure, partial(drawing, text)
+    for name, each in paths.PATHS.items():
+        figure = DOCS / "figures" / f"path-{name}.svg"
+        if not figure.exists() or figure.read_text() != paths.drawing(each):
+            yield figure, partial(paths.drawing, each)
+
+
 def main(check: bool) -> int:
     """Rewrite the documents, or only *check* them; return the exit status."""
     stale = []
@@ -315,13 +340,10 @@ def main(check: bool) -> int:
             stale.append(path.name)
             if not check:
                 path.write_text(new)
-    for name, builder in MACHINES.items():
-        path = DOCS / "figures" / f"states-{name}.svg"
-        text = diagram(builder)
-        if not path.exists() or not path.read_text().endswith(drawn_from(text)):
-            stale.append(path.name)
-            if not check:
-                path.write_text(drawing(text))
+    for figure, content in _figures():
+        stale.append(figure.name)
+        if not check:
+            figure.write_text(content())
     if stale:
         sys.stderr.write(f"{'not up to date' if check else 'rewritten'}: {', '.join(stale)}\n")
     return 1 if check and stale else 0
