@@ -3,6 +3,7 @@
     python -m simulation SCHEDULE
     python -m simulation random|main|singles|pairs LAST [FIRST [STEP]]
     python -m simulation mutations [FIRST [STEP]]
+    python -m simulation alone MOST [FIRST [STEP]]
 
 With one schedule, as a failure prints it, all that happens in it is told.
 """
@@ -13,7 +14,7 @@ import sys
 
 from simulation import judge
 from simulation.judge import Trial
-from simulation.running import hunt, play, prepare
+from simulation.running import hunt, hunt_without, play, prepare
 from simulation.schedules import Schedule
 
 
@@ -44,6 +45,8 @@ def main(arguments: list[str]) -> int:
         first, step, *_ = (*map(int, numbers), *(0, 1)[len(numbers) :])
         return 1 if hunt(first, step) else 0
     last, first, step, *_ = (*map(int, numbers), *(0, 1)[len(numbers) - 1 :])
+    if what == "alone":
+        return 1 if hunt_without(last, first, step) else 0
     return 1 if play(what, first, last, step) else 0
 
 

@@ -35,6 +35,7 @@ from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
 from flexmigrate.server.transmission import Transmission
 from simulation.schedules import (
+    LIES,
     Schedule,
     drawn,
     forgotten_flushes,
@@ -46,6 +47,7 @@ from simulation.schedules import (
     singles,
     speakers,
     strange,
+    truthful,
 )
 
 MOST = 3000
@@ -118,6 +120,18 @@ class Mutation:
         for each in islice(chain.from_iterable(zip(one, two, three, strict=False)), MOST):
             if self.plain == ("plain" in each.options):
                 yield each
+
+    def hunted_without(self, most: int) -> Iterator[Schedule]:
+        """Yield schedules in which nobody tells this mutation's lie, *most* of each kind: its own
+        without it, those of the other lies, and some without any.
+        """
+        assert self.lie is not None
+        draw = random.Random(1)
+        own = list({str(each): each for each in map(truthful, self.lie())}.values())
+        others = [schedule for lie in LIES if lie is not self.lie for schedule in lie()]
+        for family in (own, others, list(singles())):
+            draw.shuffle(family)
+            yield from family[:most]
 
     def _fits(self, schedule: Schedule) -> bool:
         return self.plain == ("plain" in schedule.options) and all(
@@ -417,3 +431,6 @@ MUTATIONS = (
         lie=returning_clients,
     ),
 )
+
+LIED = tuple(each for each in MUTATIONS if each.lie in LIES)
+"""Those that are found by a lie, and only by it."""

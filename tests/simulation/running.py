@@ -23,7 +23,7 @@ from flexmigrate.server import transmission
 from flexmigrate.testing.disk import Died
 from flexmigrate.wire import reply_parser
 from simulation.judge import Afterlife, Trial
-from simulation.mutations import MUTATIONS
+from simulation.mutations import LIED, MUTATIONS, Mutation
 from simulation.remains import Remains
 from simulation.schedules import Schedule, drawn, lies, main_singles, pairs, singles, strange
 from simulation.sides import Violation
@@ -166,15 +166,7 @@ def hunt(first: int, step: int) -> int:
     """
     missed = 0
     for mutation in MUTATIONS[first::step]:
-        with mutation.applied():
-            found = next(
-                (
-                    (number, schedule, fault)
-                    for number, (schedule, fault) in enumerate(faults_in(mutation.hunted_in()), 1)
-                    if fault is not None
-                ),
-                None,
-            )
+        found = _found(mutation, mutation.hunted_in())
         if found is None:
             missed += 1
             print(f"not found: {mutation.name}", flush=True)
@@ -182,6 +174,33 @@ def hunt(first: int, step: int) -> int:
             number, schedule, fault = found
             print(f"found: {mutation.name}: by schedule {number}, {schedule}: {fault}", flush=True)
     return missed
+
+
+def hunt_without(most: int, first: int, step: int) -> int:
+    """Break the code in each *step*-th way that a lie has to find, and see that it isn't found
+    where nobody tells that lie: see `Mutation.hunted_without`.
+
+    :return: how many were found all the same.
+    """
+    found_otherwise = 0
+    for mutation in LIED[first::step]:
+        found = _found(mutation, mutation.hunted_without(most))
+        if found is None:
+            print(f"by its lie alone: {mutation.name}", flush=True)
+        else:
+            found_otherwise += 1
+            _, schedule, fault = found
+            print(f"without its lie: {mutation.name}: by {schedule}: {fault}", flush=True)
+    return found_otherwise
+
+
+def _found(mutation: Mutation, schedules: Iterable[Schedule]) -> tuple[int, Schedule, str] | None:
+    """Return the first of *schedules* that finds the mutation, with its number and its fault."""
+    with mutation.applied():
+        for number, (schedule, fault) in enumerate(faults_in(schedules), 1):
+            if fault is not None:
+                return number, schedule, fault
+    return None
 
 
 def claimed(what: object) -> bool:

@@ -326,6 +326,15 @@ def returning_clients() -> Iterator[Schedule]:
 
 LIES = (forgotten_flushes, hidden_data, moving_names, speakers, set_clocks, returning_clients)
 
+_LYING_OPTIONS = frozenset(("forgets", "hidden", "misled"))
+_LYING_FAULTS = frozenset((*MEDDLING, "speaker", "clock", "return"))
+
+
+def truthful(schedule: Schedule) -> Schedule:
+    """Return *schedule* without its lies: all else that is to happen in it happens."""
+    faults = tuple(each for each in schedule.faults if each.kind not in _LYING_FAULTS)
+    return replace(schedule, options=schedule.options - _LYING_OPTIONS, faults=faults)
+
 
 def lies() -> Iterator[Schedule]:
     """Yield what is true of less than all else takes for granted: of each kind in turn."""

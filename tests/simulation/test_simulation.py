@@ -11,9 +11,10 @@ from unittest import mock
 import pytest
 from twisted.trial.unittest import SynchronousTestCase
 
-from simulation.mutations import MUTATIONS, Change, PlaceGone
+from simulation.mutations import LIED, MUTATIONS, Change, PlaceGone
 from simulation.running import CLAIMS, beside, told_of
 from simulation.schedules import (
+    LIES,
     STEPS,
     Ending,
     Fault,
@@ -108,6 +109,14 @@ class MutationTests(SynchronousTestCase):
         found = [line for line in printed if line.startswith("found: ")]
         missed = [line for line in printed if line.startswith("not found: ")]
         self.assertEqual((status, missed, len(found)), (0, [], len(MUTATIONS)))
+
+    def test_those_of_a_lie_are_found_by_it_alone(self) -> None:
+        # That each is found where its lie is told, the test above has seen.
+        most = 3_000 if os.environ.get(EVERYTHING) else 40
+        status, printed = beside("alone", most, 0, 1)
+        alone = [line for line in printed if line.startswith("by its lie alone: ")]
+        self.assertEqual((status, len(alone)), (0, len(LIED)), "\n".join(printed))
+        self.assertEqual({each.lie for each in LIED}, set(LIES))
 
     def test_the_code_is_as_before_afterwards(self) -> None:
         for mutation in MUTATIONS:
