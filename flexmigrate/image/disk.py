@@ -17,10 +17,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import pwd
 import secrets
 import shlex
 import stat
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Protocol
 
 from flexmigrate.errors import ImageError
@@ -102,6 +104,37 @@ SYSTEM: Disk = os
 """The disk of this machine: the module itself."""
 
 
+@dataclass(frozen=True, slots=True)
+class Writers:
+    """The users who may have written a record of an image, besides root and us: those who may write
+    to the image, who could do to it whatever a record of theirs could have us do.
+
+    :ivar owner: of the image.
+    :ivar group: that may write to the image; None if its mode lets none.
+    """
+
+    owner: int
+    group: int | None = None
+
+    @classmethod
+    def of(cls, image: os.stat_result) -> Writers:
+        """Return those of an image."""
+        return cls(image.st_uid, image.st_gid if image.st_mode & stat.S_IWGRP else None)
+
+    def has(self, user: int) -> bool:
+        """Return whether *user* is one of them."""
+        return user == self.owner or (self.group is not None and _is_member(user, self.group))
+
+
+def _is_member(user: int, group: int) -> bool:
+    """Return whether a user is in a group; False of one that this host doesn't know."""
+    try:
+        entry = pwd.getpwuid(user)
+    except KeyError:
+        return False
+    return group in os.getgrouplist(entry.pw_name, entry.pw_gid)
+
+
 class UntrustedFile(ImageError):
     """Something has the name of a file of ours, and somebody else may have put it there."""
 
@@ -165,20 +198,20 @@ def remove(disk: Disk, path: str) -> None:
         sync_folder(disk, path)
 
 
-def read(disk: Disk, path: str, limit: int, owner: int | None = None) -> bytes | None:
+def read(disk: Disk, path: str, limit: int, writers: Writers | None = None) -> bytes | None:
     """Return what the file at *path* holds, its first *limit* bytes at most; None if there is none.
 
-    :param owner: the user who may have written it, besides root and us.
+    :param writers: the users who may have written it, besides root and us.
     :raises UntrustedFile: as `is_there`.
     :raises OSError: as open(2) and read(2), for any other reason.
     """
-    if not is_there(disk, path, owner):
+    if not is_there(disk, path, writers):
         return None
     with about(path):
         # O_NONBLOCK: for what has been put there since.
         fd = disk.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | _UNTRUSTING)
         try:
-            _check(disk, path, disk.fstat(fd), owner)
+            _check(disk, path, disk.fstat(fd), writers)
             data = b""
             while len(data) < limit and (more := disk.read(fd, limit - len(data))):
                 data += more
@@ -187,14 +220,15 @@ def read(disk: Disk, path: str, limit: int, owner: int | None = None) -> bytes |
             disk.close(fd)
 
 
-def is_there(disk: Disk, path: str, owner: int | None = None) -> bool:
+def is_there(disk: Disk, path: str, writers: Writers | None = None) -> bool:
     """Return whether there is a file of ours by the name *path*.
 
     In a folder that others may write to, anybody could have put something there. Ours are regular
-    files that belong to us, to root or to the image's *owner*, and that nobody else may write to;
-    in such a folder, they have no second name, either.
+    files that belong to us, to root, to one of *writers*, or to the owner of a folder that nobody
+    else may write to; that nobody else may write to; and that in a folder that others may write to
+    have no second name, either.
 
-    :param owner: the user who may have written it, besides root and us.
+    :param writers: the users who may have written it, besides root and us.
     :raises UntrustedFile: there is something, and it isn't one of these.
     :raises OSError: it can't be told, e.g. because a folder may not be searched.
     """
@@ -204,11 +238,11 @@ def is_there(disk: Disk, path: str, owner: int | None = None) -> bool:
         if error.errno in _NOTHING_THERE:
             return False
         raise
-    _check(disk, path, status, owner)
+    _check(disk, path, status, writers)
     return True
 
 
-def _check(disk: Disk, path: str, status: os.stat_result, owner: int | None) -> None:
+def _check(disk: Disk, path: str, status: os.stat_result, writers: Writers | None) -> None:
     remove = "rmdir" if stat.S_ISDIR(status.st_mode) else "rm"
     fault, advice = (
         "",
@@ -217,8 +251,11 @@ def _check(disk: Disk, path: str, status: os.stat_result, owner: int | None) -> 
     mode = stat.S_IMODE(status.st_mode)
     if not stat.S_ISREG(status.st_mode):
         fault = f"it is {_KINDS.get(stat.S_IFMT(status.st_mode), 'no regular file')}"
-    elif status.st_uid not in (0, os.geteuid(), owner):
-        fault = f"it belongs to user {status.st_uid}, who is neither us, root nor the image's owner"
+    elif not _may_have_written(disk, path, status.st_uid, writers):
+        fault = (
+            f"it belongs to user {status.st_uid}, who is neither us nor root, and may not write to "
+            "the image"
+        )
         advice += f"; if it is right, chown {os.geteuid()} {shlex.quote(path)}"
     elif mode & _OTHERS_WRITE:
         fault = f"others than its owner, user {status.st_uid}, may write to it"
@@ -230,6 +267,14 @@ def _check(disk: Disk, path: str, status: os.stat_result, owner: int | None) -> 
             f"{path} can't be trusted: {fault} (mode {mode:04o}); nothing is done with the image "
             f"before that is settled: {advice}"
         )
+
+
+def _may_have_written(disk: Disk, path: str, user: int, writers: Writers | None) -> bool:
+    if user in (0, os.geteuid()) or (writers is not None and writers.has(user)):
+        return True
+    # Who alone may make files there could put another image there, too; it may be gone by now.
+    folder = disk.stat(os.path.dirname(os.path.abspath(path)))
+    return folder.st_uid == user and not folder.st_mode & _OTHERS_WRITE
 
 
 def _is_open_to_others(disk: Disk, path: str) -> bool:

@@ -5,6 +5,7 @@ hangs.
 from __future__ import annotations
 
 import os
+import pwd
 import stat
 from collections.abc import Callable
 from pathlib import Path
@@ -133,6 +134,53 @@ def test_every_command_refuses(image: Path, plant: Plant, fault: str, words: str
     assert "rm " in said
     assert "Traceback" not in said
     assert image.read_bytes() == b"\1" * SIZE
+
+
+@needs_root
+class TestWhoMayWriteToTheImage:
+    """Records of those who could do as much to the image itself."""
+
+    def test_its_owner(self, image: Path) -> None:
+        a_file(image.with_name("disk.img.handover"))
+        os.chown(image, NOBODY, -1)
+        assert look(str(image)).state is State.DONE
+
+    def test_a_member_of_a_group_that_may(self, image: Path) -> None:
+        a_file(image.with_name("disk.img.handover"))
+        group = pwd.getpwuid(NOBODY).pw_gid
+        os.chown(image, -1, group)
+        with pytest.raises(UntrustedFile, match="may not write to the image"):
+            look(str(image))
+        image.chmod(0o660)
+        assert look(str(image)).state is State.DONE
+
+    def test_no_member_of_another_group(self, image: Path) -> None:
+        a_file(image.with_name("disk.img.handover"))
+        image.chmod(0o666)
+        with pytest.raises(UntrustedFile, match="may not write to the image"):
+            look(str(image))
+
+    def test_a_user_whom_nobody_knows_is_in_no_group(self, image: Path) -> None:
+        path = image.with_name("disk.img.handover")
+        a_file(path)
+        os.chown(path, 54321, 54321)
+        os.chown(image, -1, 54321)
+        image.chmod(0o660)
+        with pytest.raises(UntrustedFile, match="belongs to user 54321"):
+            look(str(image))
+
+    @pytest.mark.parametrize("mode", [0o755, 0o775, 0o1777])
+    def test_the_owner_of_a_folder_that_is_his_alone(self, image: Path, mode: int) -> None:
+        path = image.with_name("disk.img.handover")
+        a_file(path)
+        image.unlink()  # as a source does that has given it away
+        os.chown(image.parent, NOBODY, -1)
+        image.parent.chmod(mode)
+        if mode == 0o755:
+            assert look(str(image)).state is State.DONE
+        else:
+            with pytest.raises(UntrustedFile, match=f"user {NOBODY}"):
+                look(str(image))
 
 
 @needs_root

@@ -213,7 +213,7 @@ MUTATIONS = (
         (
             Change(
                 Ownership._restore,
-                "if journal.load(self._disk, path, self.standing.owner) != before:",
+                "if journal.load(self._disk, path, self.standing.writers) != before:",
                 "if False:",
             ),
         ),

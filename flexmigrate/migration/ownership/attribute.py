@@ -24,7 +24,7 @@ import stat
 from dataclasses import dataclass, replace
 
 from flexmigrate.errors import ImageError
-from flexmigrate.image.disk import Disk
+from flexmigrate.image.disk import Disk, Writers
 from flexmigrate.migration.ownership import journal
 from flexmigrate.migration.ownership.journal import Record
 from flexmigrate.wire.frames import display_text
@@ -163,12 +163,12 @@ def combined(
     return record, ""
 
 
-def record_elsewhere(disk: Disk, found: Attribute, owner: int | None) -> Record | None:
+def record_elsewhere(disk: Disk, found: Attribute, writers: Writers | None) -> Record | None:
     """Return the record of the journal that an attribute names, if it is about the same file and
     session.
     """
     with contextlib.suppress(ImageError):
-        record = journal.load(disk, found.journal, owner)
+        record = journal.load(disk, found.journal, writers)
         if record is not None and (record.file, record.session) == (
             found.record.file,
             found.record.session,

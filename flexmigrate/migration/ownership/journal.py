@@ -20,7 +20,7 @@ from typing import Any
 
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
-from flexmigrate.image.disk import Disk
+from flexmigrate.image.disk import Disk, Writers
 from flexmigrate.wire.handover import MAX_JOURNAL, MAX_SUPERSEDED, NO_ID, State
 from flexmigrate.wire.keys import KEY_LENGTH, NO_KEY, KeyKind, derive_key
 from flexmigrate.wire.packing import ID_LENGTH
@@ -147,15 +147,15 @@ def path_of(place: str) -> str:
     return place + SUFFIX
 
 
-def load(disk: Disk, path: str, owner: int | None = None) -> Record | None:
+def load(disk: Disk, path: str, writers: Writers | None = None) -> Record | None:
     """Return the record in the journal at *path*, or None where there is no journal.
 
-    :param owner: the user who owns the image, and may have written it.
+    :param writers: the users who may have written it, besides root and us.
     :raises JournalError: there is something, and it isn't a whole record that we know.
     :raises UntrustedFile: it isn't a file that nobody else could have put there.
     """
     try:
-        data = disks.read(disk, path, MAX_BYTES + 1, owner)
+        data = disks.read(disk, path, MAX_BYTES + 1, writers)
     except OSError as error:
         raise JournalError(f"can't read the journal {path}: {error.strerror}") from error
     return None if data is None else _decoded(path, data)

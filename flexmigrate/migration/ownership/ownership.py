@@ -187,7 +187,7 @@ class Ownership:
         """
         path = journal.path_of(self._beside)
         try:
-            if journal.load(self._disk, path, self.standing.owner) != before:
+            if journal.load(self._disk, path, self.standing.writers) != before:
                 self._force(before)
         except (OSError, ImageError):
             raise UncertainError(
@@ -406,7 +406,7 @@ class Ownership:
         """
         path = journal.path_of(self._beside)
         with contextlib.suppress(OSError, ImageError):
-            if journal.load(self._disk, path, self.standing.owner) != before:
+            if journal.load(self._disk, path, self.standing.writers) != before:
                 if before is None:
                     disks.remove(self._disk, path)
                     self._mark(None)

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from flexmigrate.errors import ImageError
 from flexmigrate.image import disk as disks
 from flexmigrate.image import places
-from flexmigrate.image.disk import SYSTEM, Disk
+from flexmigrate.image.disk import SYSTEM, Disk, Writers
 from flexmigrate.migration.ownership import attribute as attributes
 from flexmigrate.migration.ownership import journal
 from flexmigrate.migration.ownership.attribute import FORBIDDING, Attribute
@@ -41,7 +41,7 @@ class Standing:
     :ivar beside: what the names of what lies beside it begin with; empty: its path.
     :ivar mark: what tells the file that has its name now from others; empty where unknown.
     :ivar is_missing: whether nothing has its name.
-    :ivar owner: the user whose file it is, and who may have written what lies beside it.
+    :ivar writers: the users who may have written what lies beside it.
     :ivar attribute: what its attribute says, whatever file that is about; None without one.
     :ivar recorded_at: the journal's path, if the record isn't that of the journal beside it but was
         found by its attribute: another name's, or one that is gone; else empty.
@@ -53,7 +53,7 @@ class Standing:
     beside: str = ""
     mark: str = ""
     is_missing: bool = False
-    owner: int | None = None
+    writers: Writers | None = None
     attribute: Attribute | None = None
     recorded_at: str = ""
 
@@ -225,8 +225,8 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     try:
         where = places.beside(disk, real)
         is_missing = not disks.exists(disk, real)
-        owner = None if is_missing else disk.stat(real).st_uid
-        marker = disks.is_there(disk, where + MARKER_SUFFIX, owner)
+        writers = None if is_missing else Writers.of(disk.stat(real))
+        marker = disks.is_there(disk, where + MARKER_SUFFIX, writers)
         mark = disks.mark(disk, real)
         misplaced = where != real and disks.exists(disk, journal.path_of(real))
     except OSError as error:
@@ -238,12 +238,12 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
             f"{journal.path_of(where)}, else remove it"
         )
     own = journal.path_of(where)
-    record = journal.load(disk, own, owner)
+    record = journal.load(disk, own, writers)
     found = attributes.read(disk, real) if mark else None
-    standing = Standing(real, record, marker, where, mark, is_missing, owner, found)
+    standing = Standing(real, record, marker, where, mark, is_missing, writers, found)
     if found is None or not standing.is_the_recorded_file:
         return standing
     others = None
     if found.journal != own:
-        others = attributes.record_elsewhere(disk, found, owner)
+        others = attributes.record_elsewhere(disk, found, writers)
     return standing.by_its_attribute(own, others)
