@@ -37,7 +37,7 @@ TRIALABLE = $$(grep -rLE '^(import|from) pytest' --include='test_*.py' $(TRIAL))
 # The demonstration and the tests share the client that trusts nobody.
 SHARED := $(CURDIR):$(CURDIR)/tests
 
-.PHONY: help demo test trial fuzz simulate storm bench bench-migration bench-profile package docs lint format tables matrix coverage clean
+.PHONY: help demo test trial fuzz simulate storm bench bench-migration bench-profile package docs versions lint format tables matrix coverage clean
 .DELETE_ON_ERROR:
 
 help:
@@ -52,6 +52,7 @@ help:
 	@echo 'make bench-profile    tell where the time of each row of make bench goes (as root)'
 	@echo 'make package   a wheel and a source archive, with the manual, in dist/'
 	@echo 'make docs      the documentation as a site, in docs/_build/html; a warning is an error'
+	@echo 'make versions  a part of the tests, with each Python that is found, old and new libraries'
 	@echo 'make lint      ruff, its format, and mypy --strict'
 	@echo 'make format    let ruff mend what it can'
 	@echo 'make tables    renew the tables of docs/ that follow from the code'
@@ -87,7 +88,7 @@ demo: $(VENV)/.installed
 
 test: $(VENV)/.developing
 	@.ci/need $(PEERS)
-	$(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
+	CUT_STEP=$${CUT_STEP:-4} $(BIN)/python -m pytest --numprocesses=$(WORKERS) --dist=worksteal $(PYTEST_ARGS)
 
 # Hypothesis gives each example a deadline, unless it finds itself in CI: the machine may be busy.
 trial: $(VENV)/.developing
@@ -100,7 +101,8 @@ fuzz: $(VENV)/.developing
 
 simulate: $(VENV)/.developing
 	$(if $(SCHEDULE),PYTHONPATH="$(SHARED)" $(BIN)/python -m simulation '$(SCHEDULE)', \
-		FLEXMIGRATE_SIMULATE_EVERYTHING=1 $(BIN)/python -m pytest -o faulthandler_timeout=0 tests/simulation)
+		FLEXMIGRATE_SIMULATE_EVERYTHING=1 CUT_STEP=1 $(BIN)/python -m pytest -o faulthandler_timeout=0 \
+			tests/migration/test_every_cut.py tests/simulation)
 
 storm: $(VENV)/.developing
 	@.ci/need $(PEERS)
@@ -119,6 +121,12 @@ bench-profile: $(VENV)/.installed
 	-@.ci/need $(RIVALS) perf:linux-perf
 	$(BIN)/python -m bench.profiling $(if $(ROUNDS),--rounds $(ROUNDS)) \
 		$(if $(SECONDS),--seconds $(SECONDS)) $(BENCH_ARGS)
+
+# Each has a virtual environment in this folder, which is kept.
+VERSIONS ?= .versions
+
+versions: $(VENV)/.developing
+	$(BIN)/python .ci/versions $(VERSIONS)
 
 lint: $(VENV)/.developing
 	$(BIN)/ruff check .
@@ -155,6 +163,6 @@ package: $(VENV)/.packaging
 	@echo 'See dist/.'
 
 clean:
-	rm -rf $(VENV) build dist share docs/_build *.egg-info _trial_temp* .coverage* htmlcov \
+	rm -rf $(VENV) .versions build dist share docs/_build *.egg-info _trial_temp* .coverage* htmlcov \
 		.hypothesis .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

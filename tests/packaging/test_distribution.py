@@ -23,7 +23,15 @@ from support.processes import TESTS, Children
 PROJECT = TESTS.parent
 
 # What the archive is made of; not .venv, nor what tests have left behind.
-SOURCES = ("CHANGELOG", "LICENSE", "MANIFEST.in", "Makefile", "README.md", "pyproject.toml")
+SOURCES = (
+    "CHANGELOG",
+    "CONTRIBUTING.md",
+    "LICENSE",
+    "MANIFEST.in",
+    "Makefile",
+    "README.md",
+    "pyproject.toml",
+)
 FOLDERS = (".ci", "bench", "demo", "docs", "examples", "flexmigrate", "systemd", "tests", "twisted")
 
 BUILD_ARCHIVE = (
