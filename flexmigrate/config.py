@@ -23,10 +23,10 @@ __all__ = ["CoverageRule", "ExportConfig", "ListenConfig", "Place", "ServeConfig
 class ExportConfig:
     """An image and its name.
 
-    :ivar name: what clients ask for; empty for the default export.
+    :ivar name: the name that clients ask for; empty for the default export.
     :ivar file: path of the image, a file or a block device.
-    :ivar device: what is served instead, for programs that embed this: it provides IBlockDevice,
-        and *file* is what it is called in logs.
+    :ivar device: a provider of IBlockDevice that an embedding program has served instead;
+        *file* is then its name in logs.
     """
 
     name: str
@@ -41,25 +41,25 @@ _LOG = LogSettings()
 class ServerConfig:
     """The settings of every server; `ServeConfig` and `ListenConfig` add their own.
 
-    :ivar places: where to listen; port 0 takes a free one.
+    :ivar places: the places to listen on; port 0 takes a free one.
     :ivar sock: path of the operator's socket, if there is to be one.
-    :ivar acl: entries of the access list, all of them sound.
-    :ivar default_deny: an empty access list lets nobody in, instead of everybody.
-    :ivar killswitch: a request that takes longer than 120 s costs the client its connection.
-    :ivar oldstyle: the handshake is the oldstyle one, which has no export names.
-    :ivar read_only: the images are offered for reading only.
-    :ivar allow_old_peers: a handover may be settled with a source that knows of no keys
+    :ivar acl: the entries of the access list.
+    :ivar default_deny: whether an empty access list admits nobody instead of everybody.
+    :ivar killswitch: whether a connection is closed if a request takes longer than 120 s.
+    :ivar oldstyle: whether the handshake is the oldstyle one, which has no export names.
+    :ivar read_only: whether the images are offered for reading only.
+    :ivar allow_old_peers: whether to accept handovers of sources without keys
         (``wire.keys``).
-    :ivar listable: clients may ask for the names of the exports.
-    :ivar max_clients: connections at the same time.
-    :ivar max_clients_per_host: how many of them one host may have; 0 leaves a quarter to others.
-    :ivar poll_seconds: how long to look for the next request before sleeping; 0 for never.
+    :ivar listable: whether clients may list the exports.
+    :ivar max_clients: the maximum of connections at the same time.
+    :ivar max_clients_per_host: the maximum of one host; 0 for three quarters of *max_clients*.
+    :ivar poll_seconds: the time to poll for the next request before sleeping; 0: no polling.
     :ivar tls: see `TLSConfig`.
-    :ivar metrics: where metrics are offered, over HTTP; ``None`` for nowhere.
-    :ivar web: where a page to look on is offered, likewise.
+    :ivar metrics: the place to serve metrics at, over HTTP; ``None`` for none.
+    :ivar web: the place to serve the page at; ``None`` for none.
     :ivar log: see `LogSettings`.
-    :ivar reread: where a configuration file is a part of this: reads it again, and returns what it
-        comes to now, or raises UsageError.
+    :ivar reread: if there is a configuration file, reads it again, and returns the new
+        configuration, or raises UsageError.
     """
 
     places: tuple[Place, ...]
@@ -88,9 +88,9 @@ class ServerConfig:
 class ServeConfig(ServerConfig):
     """The configuration of ``serve``.
 
-    :ivar places: where clients connect to.
-    :ivar exports: what is offered: at least one, all names different.
-    :ivar default_export: name of the export that clients get who name none.
+    :ivar places: the places that clients connect to.
+    :ivar exports: the exports: at least one, with different names.
+    :ivar default_export: the name of the export of clients that name none.
     """
 
     exports: tuple[ExportConfig, ...]
@@ -98,12 +98,12 @@ class ServeConfig(ServerConfig):
 
     @property
     def subject(self) -> str:
-        """The path of the image, or the first of them: what a log can be told apart by."""
+        """The path of the first image, which names the server in its log."""
         return self.exports[0].file
 
     @property
     def will_serve(self) -> bool:
-        """Whether clients may come to be served."""
+        """Whether it serves clients."""
         return True
 
 
@@ -111,15 +111,15 @@ class ServeConfig(ServerConfig):
 class ListenConfig(ServerConfig):
     """The configuration of ``listen``.
 
-    What it has from `ServerConfig` about clients counts once the image is here and is served, just
+    Settings of `ServerConfig` about clients apply once the image is here and is served, just
     as with ``serve``; the limits for clients don't bind the source.
 
-    :ivar places: where the source connects to.
+    :ivar places: the places that the source connects to.
     :ivar file: path of the image that is to be received.
-    :ivar export: what the source, and later clients, can ask for; who names none gets it, too.
-    :ivar rebind: where to serve after the migration; ``None`` to exit instead.
-    :ivar coverage: what a sender must have written before it can give the image away: every byte
-        ("full"), or something ("any").
+    :ivar export: the name that the source, and later clients, ask for; also for those without one.
+    :ivar rebind: the address to serve at after the migration; ``None`` to exit instead.
+    :ivar coverage: the part that a sender must have written before the handover: every byte
+        ("full"), or any ("any").
     :ivar read_only: the image is served for reading only once it is here; so it is, too, if its
         source says that it was.
     """
@@ -132,7 +132,7 @@ class ListenConfig(ServerConfig):
 
     @property
     def default_export(self) -> str:
-        """Name of the export that clients get who name none."""
+        """The name of the export of clients that name none."""
         return self.export
 
     @property
@@ -142,5 +142,5 @@ class ListenConfig(ServerConfig):
 
     @property
     def will_serve(self) -> bool:
-        """Whether clients may come to be served."""
+        """Whether it serves clients."""
         return self.rebind is not None

@@ -1,7 +1,7 @@
-"""Every error that flexmigrate raises on purpose, in one tree: who is to blame, and what to tell
-them.
+"""All errors that flexmigrate raises on purpose, in one tree, by who is at fault, with messages for
+operators.
 
-Anything that escapes and is not in this tree (nor an ``OSError`` of the image) is a bug.
+Any other error that escapes (except for an ``OSError`` of the image) is a bug.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import errno
 
 
 class FlexmigrateError(Exception):
-    """The root: its text is one sentence, fit to be shown to an operator."""
+    """The base of all errors. Its text is one sentence, fit to be shown to an operator."""
 
 
 class UsageError(FlexmigrateError):
@@ -38,7 +38,7 @@ class RemoteProtocolError(ProtocolError):
 
 
 class SessionDeclined(FlexmigrateError):
-    """The other flexmigrate understands what we want, and declines it; the text has its reason."""
+    """The other flexmigrate understands the request, and declines it; the text has its reason."""
 
 
 class ConnectFailed(FlexmigrateError):
@@ -46,19 +46,19 @@ class ConnectFailed(FlexmigrateError):
 
 
 class Rejected(FlexmigrateError):
-    """The server accepted the connection and closed it before it said hello."""
+    """The server accepted the connection, and closed it before its greeting."""
 
 
 class TLSFailed(FlexmigrateError):
-    """TLS could not be agreed on: a certificate, or what one side insists on, was not accepted."""
+    """TLS could not be established: one side didn't accept a certificate or a requirement."""
 
 
 class NoHello(FlexmigrateError):
-    """The server accepted the connection and did not say hello in time."""
+    """The server accepted the connection, and did not complete the negotiation in time."""
 
 
 class ConnectionGone(FlexmigrateError):
-    """The connection ended while requests were under way, or before it was asked for something."""
+    """The connection ended while requests were in flight, or before a request was made."""
 
 
 class RequestFailed(FlexmigrateError):
@@ -74,11 +74,11 @@ class RequestFailed(FlexmigrateError):
 
 
 class MigrationError(FlexmigrateError):
-    """An attempt, or a whole migration, failed; the text says why."""
+    """An attempt, or a whole migration, failed; the text has the reason."""
 
 
 class ImageLost(MigrationError):
-    """The image has lost its name, or bytes: no further attempt can mend that."""
+    """The image has lost its name, or bytes; another attempt would be of no use."""
 
 
 class Broken(MigrationError):
@@ -86,15 +86,15 @@ class Broken(MigrationError):
 
 
 def in_words(error: BaseException) -> str:
-    """Return what an operator should read of *error*: of one of the system's, what it is about and
-    why, without its number.
+    """Return the text of *error* for an operator; for an error of the system its subject and
+    reason, without its number.
     """
     if not isinstance(error, OSError) or not error.strerror:
         return str(error) or type(error).__name__
     return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
 
 
-# What a client may be told: proto.md, "Error values". Everything else is narrowed to EIO, and the
+# Errors for clients: proto.md, "Error values". All others are replaced by EIO, and the
 # operator sees the real error in the log.
 _TELLABLE = frozenset(
     {
@@ -117,7 +117,7 @@ _NARROWED = {
 
 
 def to_nbd(error: BaseException) -> int:
-    """Return the error number that a client is told about *error* (proto.md, "Error values")."""
+    """Return the error number to send to a client for *error* (proto.md, "Error values")."""
     number = getattr(error, "errno", None)
     if isinstance(error, MemoryError):
         number = errno.ENOMEM

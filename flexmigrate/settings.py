@@ -1,10 +1,10 @@
 """The settings of a server, a row for each in `SERVER_SETTINGS`.
 
 The command line makes an option of each row, and the configuration file a key;
-`flexmigrate.config.ServerConfig` has a field for it, and checks by the row what a program says. So
+`flexmigrate.config.ServerConfig` has a field for it, and checks a program's value by the row. So
 a new setting is one row here, a field there, and the code that uses it.
 
-Settings that several options make together, like an address and its port, are read in
+Settings made of several options, like an address and its port, are parsed in
 ``cli.combined``. Twisted is not imported.
 """
 
@@ -26,14 +26,14 @@ from flexmigrate.net.address import (
 
 CoverageRule = Literal["full", "any"]
 
-# Where to listen: an address, or the description of any Twisted server endpoint.
+# A place to listen on: an address, or the description of any Twisted server endpoint.
 Place = Address | str
 
 MOST_CLIENTS = 100000
 """The highest limit of clients: each costs a descriptor and some KiB."""
 
 LONGEST_POLL = 10000
-"""Microseconds. Longer than a disk takes, looking is not polling any more but waiting."""
+"""Microseconds. A longer poll than a disk's access would be waiting."""
 
 _WORDS: dict[type, str] = {
     bool: "True or False",
@@ -66,7 +66,7 @@ def format_poll(seconds: float) -> str:
 
 
 def parse_coverage(text: str) -> CoverageRule:
-    """Return how much a sender must have written; ValueError if *text* doesn't say."""
+    """Return a rule of coverage; ValueError if *text* isn't one."""
     rules: dict[str, CoverageRule] = {"full": "full", "any": "any"}
     if text not in rules:
         raise ValueError(f"{text!r} is neither 'full' nor 'any'")
@@ -74,8 +74,8 @@ def parse_coverage(text: str) -> CoverageRule:
 
 
 def parse_endpoint(text: str) -> str:
-    """Return the description of a server endpoint, of which only the form is looked at; ValueError
-    if it has none.
+    """Return the description of a server endpoint, of which only the form is checked; ValueError
+    if it is wrong.
     """
     kind, colon, _ = text.partition(":")
     if not colon or not kind.isalnum():
@@ -84,8 +84,8 @@ def parse_endpoint(text: str) -> str:
 
 
 def parse_http_place(text: str) -> Place:
-    """Return where HTTP is served: a port alone is one of this host's own. ValueError if *text*
-    names no place.
+    """Return the place to serve HTTP at; a port alone means 127.0.0.1. ValueError if *text*
+    is not a place.
     """
     if text.isdigit():
         return Address.tcp("127.0.0.1", parse_port(text))
@@ -103,17 +103,17 @@ def parse_http_place(text: str) -> Place:
 class ServerSetting:
     """A row of `SERVER_SETTINGS`.
 
-    :ivar field: of `flexmigrate.config.ServerConfig`, or of its kind for one command.
-    :ivar name: of the option and of the key.
-    :ivar metavar: what stands for the value in help; empty for one that is only given or not.
-    :ivar help: of the option.
+    :ivar field: the field of `flexmigrate.config.ServerConfig`, or of its subclass for a command.
+    :ivar name: the name of the option, and of the key in a file.
+    :ivar metavar: the value's name in the help; empty for an option without a value.
+    :ivar help: the option's help.
     :ivar kinds: the types that a value may have.
-    :ivar parse: makes the value of a text; ValueError with a text that quotes it.
-    :ivar format: makes the text of a value.
+    :ivar parse: makes the value from a text; raises ValueError with a message that quotes it.
+    :ivar format: makes the text from a value.
     :ivar short: the option's letter; empty for none.
-    :ivar listen_help: of ``listen``'s option, where that is another.
-    :ivar command: the one that has it; empty for both.
-    :ivar clears: whether giving it means False, and not True.
+    :ivar listen_help: the help for ``listen``, if it is different.
+    :ivar command: the command that has it; empty for both.
+    :ivar clears: whether the option sets the field to False instead of True.
     """
 
     field: str
@@ -133,11 +133,11 @@ class ServerSetting:
         return self.command in ("", command)
 
     def help_of(self, command: str) -> str:
-        """Return what the option's help says for *command*."""
+        """Return the option's help for *command*."""
         return self.listen_help if command == "listen" and self.listen_help else self.help
 
     def check(self, value: Any) -> None:
-        """See that *value* is one that the field may have.
+        """Check that the field may have *value*.
 
         :raises UsageError: it isn't.
         """
@@ -149,14 +149,14 @@ class ServerSetting:
 
 
 def check_type(field: str, value: object, *kinds: type) -> None:
-    """See that *value* is of one of the *kinds*; True and False are no numbers.
+    """Check that *value* is of one of the *kinds*; True and False don't count as numbers.
 
     :raises UsageError: it isn't.
     """
     is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
     if not is_right:
         words = " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
-        raise UsageError(f"{field}={value!r}: it has to be {words}")
+        raise UsageError(f"{field}={value!r}: it must be {words}")
 
 
 def _flag(field: str, name: str, meaning: str, **more: Any) -> ServerSetting:
@@ -170,7 +170,7 @@ SERVER_SETTINGS = (
         "default_export",
         "default-export",
         "NAME",
-        "the export that clients get who name none (default: the first)",
+        "the export of clients that name none (default: the first)",
         (str,),
         parse_name,
         command="serve",
@@ -179,7 +179,7 @@ SERVER_SETTINGS = (
         "export",
         "export",
         "NAME",
-        "name under which the image is received, and then served; who names none gets it, too"
+        "name under which the image is received, and then served; also for clients that name none"
         ' (default: "")',
         (str,),
         parse_name,
@@ -188,7 +188,7 @@ SERVER_SETTINGS = (
     _flag(
         "listable",
         "no-list",
-        "don't tell clients the names of the exports (default: tell)",
+        "don't list the exports for clients (default: list them)",
         clears=True,
     ),
     ServerSetting(
@@ -203,7 +203,7 @@ SERVER_SETTINGS = (
     _flag(
         "default_deny",
         "default-deny",
-        "an empty access list lets nobody in (default: it lets everybody in)",
+        "an empty access list admits nobody (default: it admits everybody)",
         short="d",
     ),
     _flag(
@@ -222,14 +222,14 @@ SERVER_SETTINGS = (
         "read_only",
         "read-only",
         "offer the image for reading only (default: for writing, too)",
-        listen_help="serve the image for reading only once it has come (default: as its source"
+        listen_help="once the image has come, serve it for reading only (default: as its source"
         " serves it)",
     ),
     ServerSetting(
         "coverage",
         "coverage",
         "full|any",
-        "how much a sender must have written, zeroed or trimmed for the migration to count: every"
+        "part that a sender must have written, zeroed or trimmed for a complete migration: every"
         " byte, or anything (default: full)",
         (str,),
         parse_coverage,
@@ -239,7 +239,7 @@ SERVER_SETTINGS = (
         "max_clients",
         "max-clients",
         "N",
-        "connections at the same time, 1 to 100000 (default: 10000)",
+        "maximum of connections at the same time, 1 to 100000 (default: 10000)",
         (int,),
         parse_count,
     ),
@@ -247,9 +247,9 @@ SERVER_SETTINGS = (
         "max_clients_per_host",
         "max-clients-per-host",
         "N",
-        "how many of these one host may have: an IPv4 address, or a network of IPv6 with 64 bits;"
-        " those of a UNIX socket aren't counted (default: three quarters of --max-clients, so that"
-        " no host takes all places)",
+        "maximum of connections of one host: an IPv4 address, or an IPv6 network of 64 bits;"
+        " UNIX sockets don't count (default: three quarters of --max-clients, so that"
+        " no host can take all)",
         (int,),
         parse_count,
     ),
@@ -257,8 +257,8 @@ SERVER_SETTINGS = (
         "poll_seconds",
         "poll-us",
         "N",
-        "microseconds for which to look for the next request of a busy client before sleeping, 0 to"
-        " 10000; 0 turns it off (default: 200)",
+        "microseconds to poll for the next request of a busy client before sleeping, 0 to"
+        " 10000; 0 turns polling off (default: 200)",
         (int, float),
         parse_poll,
         format_poll,
@@ -269,7 +269,7 @@ SERVER_SETTINGS = (
         "metrics",
         "PLACE",
         "offer metrics for Prometheus at http://PLACE/metrics: PORT (of 127.0.0.1), HOST:PORT, a"
-        " path beginning with / (a UNIX socket), or any Twisted server endpoint; whoever can"
+        " path beginning with / (a UNIX socket), or any Twisted server endpoint; everybody who can"
         " connect there can read them (default: don't, and measure nothing)",
         (Address, str),
         parse_http_place,
@@ -278,8 +278,8 @@ SERVER_SETTINGS = (
         "web",
         "web",
         "PLACE",
-        "offer a page that shows what goes on, a migration above all, at http://PLACE/, given as"
-        " for --metrics; it can change nothing, and whoever can connect there can see it (default:"
+        "offer a page that shows the server and its migrations at http://PLACE/, given as"
+        " for --metrics; it is read-only, and everybody who can connect there can see it (default:"
         " don't)",
         (Address, str),
         parse_http_place,

@@ -1,1 +1,1 @@
-"""The command line: what is typed becomes a frozen configuration, and that is carried out."""
+"""The command line: it is parsed into a frozen configuration, which is then carried out."""

@@ -1,7 +1,7 @@
 """Values made of several options: addresses, exports, certificates.
 
-One option alone is `flexmigrate.cli.options`' business, and which command takes which is
-`flexmigrate.cli.commands`'. Twisted is not imported.
+Single options are defined in `flexmigrate.cli.options`, and the options of each command in
+`flexmigrate.cli.commands`. Twisted is not imported.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ _NOT_ENCRYPTED = "without --tls on or --tls require, nothing is encrypted"
 
 
 def log_of(given: Given) -> LogSettings:
-    """Return how a server's log is to be."""
+    """Return the settings of a server's log."""
     return LogSettings(
         verbosity=given.verbosity,
         form=given.optional(LOG_FORMAT) or "text",
@@ -57,7 +57,7 @@ def log_of(given: Given) -> LogSettings:
 
 
 def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
-    """Return the address that two options make."""
+    """Return the address in two options."""
     place = given.required(addr)
     if place.startswith("/"):
         given.refuse(port, f"{place} is a UNIX socket, which has no port")
@@ -66,7 +66,7 @@ def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
 
 
 def converge_change_of(given: Given) -> ConvergeChange:
-    """Return what is to change of the convergence of a migration that runs."""
+    """Return the change of a running migration's convergence."""
     rule = None
     for word in given.words:
         try:
@@ -86,7 +86,7 @@ def converge_change_of(given: Given) -> ConvergeChange:
 
 
 def rebind_of(given: Given, listening: Place) -> Address | None:
-    """Return where to serve after the migration: what is left out is as in *listening*."""
+    """Return the address to serve at after the migration; missing parts are as in *listening*."""
     place, port = given.optional(REBIND_ADDR), given.optional(REBIND_PORT)
     if place is None and port is None:
         return None
@@ -103,7 +103,7 @@ def rebind_of(given: Given, listening: Place) -> Address | None:
 
 
 def bind_of(given: Given, address: Address) -> str | None:
-    """Return the local address to connect to *address* from, if one matters."""
+    """Return the local address to connect to *address* from, if one is given."""
     host = given.optional(BIND)
     if host is None or host in WILDCARDS:
         return None
@@ -115,7 +115,7 @@ def bind_of(given: Given, address: Address) -> str | None:
 
 
 def acl_of(given: Given) -> tuple[str, ...]:
-    """Return the entries of an access list, all of them sound."""
+    """Return the entries of an access list, all of them valid."""
     try:
         AccessList(given.words)
     except BadEntry as error:
@@ -124,10 +124,10 @@ def acl_of(given: Given) -> tuple[str, ...]:
 
 
 def places_of(given: Given) -> tuple[Place, ...]:
-    """Return where to listen: at ``--addr``, at each ``--endpoint``, or both."""
+    """Return the addresses to listen on: ``--addr``, each ``--endpoint``, or both."""
     endpoints = given.every(ENDPOINT)
     if endpoints and given.optional(LISTEN_ADDR) is None:
-        given.refuse(LISTEN_PORT, "without --addr, only what --endpoint says is opened")
+        given.refuse(LISTEN_PORT, "without --addr, only --endpoint is listened on")
         return tuple(endpoints)
     if given.optional(LISTEN_ADDR) is None:
         raise UsageError(f"--{LISTEN_ADDR.long} is required, or --{ENDPOINT.long}")
@@ -135,18 +135,20 @@ def places_of(given: Given) -> tuple[Place, ...]:
 
 
 def exports_of(given: Given) -> tuple[ExportConfig, ...]:
-    """Return the image of ``--file``, under the name that has no file, and all that have one."""
+    """Return the exports: ``--file`` under the name without a file, and all names with one."""
     pairs = [word.partition("=") for word in given.every(EXPORTS)]
     exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
     bare = [name for name, equals, _ in pairs if not equals]
     if len(bare) > 1:
-        raise UsageError(f"--export {bare[1]}: which file? Only one name can do without =FILE")
+        raise UsageError(
+            f"--export {bare[1]}: the file is missing: only one name can be without =FILE"
+        )
     if bare or not exports or given.optional(FILE) is not None:
         exports.insert(0, ExportConfig(bare[0] if bare else "", given.required(FILE)))
     names = [export.name for export in exports]
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--export {name}: that name is given twice")
+            raise UsageError(f"--export {name}: the name is given twice")
     for export in exports:
         if not export.file:
             raise UsageError(f"--export {export.name}=: the file is missing")
@@ -154,23 +156,23 @@ def exports_of(given: Given) -> tuple[ExportConfig, ...]:
 
 
 def default_export_of(given: Given, exports: tuple[ExportConfig, ...]) -> str:
-    """Return the name of the one of *exports* that clients get who name none."""
+    """Return the name of the default export among *exports*."""
     name: str | None = server_settings_of(given, "serve").get("default_export")
     names = {export.name for export in exports}
     if name is None:
-        # A client that names none asks for the empty name: an export that has it is reached by it.
+        # A client that names no export asks for the empty name.
         return "" if "" in names else exports[0].name
     if name not in names:
         raise UsageError(f"--default-export {name}: there is no such export")
     if name and "" in names:
-        raise UsageError(f"--default-export {name}: nobody could reach the export without a name")
+        raise UsageError(f"--default-export {name}: the export without a name could not be reached")
     return name
 
 
 def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLSConfig:
-    """Return what is said of TLS; a *uri* may say that it is required.
+    """Return the TLS settings; a *uri* may require TLS.
 
-    Whoever speaks of certificates wants them used: without a rule, nothing would be encrypted.
+    Certificates without a rule are refused: nothing would be encrypted.
     """
     rule: TLSRule = given.optional(TLS) or "off"
     because = f"--tls {rule}"
@@ -198,8 +200,8 @@ def tls_of(given: Given, *, server: bool = False, uri: str | None = None) -> TLS
 
 
 def settings_of(given: Given) -> dict[str, Any]:
-    """Return the settings of a migration that were given, by their fields; a path so that any
-    process finds what it leads to.
+    """Return the settings of a migration that were given, by their fields; paths are absolute, so
+    that any process finds them.
     """
     values: dict[str, Any] = {}
     for setting in SETTINGS:

@@ -1,8 +1,8 @@
-"""The commands: which options each takes, and what they become.
+"""The commands, their options, and the configurations made of them.
 
-What was said becomes a frozen value that is known to be sound, or a `UsageError` that names the
-option and what is wrong with it. ``flexmigrate serve`` and ``twistd flexmigrate serve`` are both
-read by `flexmigrate.cli.parsing`, so that a command line that works for one works for the other.
+The options become a frozen, valid configuration, or raise a `UsageError` that names the
+option and its fault. ``flexmigrate serve`` and ``twistd flexmigrate serve`` are both
+parsed by `flexmigrate.cli.parsing`, so a command line that works for one works for the other.
 Nothing is opened or connected to, and Twisted is not imported.
 """
 
@@ -134,13 +134,13 @@ def _call(given: Given, *lines: str) -> CallConfig:
 
 
 def _call_export(given: Given, *lines: str) -> CallConfig:
-    """A command about one export."""
+    """Return the call of a command about one export."""
     return _call(given, *lines, *export_lines(given.optional(EXPORT)))
 
 
 def _mirror(given: Given) -> CallConfig | WaitConfig:
     address = address_of(given, REMOTE_ADDR, REMOTE_PORT)
-    tls_of(given)  # what is wrong about it is told by the options' names
+    tls_of(given)  # errors name the options
     request = MirrorRequest.of(
         address,
         settings_of(given),
@@ -166,7 +166,7 @@ def _status(given: Given) -> StatusConfig:
 def _converge(given: Given) -> CallConfig:
     change = converge_change_of(given)
     if change == ConvergeChange():
-        raise UsageError("nothing is to change: say throttle, wait or force, or another limit")
+        raise UsageError("nothing to change: give throttle, wait or force, or a limit")
     return _call_export(given, "converge", *change.setting_lines())
 
 
@@ -183,9 +183,9 @@ def _whose(given: Given) -> WhoseConfig:
     peer = given.optional(PEER)
     if peer is None:
         for option in (REMOTE_EXPORT, TLS, TLS_CERTIFICATES, TLS_HOSTNAME):
-            given.refuse(option, "without --peer, nobody is connected to")
+            given.refuse(option, "it is of use only with --peer")
     else:
-        given.refuse(PEER_JOURNAL, "with --peer, the other side's journal is asked for there")
+        given.refuse(PEER_JOURNAL, "with --peer, the other side's server gives its journal")
     return WhoseConfig(
         file=file,
         peer_journal=given.optional(PEER_JOURNAL),
@@ -218,7 +218,7 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
     if given.words:
         (server,) = given.words
         for option in (REMOTE_ADDR, REMOTE_PORT, BIND):
-            given.refuse(option, f"the URI {server} says where the server is")
+            given.refuse(option, f"the URI {server} names the server")
     else:
         server = address_of(given, REMOTE_ADDR, REMOTE_PORT)
     return kind(
@@ -233,9 +233,9 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
 
 @dataclass(frozen=True)
 class Command:
-    """A command: what may be said behind its name, and what that becomes.
+    """A command, with its options and its configuration.
 
-    :ivar read: makes the configuration of what was given, or raises `UsageError`.
+    :ivar read: makes the configuration of the options given, or raises `UsageError`.
     """
 
     summary: str
@@ -245,7 +245,7 @@ class Command:
     words: Words | None = None
 
 
-# Both ends of the synopses.
+# Parts of several synopses.
 _LOG = "[--log-format text|json|flexnbd] [--log-level NAMESPACE=LEVEL]... [--log-requests]"
 _TLS = "[--tls off|on|require] [--tls-certificates DIR]"
 _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
@@ -289,7 +289,7 @@ COMMANDS = {
         ACL_WORDS,
     ),
     "mirror": Command(
-        "have a serve start to migrate its image to a listen",
+        "start the migration of a served image to a server that runs listen",
         f"--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--wait]"
         f" {_synopsis_of(SETTING_OPTIONS)}",
         (
@@ -299,13 +299,13 @@ COMMANDS = {
         _mirror,
     ),
     "break": Command(
-        "stop the migration that is running",
+        "stop the running migration",
         "--sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         lambda given: _call_export(given, "break"),
     ),
     "wait": Command(
-        "wait for the end of the migration that is running, and show its progress",
+        "wait for the end of the running migration, and show its progress",
         "--sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         _wait,
@@ -318,20 +318,20 @@ COMMANDS = {
         ACL_WORDS,
     ),
     "status": Command(
-        "show a server's state, and how far its migration is",
+        "show a server's status, and the progress of its migration",
         "--sock S [--export NAME] [--json] [--watch]",
         (CALL_SOCK, STATUS_EXPORT, STATUS_JSON, WATCH),
         _status,
     ),
     "mirror-max-bps": Command(
-        "change the limit of the migration that is running",
+        "change the transfer limit of the running migration",
         "N --sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         _set_limit,
         LIMIT_WORD,
     ),
     "converge": Command(
-        "change how the migration that is running comes to its end",
+        "change how the running migration converges",
         "[throttle|wait|force] --sock S [--max-downtime TIME] [--max-park TIME]"
         " [--converge-timeout TIME] [--export NAME]",
         (CALL_SOCK, MAX_DOWNTIME, MAX_PARK, CONVERGE_TIMEOUT, EXPORT),
@@ -347,14 +347,14 @@ COMMANDS = {
         IMAGE_WORD,
     ),
     "take": Command(
-        "settle by hand that this copy is the image",
+        "decide by hand that this copy is the canonical one",
         "IMAGE [--yes]",
         (YES,),
         lambda given: _settle(given, take=True),
         IMAGE_WORD,
     ),
     "release": Command(
-        "settle by hand that this copy is not the image any more",
+        "decide by hand that this copy is no longer the canonical one",
         "IMAGE [--yes]",
         (YES,),
         lambda given: _settle(given, take=False),
@@ -375,14 +375,14 @@ COMMANDS = {
         URI_WORD,
     ),
     "doctor": Command(
-        "look at this host, and at what a server needs, and say what to do",
+        "check this host, and what a server needs, and give advice",
         "[--json] [COMMAND...]",
         (JSON,),
         _doctor,
         SERVER_WORDS,
     ),
     "completion": Command(
-        "print a script that has a shell complete command lines",
+        "print a script that makes a shell complete command lines",
         "bash|zsh|fish",
         (),
         _completion,

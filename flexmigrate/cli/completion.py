@@ -13,13 +13,13 @@ from flexmigrate.cli.parsing import add_arguments
 
 SHELLS = ("bash", "zsh", "fish")
 
-# What stands for a file, and what for a folder, among the names of values.
+# The metavars that stand for a file, and for a folder.
 _FILES = {"FILE", "IMAGE", "SOCK"}
 _FOLDERS = {"DIR"}
 
 
 def script(shell: str, prog: str) -> str:
-    """Return the script that has *shell*, one of `SHELLS`, complete the command lines of *prog*."""
+    """Return the completion script of *prog* for *shell*, one of `SHELLS`."""
     import shtab
 
     kinds: Mapping[str, object] = {
@@ -32,7 +32,7 @@ def script(shell: str, prog: str) -> str:
     for name, command in COMMANDS.items():
         about = commands.add_parser(name, help=command.summary, description=command.summary)
         add_arguments(about, command)
-        for action in about._actions:  # there is no other way to the arguments of a parser
+        for action in about._actions:  # argparse has no public access to these
             _give_values(action, kinds)
     helping = commands.add_parser("help", help="show the help on a command", add_help=False)
     helping.add_argument("command", choices=list(COMMANDS), nargs="?")
@@ -41,7 +41,7 @@ def script(shell: str, prog: str) -> str:
 
 
 def _give_values(action: argparse.Action, kinds: Mapping[str, object]) -> None:
-    """Say what *action* can be followed by, as far as the name of its value tells."""
+    """Set the completion of *action*'s value, if its metavar tells its kind."""
     name = action.metavar if isinstance(action.metavar, str) else ""
     if "|" in name:
         action.choices = name.split("|")

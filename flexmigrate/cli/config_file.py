@@ -1,12 +1,12 @@
-"""The configuration file: what could stand on a command line, in TOML (v1.0.0).
+"""The configuration file: options of a command line, in TOML (v1.0.0).
 
 A key is the long name of an option, its value what would follow it: a text or a number, an array
-of these for an option that can be repeated, ``true`` for one without a value. What stands before
-any table counts for every command that has such an option; the tables ``[serve]`` and ``[listen]``
-count for one, and come first. So one file can describe both ends of a disk's life.
+of these for an option that can be repeated, ``true`` for one without a value. Keys before
+any table apply to every command with such an option; the tables ``[serve]`` and ``[listen]``
+apply to one, and take precedence. So one file can configure both ends of a migration.
 
-Nothing is known here of what a value means: it becomes the word that a command line would have,
-with the place that a mistake in it is to be named by. Twisted is not imported.
+Values are not interpreted here: each becomes the word that a command line would have,
+with its place in the file for error messages. Twisted is not imported.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class FromFile:
     """The settings of one command in a configuration file.
 
     :ivar values: a word, a list of words, or True, by key.
-    :ivar places: where each stands, for messages.
+    :ivar places: the place of each, for messages.
     """
 
     values: Mapping[str, str | list[str] | bool]
@@ -45,7 +45,7 @@ class FromFile:
 
 
 def kind_of(setting: Setting) -> str:
-    """Return what a value has to be, in words."""
+    """Return the expected type of a value, in words."""
     if isinstance(setting, Flag):
         return "true or false"
     if isinstance(setting, Words) or setting.repeatable:
@@ -54,9 +54,9 @@ def kind_of(setting: Setting) -> str:
 
 
 def read_file(path: str, command: str, settings: Mapping[str, Mapping[str, Setting]]) -> FromFile:
-    """Return what the file at *path* says for *command*.
+    """Return the settings for *command* in the file at *path*.
 
-    :param settings: of each command that takes such a file: what it can be told, by key.
+    :param settings: for each command that takes a file, its settings by key.
     :raises UsageError: naming the file, and the line or the key of the mistake.
     """
     try:
@@ -81,7 +81,7 @@ class _Reader:
         self._lines = _lines_of(text)
 
     def check(self, document: Mapping[str, Any]) -> None:
-        """See that every key is known, those of other commands too, and has a fitting value."""
+        """Check that every key, of any command, is known and has a value of the right type."""
         for key, value in document.items():
             if not isinstance(value, dict):
                 self._check(("", key), value, *self._settings.values())
@@ -93,7 +93,7 @@ class _Reader:
                     self._check((key, inner), held, self._settings[key])
 
     def _check(self, at: tuple[str, str], value: object, *commands: Mapping[str, Setting]) -> None:
-        """See that *value* fits the option as at least one of *commands* has it."""
+        """Check that *value* fits the option of at least one of *commands*."""
         key = at[1]
         settings = [known[key] for known in commands if key in known]
         if not settings:
@@ -144,7 +144,7 @@ def _worded(value: Any) -> str | list[str] | bool:
 
 
 def _lines_of(text: str) -> dict[tuple[str, str], int]:
-    """Return in which line each key stands, by table and key; some may be missing.
+    """Return the line of each key, by table and key; some may be missing.
 
     TOML's parser doesn't tell. A line inside a text of several lines can look like a key; then a
     message names a wrong line, and the right key.

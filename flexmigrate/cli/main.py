@@ -1,6 +1,6 @@
-"""``flexmigrate COMMAND``: what each command does, and its exit status.
+"""``flexmigrate COMMAND``: the execution of each command, and its exit status.
 
-0 is success, 1 a failure, 2 a command line that is wrong; ``whose`` has more. Commands that only
+0 is success, 1 a failure, 2 a wrong command line; ``whose`` has more. Commands that only
 talk to a running server never import Twisted: a supervisor asks for the status every second.
 """
 
@@ -36,7 +36,7 @@ PROG = "flexmigrate"
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Carry out the command line *words* (by default the process's own); return the exit status."""
+    """Run the command line *words* (by default the process's own); return the exit status."""
     words = sys.argv[1:] if words is None else words
     output.prepare()
     name_sockets(os.environ)
@@ -147,7 +147,7 @@ def _run(config: Config) -> int:
 
 
 def _call(config: CallConfig) -> int:
-    """As flexnbd does: the server's text goes where a caller expects it, and nothing beside it."""
+    """Print nothing but the server's answer, to the stream that flexnbd uses for it."""
     code, text = caller.call(config.sock, list(config.lines))
     if code == OK:
         print(text)

@@ -1,6 +1,6 @@
 """The definition of an option, and access to the values given on a command line.
 
-The options themselves are in ``options.py``; what their values may be, in ``values.py``.
+The options themselves are in ``options.py``, the parsers of their values in ``values.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Flag:
-    """An option that is given or not."""
+    """An option without a value."""
 
     long: str
     short: str
@@ -28,9 +28,9 @@ class Flag:
 class Option(Generic[T]):
     """An option with a value.
 
-    :ivar parse: makes the value of the word that was given; raises ``ValueError`` with a text that
+    :ivar parse: makes the value from the word given; raises ``ValueError`` with a message that
         quotes it.
-    :ivar repeatable: it may be given more than once; each time adds a value.
+    :ivar repeatable: whether it may be given more than once; each time adds a value.
     """
 
     long: str
@@ -43,10 +43,10 @@ class Option(Generic[T]):
 
 @dataclass(frozen=True)
 class Words:
-    """The words behind the options.
+    """The words after the options.
 
-    :ivar count: how many there may be, as argparse has it.
-    :ivar key: their name in a configuration file, where they can stand in one.
+    :ivar count: the number of words, as ``nargs`` of argparse.
+    :ivar key: their name in a configuration file, if they are allowed there.
     """
 
     metavar: str
@@ -58,8 +58,8 @@ class Words:
 class Given:
     """The options given on one command line, as words. Each error names its option.
 
-    :param places: how to name those options that were given elsewhere: in a configuration file.
-    :ivar server: the configuration that the words behind the options give, where they are a
+    :param places: the names in messages of options that were given in a configuration file.
+    :ivar server: the configuration in the words after the options, if they are a
         server's command line; else None.
     """
 
@@ -74,17 +74,17 @@ class Given:
         self.server = server
 
     def name(self, option: Flag | Option[Any]) -> str:
-        """Return what to call *option* in a message: ``--port``, or where its value stands."""
+        """Return the name of *option* in a message: ``--port``, or its place in a file."""
         return self._places.get(option.long, f"--{option.long}")
 
     @property
     def words(self) -> list[str]:
-        """The words behind the options."""
+        """The words after the options."""
         words = self._values.get("words") or ()
         return [words] if isinstance(words, str) else list(words)
 
     def name_of(self, words: Words) -> str:
-        """Return what to call *words* in a message about one of them."""
+        """Return the name of *words* in a message about one of them."""
         return self._places.get(words.key, words.metavar)
 
     @property
@@ -121,7 +121,7 @@ class Given:
         return value
 
     def refuse(self, option: Option[Any], because: str) -> None:
-        """Raise if *option* was given."""
+        """Raise UsageError if *option* was given."""
         given = self._values[option.long] or ()
         for word in given if option.repeatable else (given,):
             if word != ():

@@ -1,7 +1,7 @@
-"""The options: how each is written, and what its help says.
+"""The options: their names, metavars, parsers and help.
 
 One table serves ``flexmigrate`` and ``twistd flexmigrate``. What an option means together with
-others is `flexmigrate.cli.combined`'s business. Twisted is not imported.
+others is defined in `flexmigrate.cli.combined`. Twisted is not imported.
 """
 
 from __future__ import annotations
@@ -86,15 +86,15 @@ LOG_LEVEL = Option(
 LOG_REQUESTS = Flag(
     "log-requests",
     "",
-    "log every request and reply of every client: for looking into a fault, since it makes a"
-    " server several times slower (default: none)",
+    "log every request and reply of every client: only to look into a fault, since it makes a"
+    " server several times slower (default: off)",
 )
 
 CONFIG = Option(
     "config",
     "",
     "FILE",
-    "a TOML file with options, by their long names; the command line comes before it"
+    "a TOML file with options, by their long names; the command line takes precedence"
     " (default: none)",
     parse_path,
 )
@@ -103,7 +103,7 @@ LISTEN_ADDR = Option(
     "addr",
     "l",
     "ADDR",
-    "where to listen: an IPv4 or IPv6 address, or a path beginning with / (a UNIX socket, which"
+    "address to listen on: IPv4 or IPv6, or a path beginning with / (a UNIX socket, which"
     " has no port)",
     parse_place,
 )
@@ -112,7 +112,7 @@ REMOTE_ADDR = Option(
     "addr",
     "l",
     "ADDR",
-    "where the other server listens: an IPv4 or IPv6 address, or a path beginning with / (a UNIX"
+    "address of the other server: an IPv4 or IPv6 address, or a path beginning with / (a UNIX"
     " socket, which has no port)",
     parse_place,
 )
@@ -148,7 +148,7 @@ ENDPOINT = Option(
     "endpoint",
     "",
     "DESCRIPTION",
-    "listen there, too: any Twisted server endpoint, such as tcp:10809, unix:/run/nbd or"
+    "another place to listen on: any Twisted server endpoint, such as tcp:10809, unix:/run/nbd or"
     " systemd:domain=INET:index=0; can be repeated. With it, --addr can be left out (default:"
     " listen at --addr only)",
     parse_endpoint,
@@ -159,7 +159,7 @@ TLS_CERTIFICATES = _option("tls.certificates")
 TLS_VERIFY_PEER = Flag(
     "tls-verify-peer",
     "",
-    "let in only clients with a certificate signed by ca-cert.pem; needs --tls require (default:"
+    "admit only clients with a certificate signed by ca-cert.pem; needs --tls require (default:"
     " all)",
 )
 TLS_HOSTNAME = _option("tls.hostname")
@@ -167,7 +167,7 @@ REBIND_ADDR = Option(
     "rebind-addr",
     "",
     "ADDR",
-    "serve the image here once it has come, and go on running (default: that of --addr if"
+    "address to serve the image at once it has come (default: that of --addr if"
     " --rebind-port is given; with neither, exit)",
     parse_place,
 )
@@ -193,8 +193,8 @@ PEER = Option(
     " UNIX socket (default: judge by our own journal)",
     parse_shown,
 )
-JSON = Flag("json", "", "answer with an object in JSON (default: text for people)")
-YES = Flag("yes", "y", "don't ask whether it is meant (default: ask)")
+JSON = Flag("json", "", "print a JSON object (default: text for people)")
+YES = Flag("yes", "y", "don't ask for confirmation (default: ask)")
 IMAGE_WORD = Words("IMAGE", "path of the image", 1)
 UNLINK = Flag(
     "unlink",
@@ -208,7 +208,7 @@ WAIT = Flag(
     " if that isn't known (default: exit when it has begun)",
 )
 STATUS_JSON = Flag("json", "", "print a JSON object (default: key=value pairs)")
-WATCH = Flag("watch", "", "go on, and show each change, once a second (default: show it once)")
+WATCH = Flag("watch", "", "go on and show changes, once a second (default: show the status once)")
 LIMIT = Option(
     "max-bps",
     "m",
@@ -224,11 +224,11 @@ FROM = Option(
     "from",
     "F",
     "OFFSET",
-    "where to begin, in bytes from the start of the export; K, M, G and T are powers of 1024",
+    "offset in the export to begin at, in bytes; K, M, G and T are powers of 1024",
     parse_bytes,
 )
 SIZE = Option(
-    "size", "S", "N", "how many bytes, at least 1; K, M, G and T are powers of 1024", parse_size
+    "size", "S", "N", "number of bytes, at least 1; K, M, G and T are powers of 1024", parse_size
 )
 ACL_WORDS = Words(
     "ACL_ENTRY",
@@ -238,7 +238,7 @@ ACL_WORDS = Words(
 )
 URI_WORD = Words(
     "URI",
-    "where the export is, instead of --addr and --port: nbd://HOST[:PORT]/EXPORT or"
+    "URI of the export, instead of --addr and --port: nbd://HOST[:PORT]/EXPORT or"
     " nbd+unix:///EXPORT?socket=PATH; nbds and nbds+unix require TLS",
     "?",
 )
@@ -249,7 +249,7 @@ CONVERGE_WORD = Words(
 )
 SERVER_WORDS = Words(
     "COMMAND",
-    "serve or listen, with the options that it is to be started with: what they need is looked at,"
+    "serve or listen, with the options that it is to be started with: what they need is checked,"
     " too",
     "...",
 )

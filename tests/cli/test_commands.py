@@ -186,7 +186,9 @@ class ExportsTests(CommandLineTestCase):
         place = "serve -l ::1 -p 1"
         self.assert_wrong(f"{place} --export a", "--file is required")
         self.assert_wrong(f"{place} --export a=", "--export a=", "file is missing")
-        self.assert_wrong(f"{place} -f 1 --export a --export b", "--export b", "which file?")
+        self.assert_wrong(
+            f"{place} -f 1 --export a --export b", "--export b", "the file is missing"
+        )
 
     def test_a_name_too_long(self) -> None:
         self.assert_wrong(f"serve -l ::1 -p 1 --export {'x' * 4097}=1", "--export", "4096 bytes")
@@ -464,7 +466,7 @@ class ConvergeTests(CommandLineTestCase):
             parse_converge(list(config.lines[1:]))
 
     def test_a_change_that_makes_no_sense(self) -> None:
-        self.assert_wrong("converge -s /s", "nothing is to change")
+        self.assert_wrong("converge -s /s", "nothing to change")
         self.assert_wrong("converge -s /s faster", "'faster'", "'throttle'")
         self.assert_wrong("converge -s /s wait --converge-timeout 1", "--converge-timeout 1")
 

@@ -233,7 +233,7 @@ class TestCertificates:
         other = (pki.theirs / "server-key.pem").read_bytes()
         (folder / "server-key.pem").write_bytes(other)
         (text,) = self.problems(folder)
-        assert "not a key and its certificate" in text
+        assert "do not belong together" in text
 
     def test_what_is_missing(self, folder: Path) -> None:
         (folder / "server-cert.pem").unlink()

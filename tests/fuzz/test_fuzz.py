@@ -268,7 +268,7 @@ def wrong_requests(world, client):
 
 
 def answered_or_ended(world, feed, verdict, extended):
-    """See that a server took a stream of requests as it has to be taken."""
+    """See that a server took a stream of requests as it must be taken."""
     if not verdict.broken:
         for cookie in verdict.cookies:
             assert cookie.to_bytes(8, "big") in feed.received, f"{cookie:#x} is not answered"

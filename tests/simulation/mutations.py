@@ -101,7 +101,7 @@ class Mutation:
     lie: Callable[[], Iterator[Schedule]] | None = None
 
     def hunted_in(self) -> Iterator[Schedule]:
-        """Yield the schedules in which it has to be found: so many, and no more."""
+        """Yield the schedules in which it must be found: so many, and no more."""
         draw = random.Random(1)
         if self.lie is not None:
             found = list(self.lie())

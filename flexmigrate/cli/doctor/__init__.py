@@ -1,5 +1,5 @@
-"""``doctor``: looks at this host, and at what a server would need, and says what to do.
+"""``doctor``: checks of this host, and of what a server needs, with advice.
 
-Nothing is changed and nothing is kept: what is opened is closed again, no image is written to, and
-no lock is taken that a server could meet. What was found may be different a moment later.
+Nothing is changed: what is opened is closed again, no image is written to, and
+no lock is taken that a server could meet. A finding may be outdated a moment later.
 """

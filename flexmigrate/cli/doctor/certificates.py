@@ -1,4 +1,4 @@
-"""The certificates and keys of a server."""
+"""Checks of a server's certificates and keys."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from flexmigrate.migration.request import TLSConfig
 from flexmigrate.net.tls import client_context, server_context
 
 SOON = timedelta(days=30)
-"""Before the end of a certificate, when its owner is to be told."""
+"""Time before a certificate expires in which the doctor warns."""
 
 
 def look(tls: TLSConfig, now: datetime | None = None) -> Iterator[Finding]:
-    """Look at what a server with *tls* needs, and at what it would migrate with.
+    """Check the files that a server with *tls* needs, for serving and for migrations.
 
-    :param now: with its time zone; None for this moment.
+    :param now: a time with its zone; None for the current time.
     """
     if tls.rule == "off" or tls.certificates is None:
         return
@@ -58,7 +58,7 @@ def _dates(path: Path, now: datetime) -> Iterator[Finding]:
     try:
         found = x509.load_pem_x509_certificates(path.read_bytes())
     except (OSError, ValueError):
-        return  # `_usable` has told
+        return  # `_usable` has reported it
     for certificate in found:
         about = f"{path} ({certificate.subject.rfc4514_string() or 'without a subject'})"
         begin = certificate.not_valid_before_utc
@@ -68,12 +68,12 @@ def _dates(path: Path, now: datetime) -> Iterator[Finding]:
                 about, f"not valid before {begin:%Y-%m-%d %H:%M} UTC", "is the clock right?"
             )
         elif now >= end:
-            yield problem(about, f"expired on {end:%Y-%m-%d}", "have another one issued")
+            yield problem(about, f"expired on {end:%Y-%m-%d}", "have a new one issued")
         elif end - now < SOON:
             yield warning(
                 about,
                 f"expires on {end:%Y-%m-%d}, in {(end - now).days} days",
-                "have another one issued; servers read it when they start, and after a SIGHUP",
+                "have a new one issued; servers read it when they start, and after a SIGHUP",
             )
         else:
             yield ok(about, f"valid until {end:%Y-%m-%d}")

@@ -15,17 +15,17 @@ class Level(str, Enum):
     """The severity of a finding."""
 
     OK = "ok"
-    WARNING = "warning"  # it works, and worse than it could
+    WARNING = "warning"  # it works, but less well than it could
     PROBLEM = "problem"  # a server would refuse to start, or lose something
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
-    :ivar about: what: a path, an address, or a part of the host.
-    :ivar text: how it is.
-    :ivar advice: what to do, where there is something to do.
+    :ivar about: the subject: a path, an address, or a part of the host.
+    :ivar text: its state.
+    :ivar advice: what to do, if anything.
     """
 
     level: Level
@@ -35,17 +35,17 @@ class Finding:
 
 
 def ok(about: str, text: str) -> Finding:
-    """Return that something is as it should be."""
+    """Return a finding that something is as it should be."""
     return Finding(Level.OK, about, text)
 
 
 def warning(about: str, text: str, advice: str) -> Finding:
-    """Return that something works less well than it could."""
+    """Return a finding that something works less well than it could."""
     return Finding(Level.WARNING, about, text, advice)
 
 
 def problem(about: str, text: str, advice: str) -> Finding:
-    """Return that something stands in a server's way."""
+    """Return a finding that a server would fail because of."""
     return Finding(Level.PROBLEM, about, text, advice)
 
 
@@ -55,7 +55,7 @@ def is_well(findings: Iterable[Finding]) -> bool:
 
 
 def as_text(findings: Iterable[Finding]) -> str:
-    """Return *findings* for people, with their sum at the end."""
+    """Return *findings* as text for people, with their counts at the end."""
     findings = list(findings)
     lines = []
     for each in findings:
@@ -79,7 +79,7 @@ def as_text(findings: Iterable[Finding]) -> str:
 
 
 def as_json(findings: Iterable[Finding]) -> str:
-    """Return *findings* for programs: ``ok``, and ``findings`` as a list of objects."""
+    """Return *findings* as JSON: ``ok``, and ``findings`` as a list of objects."""
     findings = list(findings)
     listed = [{**asdict(each), "level": each.level.value} for each in findings]
     return json.dumps({"ok": is_well(findings), "findings": listed}, indent=2) + "\n"

@@ -1,4 +1,4 @@
-"""This host: what it runs, and what it lets a process have."""
+"""Checks of this host: its software, and its limits for a process."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _USED = ("Twisted", "pyOpenSSL", "cryptography")
 
 
 def look(clients: int) -> Iterator[Finding]:
-    """Look at the host of a server with up to so many *clients*."""
+    """Check the host of a server with up to so many *clients*."""
     versions = ", ".join(f"{each} {metadata.version(each)}" for each in _USED)
     python = ".".join(map(str, sys.version_info[:3]))
     yield ok("software", f"flexmigrate {__version__}, Python {python}, {versions}")
@@ -53,7 +53,7 @@ def _cold_reads() -> Finding:
     try:
         Ring().close()
     except OSError as error:
-        # Many containers forbid it, and all works without.
+        # Many containers forbid it, and everything works without it.
         return ok(about, f"by threads, which takes more CPU time: no io_uring ({error.strerror})")
     return ok(about, "by io_uring, without threads")
 
@@ -74,7 +74,7 @@ def _descriptors(clients: int) -> Finding:
 def _accept_queue(clients: int) -> Finding:
     about, queue = "accept queue", queue_length()
     if queue is None:
-        return ok(about, "its length is not told here")
+        return ok(about, "its length is unknown on this system")
     if queue < min(clients, ENOUGH):
         return warning(
             about,

@@ -1,4 +1,4 @@
-"""An image, what lies beside it, and the filesystem beneath it."""
+"""Checks of an image, its records, and its filesystem."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from flexmigrate.wire.constants import SECTOR
 
 
 def look(path: str, *, receives: bool = False, read_only: bool = False) -> Iterator[Finding]:
-    """Look at the image at *path*, which is to be served, or is to be received into."""
+    """Check the image at *path*, which is to be served or overwritten by a migration."""
     yield _opening(path, read_only=read_only)
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return  # which was told
+        return  # it was reported
     try:
         mode = os.fstat(fd).st_mode
         if not stat.S_ISREG(mode) and not stat.S_ISBLK(mode):
@@ -46,7 +46,7 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
 
 
 def _opening(path: str, *, read_only: bool) -> Finding:
-    """Open it as a server would, but for the locks."""
+    """Open the image as a server would, but without locks."""
     try:
         try_opening(path, read_only=read_only)
     except ImageError as error:
@@ -55,7 +55,7 @@ def _opening(path: str, *, read_only: bool) -> Finding:
 
 
 def _failed_flush(path: str, fd: int, is_device: bool) -> Iterator[Finding]:
-    """Look for the note of a flush that failed."""
+    """Look for the note of a failed flush."""
     note = FileNote(fd, os.path.realpath(path), os.fstat(fd).st_ino, is_block_device=is_device)
     if (found := note.load()) is not None:
         yield warning(
@@ -68,7 +68,7 @@ def _failed_flush(path: str, fd: int, is_device: bool) -> Iterator[Finding]:
 
 
 def _without(path: str, text: str) -> str:
-    """Return an error's text without the name of what it is about, which stands before it."""
+    """Return an error's text without the image's name, which precedes it."""
     return text.replace(f"the image {path}", "the image", 1)
 
 
@@ -112,17 +112,17 @@ def _standing(path: str, *, receives: bool) -> Finding:
     if refusal:
         return problem(path, refusal.removeprefix(f"{standing.path} "), advice)
     if receives:
-        return ok(path, "nothing beside it speaks against receiving into it")
-    return ok(path, "nothing beside it speaks against serving it")
+        return ok(path, "its records allow to receive into it")
+    return ok(path, "its records allow to serve it")
 
 
 def _folder(path: str, *, receives: bool) -> Finding:
-    """Look at the folder in which its records are kept (``image.places``)."""
+    """Check the folder of its records (``image.places``)."""
     try:
         folder = os.path.dirname(places.beside(SYSTEM, os.path.realpath(path)))
     except (OSError, ImageError) as error:
         return problem(path, in_words(error), "the records of devices are kept there")
-    while not os.path.exists(folder):  # that of devices is made when it is needed
+    while not os.path.exists(folder):  # the one of devices is made when it is needed
         folder = os.path.dirname(folder)
     if os.access(folder, os.W_OK | os.X_OK):
         if (kind := _kind(folder)) in ("devtmpfs", "tmpfs", "ramfs"):
@@ -159,7 +159,7 @@ def _filesystem(path: str, fd: int, is_device: bool, *, read_only: bool) -> Find
 
 
 def _lacking(path: str, fd: int, trust: Trust) -> Iterator[str]:
-    """Yield what the filesystem of the open image lacks, with what that costs."""
+    """Yield the features that the image's filesystem lacks, with the consequences."""
     if not _can_read_without_waiting(fd):
         yield "reads that never wait (RWF_NOWAIT: each read goes to a thread)"
     if not trust.holes:
@@ -171,7 +171,7 @@ def _lacking(path: str, fd: int, trust: Trust) -> Iterator[str]:
         # A file without a name, in the same place: the image isn't touched.
         probe = os.open(os.path.dirname(os.path.realpath(path)), os.O_TMPFILE | os.O_RDWR, 0o600)
     except OSError:
-        return  # no such files there, or no right to make one: not known
+        return  # no such files there, or no right to make one: unknown
     try:
         os.write(probe, bytes(linux.PAGE))
         try:
@@ -180,14 +180,14 @@ def _lacking(path: str, fd: int, trust: Trust) -> Iterator[str]:
         except OSError:
             yield "punching holes (TRIM frees nothing, zeroes are written)"
     except OSError:
-        return  # full: `_room` tells
+        return  # full: `_room` reports it
     finally:
         os.close(probe)
 
 
 def _can_read_without_waiting(fd: int) -> bool:
     if linux.is_tmpfs(fd):
-        return True  # it needs no flag: nothing there waits
+        return True  # no flag is needed: nothing there waits
     try:
         os.preadv(fd, [bytearray(1)], 0, os.RWF_NOWAIT)
     except BlockingIOError:
@@ -198,7 +198,7 @@ def _can_read_without_waiting(fd: int) -> bool:
 
 
 def _kind(folder: str) -> str:
-    """Return the kind of filesystem that a folder is on."""
+    """Return the type of a folder's filesystem."""
     fd = os.open(folder, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         return filesystem_of(fd).name

@@ -17,7 +17,7 @@ from flexmigrate.net.endpoints import check_description
 
 
 def look(reactor: Any, place: Place) -> Iterator[Finding]:
-    """Look whether *place* can be listened at."""
+    """Check whether a server can listen on *place*."""
     if isinstance(place, str):
         yield _description(reactor, place)
     elif place.is_unix:
@@ -27,7 +27,7 @@ def look(reactor: Any, place: Place) -> Iterator[Finding]:
 
 
 def look_at_later(address: Address) -> Iterator[Finding]:
-    """Look at the address that a destination is to serve at: it may be the source's until then."""
+    """Check the address that a destination is to serve at; until then the source may use it."""
     about = f"{address}, later"
     if address.is_unix:
         finding = _unix_socket(address.path)
@@ -52,7 +52,7 @@ def _tcp(address: Address) -> Finding:
 
 
 def _bind(address: Address) -> int:
-    """Return 0 if *address* can be bound to, as a server would, or the error's number."""
+    """Try to bind to *address*, as a server would; return 0 or the error's number."""
     family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -68,10 +68,10 @@ def _told(address: Address, about: str, number: int) -> Finding:
         return ok(about, "free")
     advice = {
         errno.EADDRINUSE: f"find out who has it: ss -ltnp 'sport = {address.port}'",
-        errno.EADDRNOTAVAIL: "it is no address of this host: ip address",
+        errno.EADDRNOTAVAIL: "it is not an address of this host; list them with: ip address",
         errno.EACCES: "ports below 1024 need CAP_NET_BIND_SERVICE",
     }.get(number, "choose another one")
-    return problem(about, f"can't be listened at: {os.strerror(number)}", advice)
+    return problem(about, f"can't listen here: {os.strerror(number)}", advice)
 
 
 def _unix_socket(path: str) -> Finding:
@@ -96,7 +96,7 @@ def _unix_socket(path: str) -> Finding:
 
 
 def socket_for_the_operator(path: str) -> Iterator[Finding]:
-    """Look whether the operator's socket can be opened at *path*."""
+    """Check whether the operator's socket can be opened at *path*."""
     yield _unix_socket(path)
 
 
@@ -112,4 +112,4 @@ def _description(reactor: Any, description: str) -> Finding:
             )
         text = str(error).removeprefix(f"--endpoint {description}: ")
         return problem(description, text, "see 'Where a server listens' in the manual")
-    return ok(description, "makes sense; whether it is free is not known")
+    return ok(description, "is valid; whether it is free is unknown")

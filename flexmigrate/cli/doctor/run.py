@@ -1,4 +1,4 @@
-"""The command: everything is looked at, and told."""
+"""The command ``doctor``: it makes all checks and prints the findings."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from flexmigrate.config import ListenConfig, ServeConfig
 
 
 def run(config: DoctorConfig) -> int:
-    """Print what is found; return 0 if there is no problem, else 1."""
+    """Print the findings; return 0 if there is no problem, else 1."""
     found = list(look(config.server))
     sys.stdout.write(findings.as_json(found) if config.json else findings.as_text(found))
     return 0 if findings.is_well(found) else 1
 
 
 def look(server: ServeConfig | ListenConfig | None) -> Iterator[Finding]:
-    """Look at this host, and at what *server* needs, if there is one."""
+    """Check this host, and what *server* needs, if it is given."""
     most = server.max_clients if isinstance(server, ServeConfig) else ServeConfig.max_clients
     yield from host.look(most)
     if server is None:
