@@ -1,7 +1,7 @@
-"""Finds what a block device is made of: the file of a loop device, the disk of a partition, the
-devices below a device-mapper or RAID volume; and which loop devices a file or device has.
+"""The storage that a block device is made of: the file of a loop device, the disk of a partition,
+the devices below a device-mapper or RAID volume; and the loop devices of a file or device.
 
-All of it is read from sysfs, so nothing is opened and no right is needed. Ranges are bytes.
+It is read from sysfs, so nothing is opened and no privilege is needed. Ranges are in bytes.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from dataclasses import dataclass
 from flexmigrate.image import places
 
 MOST = 1 << 61
-"""The end of a range that is not known, or lies behind this: 2 EiB."""
+"""The end of a range whose end is unknown, or larger than this: 2 EiB."""
 
-_UNIT = 512  # bytes, in which sysfs counts, whatever a device's sectors are
+_UNIT = 512  # bytes: the unit of sysfs, whatever a device's sector size is
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
     """A range of bytes of a file or a block device that a device above it uses.
 
-    :ivar path: of the file, or of the device's node.
+    :ivar path: the path of the file, or of the device's node.
     :ivar start: its first byte.
-    :ivar end: the first byte behind it.
-    :ivar is_known: those are known; else the device above uses something of it, and others may use
-        something else.
-    :ivar is_whole: the device above is all of it.
+    :ivar end: the first byte after it.
+    :ivar is_known: whether the range is known; if not, the device above uses some part, and others
+        may use other parts.
+    :ivar is_whole: whether the device above uses all of it.
     """
 
     path: str
@@ -43,10 +43,10 @@ class Part:
 
 
 def parts_of(path: str, status: os.stat_result) -> Iterator[Part]:
-    """Yield the image itself, and all that lies below it, down to files and disks.
+    """Yield the image itself, and everything below it, down to files and disks.
 
-    :param status: of the image: a file is all that there is; what lies below its filesystem is the
-        kernel's affair.
+    :param status: the image's status. A file has nothing below it: the storage of its filesystem is
+        the kernel's business.
     """
     whole = Part(path, 0, MOST, is_whole=True)
     yield whole
@@ -59,8 +59,8 @@ class LoopDevice:
     """A loop device.
 
     :ivar node: its path.
-    :ivar part: what it uses.
-    :ivar partitions: of it, each as its node and what it uses of the same file.
+    :ivar part: the part of a file or device that it uses.
+    :ivar partitions: its partitions, each with its node and its part of the same file.
     """
 
     node: str
@@ -69,7 +69,7 @@ class LoopDevice:
 
 
 def loop_devices() -> Iterator[LoopDevice]:
-    """Yield the loop devices that there are."""
+    """Yield all loop devices that are in use."""
     for name in _listed(places.SYSFS):
         place = os.path.join(places.SYSFS, name)
         node = _node(place)
@@ -118,7 +118,7 @@ def _of_loop(place: str, above: Part) -> Iterator[Part]:
 
 
 def _of_slaves(place: str) -> Iterator[Part]:
-    """Yield the devices below one that keeps to itself what it uses of them."""
+    """Yield the devices below one that doesn't tell which parts of them it uses."""
     folder = os.path.join(place, "slaves")
     for name in _listed(folder):
         if (node := _node(os.path.join(folder, name))) is not None:
@@ -126,7 +126,7 @@ def _of_slaves(place: str) -> Iterator[Part]:
 
 
 def _shifted(path: str, above: Part, start: int, end: int) -> Part:
-    """Return what *above* comes to in *path*, of which the device uses *start* to *end*."""
+    """Return the part of *path* for *above*, where the device uses *start* to *end* of *path*."""
     return Part(
         path,
         min(start + above.start, end, MOST),

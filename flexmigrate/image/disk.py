@@ -1,14 +1,14 @@
 """The disk beneath file names: the few calls that durability depends on, and how small files are
 kept with them.
 
-A record that decides who owns an image has to be there after a crash, whole, or not at all. What
-that takes stands here once: :func:`replace` and :func:`remove`. They make their calls through a
-:class:`Disk`, so that a test can stand in for the machine and lose, when it crashes, whatever it
-was not told to keep. The bytes of the image itself go another way (``file.py``), for they are many.
+A record that decides who owns an image must be there after a crash, whole, or not at all. The calls
+for that are here: :func:`replace` and :func:`remove`. They make their system calls through a
+:class:`Disk`, so that a test can simulate a machine that loses, when it crashes, everything that
+was not synced. The bytes of the image itself are written by ``file.py``.
 
-What a disk promises is little: after a crash of the machine, what was written to a file is surely
-there only if fsync(2) on the file has returned since, and a name that came, went or changed has
-surely done so only if fsync(2) on its folder has returned since. (See the notes in fsync(2); with
+A disk promises little: after a crash of the machine, data written to a file is certainly
+there only if fsync(2) on the file has returned since, and a name that was made, removed or changed
+is certainly so only if fsync(2) on its folder has returned since. (See the notes in fsync(2); with
 rename(2) a name leads to the old file or to the new one, but never to neither.)
 """
 
@@ -29,10 +29,10 @@ from flexmigrate.errors import ImageError
 from flexmigrate.image.kernel import calls as linux
 
 PUBLIC_MODE = 0o644
-"""Of a file that is read by everybody, and written by its owner."""
+"""The mode of a file that everybody may read, and its owner write."""
 
 SECRET_MODE = 0o600
-"""Of a file that is its owner's only."""
+"""The mode of a file for its owner only."""
 
 _NEW_SUFFIX = ".new"
 
@@ -50,7 +50,7 @@ _KINDS = {
     stat.S_IFBLK: "a device",
 }
 
-# A name that is longer than its filesystem allows leads to nothing, either.
+# A name that is too long for its filesystem doesn't exist, either.
 _NOTHING_THERE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 
 
@@ -73,31 +73,31 @@ class Disk(Protocol):
         """Make a file's bytes, or a folder's names, durable."""
 
     def close(self, fd: int) -> None:
-        """Let go of a descriptor."""
+        """Close a descriptor."""
 
     def replace(self, old: str, new: str) -> None:
-        """Give what is named *old* the name *new*, whatever had that before."""
+        """Rename *old* to *new*, replacing it."""
 
     def unlink(self, path: str) -> None:
         """Remove a name."""
 
     def stat(self, path: str) -> os.stat_result:
-        """Tell about what *path* leads to."""
+        """Return the status of the file that *path* leads to."""
 
     def lstat(self, path: str) -> os.stat_result:
-        """Tell about what is named *path*, a link or not."""
+        """Return the status of *path* itself, even if it is a link."""
 
     def fstat(self, fd: int) -> os.stat_result:
-        """Tell about what is open."""
+        """Return the status of an open file."""
 
     def getxattr(self, path: str, attribute: str, /) -> bytes:
-        """Return an extended attribute of what *path* leads to."""
+        """Return an extended attribute of the file that *path* leads to."""
 
     def setxattr(self, fd: int, attribute: str, value: bytes, /) -> None:
-        """Give what is open an extended attribute."""
+        """Set an extended attribute of an open file."""
 
     def removexattr(self, fd: int, attribute: str, /) -> None:
-        """Take it away."""
+        """Remove an extended attribute of an open file."""
 
 
 SYSTEM: Disk = os
@@ -136,16 +136,16 @@ def _is_member(user: int, group: int) -> bool:
 
 
 class UntrustedFile(ImageError):
-    """Something has the name of a file of ours, and somebody else may have put it there."""
+    """A file has the name of one of ours, but may have been put there by somebody else."""
 
 
 def replace(disk: Disk, path: str, data: bytes, mode: int = PUBLIC_MODE) -> None:
-    """Make *data* all that the file at *path* holds, durably and at once.
+    """Replace the content of the file at *path* by *data*, durably and atomically.
 
-    Whoever reads it, after a crash too, finds all of what it held before or all of *data*. Once
+    A reader, also after a crash, finds either the whole old content or all of *data*. Once
     this has returned, it is *data*, in a file that we have made.
 
-    :param mode: its permissions, from the beginning on.
+    :param mode: its permissions, from the start.
     :raises OSError: it is as it was; or, only if the folder's fsync(2) failed, it is *data* now and
         may be either after a crash. The error names *path*.
     """
@@ -176,8 +176,8 @@ def _fill(disk: Disk, fd: int, data: bytes) -> None:
 
 @contextlib.contextmanager
 def about(path: str) -> Iterator[None]:
-    """Let errors tell which file they are about: those of descriptors don't, and the name of a
-    temporary one helps nobody.
+    """Put *path* into errors of the body: those of descriptors have no name, and the name of a
+    temporary file is of no use.
     """
     try:
         yield
@@ -186,7 +186,7 @@ def about(path: str) -> Iterator[None]:
 
 
 def remove(disk: Disk, path: str) -> None:
-    """Remove the name *path*, durably. That there is none is not an error.
+    """Remove the name *path*, durably. It is no error if there is none.
 
     :raises OSError: it is still there; or, only if the folder's fsync(2) failed, it is gone but may
         come back after a crash.
@@ -199,7 +199,7 @@ def remove(disk: Disk, path: str) -> None:
 
 
 def read(disk: Disk, path: str, limit: int, writers: Writers | None = None) -> bytes | None:
-    """Return what the file at *path* holds, its first *limit* bytes at most; None if there is none.
+    """Return the content of the file at *path*, at most *limit* bytes; None if there is no file.
 
     :param writers: the users who may have written it, besides root and us.
     :raises UntrustedFile: as `is_there`.
@@ -221,7 +221,7 @@ def read(disk: Disk, path: str, limit: int, writers: Writers | None = None) -> b
 
 
 def is_there(disk: Disk, path: str, writers: Writers | None = None) -> bool:
-    """Return whether there is a file of ours by the name *path*.
+    """Return whether there is a file of ours at *path*.
 
     In a folder that others may write to, anybody could have put something there. Ours are regular
     files that belong to us, to root, to one of *writers*, or to the owner of a folder that nobody
@@ -282,7 +282,7 @@ def _is_open_to_others(disk: Disk, path: str) -> bool:
 
 
 def exists(disk: Disk, path: str) -> bool:
-    """Return whether there is anything by the name *path*, were it a link that leads nowhere.
+    """Return whether the name *path* exists, even as a broken link.
 
     :raises OSError: that can't be told, e.g. because a folder may not be searched.
     """
@@ -305,11 +305,11 @@ def identity(disk: Disk, path: str) -> tuple[int, int]:
 
 
 def mark(disk: Disk, path: str) -> str:
-    """Return what tells the file at *path* from every later one by its name: its inode's number,
-    and when that was made, where the filesystem says so. Of what is no file, an empty text: the
-    node of a device is made anew whenever the host starts.
+    """Return an id that tells the file at *path* from every later one of that name: its inode's
+    number, and its time of creation, if the filesystem has it. Empty for anything but a file: the
+    node of a device is made anew at each boot.
 
-    :raises OSError: as stat(2), but for there being nothing.
+    :raises OSError: as stat(2), unless there is nothing.
     """
     try:
         status = disk.stat(path)
@@ -322,7 +322,7 @@ def mark(disk: Disk, path: str) -> str:
 
 
 def sync_folder(disk: Disk, path: str) -> None:
-    """Make durable what became of the name *path* in its folder.
+    """Make changes of the name *path* in its folder durable.
 
     :raises OSError: as open(2) and fsync(2).
     """

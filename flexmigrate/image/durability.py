@@ -1,17 +1,17 @@
 """The durability of an image: a record of what has been written but may not be on the disk yet.
 
-The rule: once a flush of an image has failed, no later flush that succeeds means anything, and what
-is read through the page cache proves nothing about the disk (``kernel/page_cache.py`` has why).
+Once a flush of an image has failed, the success of a later flush means nothing, and data that
+is read through the page cache proves nothing about the disk (see ``kernel/page_cache.py``).
 Every flush fails from then on, until either
 
-* the page cache was emptied: what is read then is what the disk has; or
-* every byte was written once more, and flushed without an error since that was begun.
+* the page cache was emptied, so that reads return the disk's content; or
+* every byte was written again, and then flushed without an error.
 
-That holds for whoever opens the image next, too, as long as the machine runs: a note says so
-(``flush_failure``), which is written before anybody is told the error.
+This also holds for the next process that opens the image, as long as the machine runs: a note
+(``flush_failure``) says so. It is written before the error is reported.
 
-What isn't seen: an error that another program's flush of the same file was told, while the image
-wasn't open here.
+Not detected: an error that was reported to another program's flush of the same file, while the
+image wasn't open here.
 """
 
 from __future__ import annotations
@@ -46,9 +46,9 @@ class Cache(Protocol):
 
 
 class Durability:
-    """See the module; of one open image.
+    """The durability of one open image; see the module.
 
-    Whatever waits for the disk belongs into a thread, and any may call it.
+    Methods that wait for the disk must be called in a thread, any thread.
 
     :param path: of the image, for people.
     :ivar failure: since when the page cache isn't to be trusted, and why; None while it is.
@@ -100,7 +100,7 @@ class Durability:
                 raise self._error(failure)
 
     def write_back(self) -> None:
-        """Have the disk begin to write what was written.
+        """Start to write dirty pages to the disk.
 
         :raises OSError: as ``flush``.
         """
@@ -121,7 +121,7 @@ class Durability:
             raise self._error(self._happened(failure)) from error
 
     def _happened(self, failure: FlushFailure) -> FlushFailure:
-        """Remember *failure*; return the first of those that nothing has made up for."""
+        """Keep *failure*; return the first one that is still in force."""
         with self._lock:
             self._failures += 1
             self.is_rewriting = False
@@ -151,10 +151,10 @@ class Durability:
         text = f"flushing {self._path} failed ({failure.text}): what was written may be lost"
         return OSError(failure.number, text)
 
-    # Making up for it
+    # Recovery
 
     def empty(self) -> None:
-        """Empty the page cache, whatever it holds, so that what is read is what the disk has.
+        """Empty the page cache, so that reads return the disk's content.
 
         :raises ImageError: it can't be emptied; the text says what is to be done.
         """
@@ -184,7 +184,7 @@ class Durability:
         return False
 
     def rewritten(self) -> None:
-        """Every byte was written since ``begin_receiving``, and flushed."""
+        """Note that every byte was written since ``begin_receiving``, and flushed."""
         with self._lock:
             was_rewritten = self.is_rewriting  # and nothing has failed since
         if was_rewritten:
@@ -200,9 +200,9 @@ class Durability:
             self.is_rewriting = False
 
     def close(self) -> None:
-        """Let go of what is open."""
+        """Close the page cache's descriptor."""
         self._cache.close()
 
 
 def _nobody(failure: FlushFailure) -> None:
-    """Nobody wants to know."""
+    """Ignore a failure: no callback is set."""

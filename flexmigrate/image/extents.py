@@ -1,8 +1,8 @@
-"""Which ranges of an image hold data and which are holes.
+"""The extents of an image: its ranges of data, and its holes.
 
-A hole reads as zeroes without anything being stored for it. What is told is true at the moment when
-it is told: a walk that runs beside writers sees each of their writes or doesn't, and whoever walks
-keeps a dirty map for those that it doesn't.
+A hole reads as zeroes and takes no storage. An extent is valid at the moment when
+it is returned: a walk during writes may or may not see each of them, so the caller
+keeps a dirty map for those that it misses.
 
 Whether a filesystem is asked at all is decided once, when the image is opened
 (``trust.py``): nobody else calls lseek(2).
@@ -34,12 +34,12 @@ class Extent:
 
     @property
     def end(self) -> int:
-        """The first byte behind it."""
+        """The first byte after it."""
         return self.offset + self.length
 
 
 def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
-    """Join neighbours of one kind in an ascending sequence without gaps, as it is asked for."""
+    """Join neighbours of one kind in an ascending sequence without gaps, lazily."""
     pending: Extent | None = None
     for extent in extents:
         if pending is not None and pending.data == extent.data:
@@ -53,11 +53,11 @@ def merge(extents: Iterable[Extent]) -> Iterator[Extent]:
 
 
 class Extents(Protocol):
-    """Tells where an image has holes: the only one that is asked."""
+    """The source of an image's extents; nothing else looks for holes."""
 
     def walk(self, start: int, end: int) -> Iterator[Extent]:
-        """Go through the image from byte *start* to byte *end* (not included), asking as it is
-        asked.
+        """Yield the extents from byte *start* to byte *end* (not included), looked up as they are
+        asked for.
 
         Ascending, without gaps, clipped to the range. Neighbours may be of one kind when somebody
         writes meanwhile.
@@ -66,18 +66,18 @@ class Extents(Protocol):
         """
 
     def next_data(self, position: int, end: int) -> int:
-        """Return where data begins, from *position* on; *end* if that comes first. Raises as
-        `walk`.
+        """Return the offset of the next data from *position* on, or *end* if that comes first.
+        Raises as `walk`.
 
         Cheaper than the first extent of a walk, for which the end of the data has to be found, too.
         """
 
     def has_holes(self, size: int) -> bool:
-        """Tell whether the first *size* bytes have a hole now."""
+        """Return whether the first *size* bytes have a hole now."""
 
     @property
     def may_come(self) -> bool:
-        """Whether there may be holes later on, once something was zeroed or trimmed."""
+        """Whether zeroing or trimming may make holes."""
 
 
 class AllData:
@@ -103,7 +103,7 @@ class ToldExtents:
     """The extents that a file's filesystem reports, if it is trusted (``filesystems.py``).
 
     :param seek: lseek(2) of the file: called with a position and SEEK_DATA or SEEK_HOLE.
-    :param file_size: tells how long the file is now, in bytes.
+    :param file_size: returns the current size of the file in bytes.
     """
 
     may_come = True
@@ -114,7 +114,7 @@ class ToldExtents:
 
     @classmethod
     def of(cls, fd: int) -> ToldExtents:
-        """Return what is told of an open file."""
+        """Return the extents of an open file."""
         # The position that lseek leaves behind is shared by all threads and used by none of them:
         # every read and write says its offset.
         return cls(
@@ -122,7 +122,7 @@ class ToldExtents:
         )
 
     def walk(self, start: int, end: int) -> Iterator[Extent]:
-        """As `Extents.walk`. Where the filesystem can't tell (lseek(2): ``EINVAL``), all is data.
+        """Walk as `Extents.walk`. If the filesystem can't tell (lseek(2): ``EINVAL``), all is data.
 
         The kernel takes what lies behind the end of a file for a hole; to us it is a loss of data,
         and must not be copied as zeroes.
@@ -151,7 +151,7 @@ class ToldExtents:
             return False
 
     def _seek(self, position: int, end: int, whence: int) -> int:
-        """Return the next data or hole at or behind *position*, or *end* if that comes first."""
+        """Return the next data or hole at or after *position*, or *end* if that comes first."""
         try:
             found = self._lseek(position, whence)
         except OSError as error:

@@ -1,4 +1,4 @@
-"""Errors of an image that say where they were: which file, what was done, and with which bytes."""
+"""Errors of an image with their location: the file, the operation, and the range of bytes."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ from contextlib import contextmanager
 
 
 def located(error: OSError, doing: str, length: int, offset: int, path: str) -> OSError:
-    """Return *error* as that of *doing* something with *length* bytes at *offset* of *path*."""
+    """Return *error* with its location: *doing* something with *length* bytes at *offset* of
+    *path*.
+    """
     where = f"{doing} {length} bytes at {offset} of {path} failed"
     return OSError(error.errno, f"{where}: {error.strerror or error}")
 
 
 @contextmanager
 def locating(doing: str, length: int, offset: int, path: str) -> Iterator[None]:
-    """Have an OSError of the body say so."""
+    """Add the location to an OSError of the body."""
     try:
         yield
     except OSError as error:

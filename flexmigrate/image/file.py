@@ -1,10 +1,10 @@
-"""The image: the only owner of its descriptor, and every way to its bytes.
+"""An image file: the only owner of its descriptor, with all access to its bytes.
 
-Everything here is synchronous and takes offsets that somebody has checked. Three questions tell
-which call may be made from the reactor: ``try_read_into`` never waits for the disk,
+Everything here is synchronous and takes offsets that were checked before. Three methods tell
+which calls may be made on the reactor's thread: ``try_read_into`` never waits for the disk,
 ``may_block_write`` says whether a write would, ``is_resident`` whether a ``sendfile`` would. All
-else belongs into a thread (``background.py``). Errors are ``OSError`` with the kernel's number; who
-asked for it is told that.
+else belongs into a thread (``background.py``). Errors are ``OSError`` with the kernel's number, and
+go to the caller.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import os
 import stat
 from collections.abc import Iterable, Iterator
 
-# By name: a request pays for each attribute that is looked up.
+# Imported by name: each attribute lookup costs time in the path of a request.
 from os import RWF_NOWAIT, preadv, pwrite
 from time import perf_counter
 from typing import Protocol
@@ -45,10 +45,10 @@ SCRATCH = 256 * 1024
 
 
 class Opener(Protocol):
-    """Opens images: :meth:`Image.open`, or what stands in for it."""
+    """The type of :meth:`Image.open`, or its replacement in a test."""
 
     def __call__(self, path: str, *, read_only: bool = ...) -> Image:
-        """As :meth:`Image.open`."""
+        """Open an image, as :meth:`Image.open`."""
 
 
 _WITHIN_PAGE = linux.PAGE - 1
@@ -58,21 +58,22 @@ _WITHIN_PAGE = linux.PAGE - 1
 class Image:
     """An open and locked image; made by :meth:`open`, ended by :meth:`close`.
 
-    :ivar path: as it was given; for people.
-    :ivar given_path: as it was given, absolute: a link in it may lead elsewhere one day.
+    :ivar path: the path as it was given; for people.
+    :ivar given_path: the absolute path, with its links, which may lead elsewhere one day.
     :ivar fd: the descriptor, for ``sendfile``; its owner is this object.
-    :ivar size: bytes in the file or on the device when it was opened, or found to have grown.
+    :ivar size: the bytes of the file or device when it was opened, or last found to have grown.
     :ivar cut: how ``size_fault`` has once found it shorter than that; None if it hasn't. Whoever
         writes behind its end lengthens it again, and what it had there is gone all the same.
     :ivar identity: (device, inode).
     :ivar unlocked: why QEMU, or another server that uses the same bytes under another name, isn't
         seen there, and doesn't see us; None if it is and does.
     :ivar disk: where it and what is kept beside it have their names.
-    :ivar is_local: nobody beyond this kernel is asked for what is in the page cache, or goes there.
-    :ivar pace: whether its writes wait.
-    :ivar durability: whether what was written is on the disk.
-    :ivar in_memory: there is no disk behind it: no read waits, and all is resident.
-    :ivar trust: what is believed of the filesystem below it.
+    :ivar is_local: whether the page cache is this kernel's alone, with no daemon or server behind
+        it.
+    :ivar pace: the choice of the thread for its writes.
+    :ivar durability: the record of what may not be on the disk.
+    :ivar in_memory: whether there is no disk behind it: no read waits, and all is resident.
+    :ivar trust: the trust in its filesystem.
     """
 
     __slots__ = (
@@ -197,7 +198,7 @@ class Image:
         return self._may_have_holes
 
     def is_hole(self, view: Readable, offset: int) -> bool:
-        """Tell whether *view*, which was read at *offset*, is zeroes because it lies in a hole.
+        """Return whether *view*, which was read at *offset*, is zeroes because it lies in a hole.
 
         Costs a comparison where it isn't zeroes, and a system call where it is. False where that
         fails: the zeroes were read, whatever has become of the file since.
@@ -211,7 +212,7 @@ class Image:
             return False
 
     def is_resident(self, offset: int, length: int) -> bool:
-        """Tell whether all of a range is in memory now, so that sending it will not wait.
+        """Return whether all of a range is in memory now, so that sending it will not wait.
 
         False if that can't be known.
         """
@@ -228,7 +229,7 @@ class Image:
         self._forget_folios(end - length, length)
 
     def will_need(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Have the disk begin to read some (offset, length), without waiting for it: advice.
+        """Advise the kernel to read some (offset, length) ahead; doesn't wait.
 
         Not holes: memory would be filled with their zeroes.
         """
@@ -237,8 +238,8 @@ class Image:
                 os.posix_fadvise(self.fd, offset, length, os.POSIX_FADV_WILLNEED)
 
     def drop_cached(self, ranges: Iterable[tuple[int, int]]) -> None:
-        """Give back the memory that holds some (offset, length), but for what isn't on the disk
-        yet: advice.
+        """Advise the kernel to drop some (offset, length) from the page cache, except for data that
+        isn't on the disk yet.
         """
         for offset, length in ranges:
             with contextlib.suppress(OSError):
@@ -246,7 +247,8 @@ class Image:
             self._forget_folios(offset, length)
 
     def extents(self, offset: int, length: int) -> Iterator[Extent]:
-        """Tell data from holes in a range: ascending, merged, clipped, looked up as it's asked for.
+        """Yield the extents of a range: ascending, merged, clipped, looked up as they are asked
+        for.
 
         A device, and a filesystem that doesn't say or isn't trusted to, is all data.
 
@@ -256,7 +258,7 @@ class Image:
             yield from merge(self._extents.walk(offset, offset + length))
 
     def is_all_hole(self, offset: int, length: int) -> bool:
-        """Tell whether a range is nothing but a hole. Raises as ``extents``."""
+        """Return whether a range is nothing but a hole. Raises as ``extents``."""
         return next(self.extents(offset, length)) == Extent(offset, length, data=False)
 
     def next_data(self, offset: int, end: int) -> int:
@@ -278,7 +280,7 @@ class Image:
     # Writing
 
     def may_block_write(self, offset: int, length: int) -> bool:
-        """Tell whether writing a range may have to wait: because writes to this image do now (see
+        """Return whether writing a range may have to wait: because writes to this image do now (see
         ``Pace``), or because the pages at its edges have to be read from the disk first.
 
         A whole page is never read before it is overwritten; a part of one is, unless it is in
@@ -325,7 +327,7 @@ class Image:
             raise located(error, "writing", len(view), offset, self.path) from error
 
     def write_in_thread(self, view: Readable, offset: int) -> None:
-        """As ``write``, which may wait; it is noted how long that took."""
+        """Write like ``write``, in a thread, and measure the time."""
         began = perf_counter()
         try:
             self.write(view, offset)
@@ -333,9 +335,10 @@ class Image:
             self.pace.waited(perf_counter() - began)
 
     def zero(self, offset: int, length: int, *, may_punch: bool, fast_only: bool = False) -> None:
-        """Make a range read as zeroes, to the byte, without writing them if that can be avoided.
+        """Make a range read as zeroes, exactly, without writing them if possible.
 
-        :param may_punch: the storage may be given back (a hole); else it stays, or is allocated.
+        :param may_punch: whether the storage may be given back (a hole); else it stays, or is
+            allocated.
         :raises OSError: ``ENOTSUP`` if *fast_only* and only writing would do; else as fallocate(2)
             and pwrite(2). Some of it may have been done by then.
         """
@@ -353,7 +356,7 @@ class Image:
             )
 
     def trim(self, offset: int, length: int) -> None:
-        """Give back the storage of a range, where that is supported: it is advice.
+        """Give back the storage of a range, if that is supported.
 
         What the range holds afterwards is undefined. (A file then has zeroes there.)
 
@@ -377,8 +380,8 @@ class Image:
         self.durability.flush()
 
     def write_back(self) -> None:
-        """Have the disk begin to write what the page cache has of the image and it has not, once it
-        is done with what it was told before.
+        """Start to write the image's dirty pages to the disk, once it
+        has finished what it was told before.
 
         So at any time no more is being written than was changed between two calls, and a flush
         waits for that and for what was changed since. Nothing is durable by it. One call at a time.
@@ -389,11 +392,11 @@ class Image:
 
     @property
     def flush_failure(self) -> FlushFailure | None:
-        """The failed flush since which what is read may not be what the disk has; else None."""
+        """The failed flush since which reads may differ from the disk; None if there is none."""
         return self.durability.failure
 
     def empty_cache(self) -> None:
-        """Let the page cache give up what it holds, so that what is read is what the disk has.
+        """Empty the page cache, so that reads return the disk's content.
 
         :raises ImageError: it can't be emptied.
         """
@@ -413,7 +416,7 @@ class Image:
         return self._name
 
     def name_fault(self) -> str | None:
-        """Return why the name by which the image was opened doesn't lead to it any more, in words;
+        """Return the reason why the image's name doesn't lead to it any more, in words;
         None where it does. May wait for the disk.
 
         A name that can't be looked up now (a network filesystem's ``ESTALE``, say) doesn't lead to
@@ -422,7 +425,7 @@ class Image:
         return self._leads_elsewhere(self._name)
 
     def given_name_fault(self) -> str | None:
-        """Return the same of the path as it was given, too, whose links may lead elsewhere now."""
+        """Return the same for the path as it was given, whose links may lead elsewhere now."""
         fault = self.name_fault()
         if fault is None and self.given_path != self._name:
             fault = self._leads_elsewhere(self.given_path)
@@ -456,8 +459,8 @@ class Image:
         return "renamed, or a folder above it" if status.st_nlink else "removed"
 
     def other_readers(self) -> str | None:
-        """Return in words who else reads the image; None if nobody has said so by a lock. May wait:
-        on a network filesystem its server is asked.
+        """Return who else reads the image, in words; None if nobody has a lock for it. May wait:
+        a network filesystem asks its server.
         """
         return locks.read_by_others(self.fd) if self.read_only else None  # else nobody may
 
@@ -471,7 +474,8 @@ class Image:
         return max(0, self.disk.fstat(self.fd).st_nlink - 1)
 
     def size_fault(self) -> str | None:
-        """Return why the file hasn't the size any more that it was opened with; None where it has.
+        """Return the reason why the file has another size than when it was opened; None if it
+        hasn't.
 
         Never waits: on a network filesystem it is the size that this host knows of.
         """
@@ -487,8 +491,8 @@ class Image:
         return linux.device_size(self.fd) if self.is_block_device else linux.known_size(self.fd)
 
     def grow(self) -> bool:
-        """Have the size that somebody else has given the file or device, if it is larger; return
-        whether it is. On the reactor's thread; whoever has been told the old size keeps to that.
+        """Adopt the size that somebody else has given the file or device, if it is larger; return
+        whether it is. On the reactor's thread; clients that were told the old size keep to it.
         """
         size = self._size_now()
         if size <= self.size:
