@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail
 from twisted.internet.error import ConnectionDone
 from twisted.internet.interfaces import IPushProducer, ISSLTransport
 from twisted.internet.protocol import Protocol, connectionDone
@@ -19,7 +19,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 from zope.interface import implementer
 
-from flexmigrate.errors import to_nbd
+from flexmigrate.errors import RequestFailed, in_words, to_nbd
 from flexmigrate.log import failures
 from flexmigrate.net.interfaces import IBufferedProtocol, IGatheringProtocol, IOutlet
 from flexmigrate.net.outlet import outlet_for
@@ -46,6 +46,10 @@ LINGER_SECONDS = 5.0
 # The same for one whose client said DISC, with replies that it asked for still on their way: as
 # long as it takes to notice that it has vanished (net.tuning).
 GOODBYE_SECONDS = 60.0
+
+
+DISMISS_SECONDS = 1.0
+"""How long a sender that is dismissed may take to read why, and to leave."""
 
 
 @implementer(IBufferedProtocol, IGatheringProtocol, IPushProducer)
@@ -96,6 +100,8 @@ class NBDServerProtocol(Protocol):
         self._unread = False  # answers to options wait until the client reads them
         self._agreed: Agreement | None = None  # once it has read them
         self._linger: Any = None
+        self._dismissal: Any = None
+        self.turned_away: Refusal | None = None
 
     def __str__(self) -> str:
         return f"client {self.log_about['client']}"
@@ -422,6 +428,8 @@ class NBDServerProtocol(Protocol):
         self, command: int, offset: int, length: int, payload: bytes
     ) -> Deferred[bytes] | None:
         """See ``transmission.Host``: what such a command means is the session's affair."""
+        if self.turned_away is not None:
+            return fail(RequestFailed(int(self.turned_away.code), self.turned_away.text))
         return self.factory.session.private(self, command, offset, length, payload)
 
     def seal(self) -> bool:
@@ -441,8 +449,30 @@ class NBDServerProtocol(Protocol):
     def fail_changes(self, error: OSError) -> None:
         """Answer all further changes with *error*, and carry none of them out."""
         if self._transmission is not None:
-            refusal = Refusal(ErrorCode(to_nbd(error)), error.strerror or str(error))
+            refusal = Refusal(ErrorCode(to_nbd(error)), in_words(error))
             self._transmission.fail_changes(refusal)
+
+    def turn_away(self, code: ErrorCode, text: str) -> None:
+        """Answer with this error whatever the client asks for that would change something, or is
+        the session's affair: it is to read why nothing more is done for it.
+        """
+        self.turned_away = Refusal(code, text)
+        if self._transmission is not None:
+            self._transmission.fail_changes(self.turned_away)
+
+    def dismiss(self, reason: str) -> None:
+        """Turn the client away since this server ends its work for it, and close the connection
+        once it has had the time to read that, and to leave.
+        """
+        if not self._connected or self._ending or self._dismissal is not None:
+            return
+        self.log.info("turning it away: {reason}", reason=reason)
+        self.turn_away(ErrorCode.ESHUTDOWN, reason)
+        self._dismissal = self.factory.reactor.callLater(DISMISS_SECONDS, self._dismissed, reason)
+
+    def _dismissed(self, reason: str) -> None:
+        self._dismissal = None
+        self.end(reason)
 
     @property
     def requests_taken(self) -> int:
@@ -511,7 +541,11 @@ class NBDServerProtocol(Protocol):
         self.end(reason)
 
     def end(self, reason: str) -> None:
-        """Close the connection, once what was sent has left, for a *reason* that the log tells."""
+        """Close the connection, once what was sent has left, for a *reason* that the log tells; one
+        that is being dismissed has its time.
+        """
+        if self._dismissal is not None:
+            return
         self.log.info("closing it: {reason}", reason=reason)
         self._close(LINGER_SECONDS)
 
@@ -548,7 +582,7 @@ class NBDServerProtocol(Protocol):
         """Nothing of this client's remains but what is under way at the disk."""
         self._connected = False
         self._drop_backlog()
-        for timer in (self._negotiation_timeout, self._turn, self._linger):
+        for timer in (self._negotiation_timeout, self._turn, self._linger, self._dismissal):
             if timer is not None and timer.active():
                 timer.cancel()
         if self._transmission is not None:

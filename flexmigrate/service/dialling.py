@@ -13,6 +13,7 @@ from flexmigrate.net.endpoints import client_endpoint
 from flexmigrate.net.tls import client_context
 from flexmigrate.wire.agreement import TLSMode
 from flexmigrate.wire.client_handshake import ClientOptions
+from flexmigrate.wire.handover import Purpose
 
 CONNECT_SECONDS = 5.0
 """For a connection to the destination to stand: a few lost packets' time."""
@@ -33,8 +34,9 @@ def dial(
     """
     options = ClientOptions(
         name=request.remote_export,
-        # Writes and zeroes need neither reply chunks nor long headers.
-        structured=False,
+        # Where a destination may have reasons to tell, reply chunks carry them; nothing here needs
+        # long headers.
+        structured=proposal is not None and proposal.opening.purpose is Purpose.MIGRATE,
         extended=False,
         tls=TLSMode(request.tls.rule),
         session=None if proposal is None else proposal.session_request(request.remote_export),

@@ -180,7 +180,7 @@ class Receiving:
         # A handover that is being settled holds the lock, and what it comes to is the truth.
         await self.intake.lock.acquire(self)
         try:
-            self.intake.machine.cancel()
+            self.intake.machine.cancel(reason)
         finally:
             self.intake.lock.release(self)
         if self._successor is not None:  # it came to be while we waited

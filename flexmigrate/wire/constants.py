@@ -169,6 +169,19 @@ class ErrorCode(IntEnum):
     ESHUTDOWN = 108
 
 
+ERROR_TEXTS = {
+    ErrorCode.EPERM: "Operation not permitted",
+    ErrorCode.EIO: "Input/output error",
+    ErrorCode.ENOMEM: "Cannot allocate memory",
+    ErrorCode.EINVAL: "Invalid argument",
+    ErrorCode.ENOSPC: "No space left on device",
+    ErrorCode.EOVERFLOW: "Value too large for defined data type",
+    ErrorCode.ENOTSUP: "Operation not supported",
+    ErrorCode.ESHUTDOWN: "the server is shutting down",
+}
+"""Each error in words, as systems have them."""
+
+
 class AllocationFlag(IntFlag):
     """The status of an extent in the context ``base:allocation`` (``NBD_STATE_*``)."""
 

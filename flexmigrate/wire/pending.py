@@ -16,7 +16,7 @@ from bisect import bisect_right
 from collections.abc import Iterable
 
 from flexmigrate.errors import RemoteProtocolError, RequestFailed
-from flexmigrate.wire.constants import Command, ErrorCode, name_of
+from flexmigrate.wire.constants import ERROR_TEXTS, Command, ErrorCode
 from flexmigrate.wire.handover import command_name, is_private
 
 MAX_SPANS = 4096
@@ -93,7 +93,8 @@ class PendingRequest:
         self._told = 0
 
     def __str__(self) -> str:
-        return f"{command_name(self.command)} of {self.length} bytes at {self.offset}"
+        name = command_name(self.command)
+        return f"{name} of {self.length} bytes at {self.offset}" if self.length else name
 
     def place(self, offset: int, length: int) -> memoryview:
         """Return the part of the buffer that *length* bytes of content from *offset* go into.
@@ -173,12 +174,11 @@ class PendingRequest:
             raise RemoteProtocolError(f"the server reported an error at {at} in reply to {self}")
         if self.failure is not None:
             return
-        text = f"{self} failed: {name_of(ErrorCode, number)}"
-        if at is not None:
-            text += f" at {at}"
-        if message:
-            text += f": {_printable(message)}"
-        known = number if number in _KNOWN_ERRORS else ErrorCode.EINVAL
+        known = ErrorCode(number) if number in _KNOWN_ERRORS else ErrorCode.EINVAL
+        words = ERROR_TEXTS[known] if known == number else f"error {number}"
+        told = _printable(message)
+        text = f"{self} failed{'' if at is None else f' at {at}'}: "
+        text += told if words in told else f"{words}: {told}" if told else words
         self.failure = RequestFailed(int(known), text)
 
     def finish(self) -> None:

@@ -34,6 +34,8 @@ class RecordedSender:
     def abort(self, reason: str) -> None:
         self.aborted.append(reason)
 
+    dismiss = abort
+
 
 class RecordedHandover:
     """Decides as the test says, when the test says."""

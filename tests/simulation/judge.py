@@ -129,7 +129,7 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
         for name, end in (("source", source), ("destination", destination))
         if end.has_image and end.standing.to_serve()[0] is MayServe.SERVE
     ]
-    if len(served) == 2 and theirs.record is None and not theirs.marker and not plain:
+    if len(served) == 2 and theirs.record is None and not theirs.marker:
         served = ["source"]  # no migration has begun: what is there is nobody's image
     if len(served) == 2:
         raise Violation(f"both copies can be served: {states}")

@@ -13,6 +13,7 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig
+from flexmigrate.migration.ownership.status import look
 from flexmigrate.migration.request import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.testing import Connection, Machine, Server, World, Writer
@@ -170,7 +171,9 @@ class Scene:
     @property
     def owned(self) -> bool:
         """Whether the image is the destination's, as whoever looks at its disk would say."""
-        return not self.marker.exists()
+        if self.marker.exists():
+            return False
+        return look(str(self.destination_image)).state is State.OWNER
 
     def faults(self, image: Path) -> list[str]:
         """Return what *image* doesn't hold of what was acknowledged."""

@@ -184,7 +184,8 @@ class Errors(SynchronousTestCase):
         request.fail(5, "later")
         self.assertEqual(request.failure.errno, 28)
         self.assertEqual(
-            str(request.failure), "WRITE of 512 bytes at 4096 failed: ENOSPC at 4100: no room"
+            str(request.failure),
+            "WRITE of 512 bytes at 4096 failed at 4100: No space left on device: no room",
         )
 
     def test_an_unknown_number_counts_as_einval_and_is_told(self) -> None:

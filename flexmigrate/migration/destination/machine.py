@@ -48,6 +48,9 @@ class Sender(Protocol):
     def abort(self, reason: str) -> None:
         """Close it at once."""
 
+    def dismiss(self, reason: str) -> None:
+        """Carry nothing more out, answer why, and close it soon."""
+
     def fail_changes(self, error: OSError) -> None:
         """Answer all further changes with *error*, and carry none of them out."""
 
@@ -61,7 +64,7 @@ class Destination(Protocol):
     def sender_lost(self, sender: Sender) -> None:
         """The sender's connection is gone, in whatever way; see ``DestinationCore.is_from``."""
 
-    def cancel(self) -> None:
+    def cancel(self, reason: str = "") -> None:
         """The process is told to end."""
 
     def resume(self) -> None:
@@ -195,7 +198,7 @@ class DestinationCore:
         self.logger.error("what was received counts for nothing: {reason}", reason=reason)
         if self.sender is not None:
             # Not now: its request is being carried out.
-            self.reactor.callLater(0, self.sender.abort, reason)
+            self.reactor.callLater(0, self.sender.dismiss, reason)
 
     def confirm(self, accepted: bool) -> None:
         """Let the sender's connection be closed (*accepted*), or reset."""
@@ -360,11 +363,11 @@ def _lost_sealed(destination: Destination, core: DestinationCore, sender: Sender
 
 
 @sealed.upon(Destination.cancel).to(cancelled)
-def _cancel_sealed(destination: Destination, core: DestinationCore) -> None:
+def _cancel_sealed(destination: Destination, core: DestinationCore, reason: str = "") -> None:
     core.phase = "cancelled"
     sender, core.sender = core.sender, None
     if sender is not None:
-        sender.abort("this server is told to end")
+        sender.dismiss(_ending(reason))
 
 
 # Whoever is connected meanwhile has not got past the gate: the journal says prepared, and the lock
@@ -429,7 +432,7 @@ def _start_over(
     _stop(delayed)
     if core.coverage.writes:
         core.logger.error(
-            "the sender went away before it was done; what it sent ({covered} bytes) is forgotten",
+            "the sender went away before it was done; what it sent ({covered} bytes) doesn't count",
             covered=core.coverage.covered,
         )
 
@@ -465,26 +468,26 @@ def _be_ready(destination: Destination, core: DestinationCore, drained: Deferred
 
 
 @waiting.upon(Destination.cancel).to(cancelled)
-def _cancel_waiting(destination: Destination, core: DestinationCore) -> None:
+def _cancel_waiting(destination: Destination, core: DestinationCore, reason: str = "") -> None:
     core.phase = "cancelled"
 
 
 @draining.upon(Destination.cancel).to(cancelled)
 def _cancel_draining(
-    destination: Destination, core: DestinationCore, drained: Deferred[None]
+    destination: Destination, core: DestinationCore, drained: Deferred[None], reason: str = ""
 ) -> None:
     core.phase = "cancelled"
 
 
 @receiving.upon(Destination.cancel).to(cancelled)
 def _cancel_receiving(
-    destination: Destination, core: DestinationCore, delayed: IDelayedCall
+    destination: Destination, core: DestinationCore, delayed: IDelayedCall, reason: str = ""
 ) -> None:
     _stop(delayed)
     core.phase = "cancelled"
     sender, core.sender = core.sender, None
     if sender is not None:
-        sender.abort("this server is told to end")
+        sender.dismiss(_ending(reason))
 
 
 @settling.upon(Destination._ours).to(complete)
@@ -510,6 +513,11 @@ def _not_carried_out(
     failures.tell(core.logger, "taking over failed", failure)
     core.forget()
     core.confirm(False)
+
+
+def _ending(reason: str) -> str:
+    """Return what a sender reads of a server that ends, for *reason*."""
+    return f"this server ends: {reason}" if reason else "this server is told to end"
 
 
 def _stop(delayed: IDelayedCall) -> None:

@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, DeferredSemaphore, succeed
 from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
-from flexmigrate.errors import RemoteProtocolError
+from flexmigrate.errors import RemoteProtocolError, in_words, to_nbd
 from flexmigrate.image.file import Image
 from flexmigrate.migration.comparison.comparer import fault_in, judge, tell
 from flexmigrate.migration.destination.machine import Destination, DestinationCore, Sender
@@ -31,7 +31,7 @@ from flexmigrate.migration.ownership.offer import (
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
-from flexmigrate.wire.constants import ServerRole
+from flexmigrate.wire.constants import ErrorCode, ServerRole
 from flexmigrate.wire.handover import (
     NO_ID,
     SESSION_OPTION,
@@ -198,7 +198,12 @@ class ReceivingSession(OpenSession):
         if opening is not None:
             peer = connection.transport.getPeer()
             address = f"{peer.host}:{peer.port}" if hasattr(peer, "host") else "a UNIX socket"
-            await self._core.handover.receive(opening, address)
+            try:
+                await self._core.handover.receive(opening, address)
+            except OSError as error:
+                text = self._core.handover.unrecorded or in_words(error)
+                connection.log.error("what it agreed on can't be kept: {text}", text=text)
+                connection.turn_away(ErrorCode(to_nbd(error)), text)
 
     async def _replace(self, connection: NBDServerProtocol, opening: Opening | None) -> None:
         """Have *connection* send, once what its source has given up is over."""
@@ -212,7 +217,7 @@ class ReceivingSession(OpenSession):
         self._coming = None
         refusal = self._refusal(opening)
         if refusal is not None:
-            connection.abort(refusal)
+            connection.dismiss(refusal)
         else:
             await self._enter(connection, opening)
 
