@@ -21,7 +21,7 @@ from docutils.parsers.rst import roles
 
 from flexmigrate import __version__
 from flexmigrate.cli.commands import COMMANDS
-from flexmigrate.cli.option import Flag, Option
+from flexmigrate.cli.option import Flag, ValueOption
 from flexmigrate.cli.options import QUIET, VERBOSE
 
 DOCS = Path(__file__).parent
@@ -110,10 +110,10 @@ def _commands() -> Iterator[str]:
         yield from (_spelling(flag), f"    {_quoted(flag.help)}", "")
 
 
-def _spelling(option: Flag | Option[object]) -> str:
+def _spelling(option: Flag | ValueOption[object]) -> str:
     spellings = [*([f"-{option.short}"] if option.short else []), f"--{option.long}"]
     shown = ", ".join(f"**{each}**" for each in spellings)
-    return f"{shown} {option.metavar}" if isinstance(option, Option) else shown
+    return f"{shown} {option.metavar}" if isinstance(option, ValueOption) else shown
 
 
 def _quoted(text: str) -> str:

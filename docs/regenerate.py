@@ -30,7 +30,7 @@ from automat import TypeMachineBuilder
 
 from flexmigrate.cli.commands import COMMANDS
 from flexmigrate.cli.config_file import kind_of
-from flexmigrate.cli.option import Flag, Option
+from flexmigrate.cli.option import Flag, ValueOption
 from flexmigrate.cli.options import QUIET, VERBOSE
 from flexmigrate.cli.parsing import file_settings
 from flexmigrate.image.filesystems import KNOWN
@@ -113,9 +113,9 @@ def commands() -> Iterator[str]:
     yield from ("", *table(("option", "meaning"), rows))
 
 
-def _spelling(option: Flag | Option[Any]) -> str:
+def _spelling(option: Flag | ValueOption[Any]) -> str:
     short = f"-{option.short}, " if option.short else ""
-    value = f" {option.metavar}" if isinstance(option, Option) else ""
+    value = f" {option.metavar}" if isinstance(option, ValueOption) else ""
     return f"{short}--{option.long}{value}"
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from flexmigrate.cli.option import Flag, Given, Option
+from flexmigrate.cli.option import Flag, Given, ValueOption
 from flexmigrate.cli.options import (
     ACL_WORDS,
     BIND,
@@ -56,7 +56,7 @@ def log_of(given: Given) -> LogSettings:
     )
 
 
-def address_of(given: Given, addr: Option[str], port: Option[int]) -> Address:
+def address_of(given: Given, addr: ValueOption[str], port: ValueOption[int]) -> Address:
     """Return the address in two options."""
     place = given.required(addr)
     if place.startswith("/"):
@@ -207,7 +207,7 @@ def settings_of(given: Given) -> dict[str, Any]:
     for setting in SETTINGS:
         option = SETTING_OPTIONS[setting.field]
         value: Any = (given.flag(option) or None) if isinstance(option, Flag) else None
-        if isinstance(option, Option):
+        if isinstance(option, ValueOption):
             value = given.optional(option)
         if value is not None:
             values[setting.field] = os.path.abspath(value) if setting.is_path else value

@@ -26,7 +26,7 @@ from flexmigrate.cli.combined import (
     settings_of,
     tls_of,
 )
-from flexmigrate.cli.option import Flag, Given, Option, Words
+from flexmigrate.cli.option import Flag, Given, ValueOption, Words
 from flexmigrate.cli.options import (
     ACL_WORDS,
     BIND,
@@ -96,7 +96,7 @@ from flexmigrate.net.address import Address
 _Transfer = TypeVar("_Transfer", ReadConfig, WriteConfig)
 
 
-def _server_settings(given: Given, command: str, export: Option[Any]) -> dict[str, Any]:
+def _server_settings(given: Given, command: str, export: ValueOption[Any]) -> dict[str, Any]:
     """Return what both servers take alike, by the fields of `ServerConfig`.
 
     :param export: the option by which *command* names what it offers.
@@ -123,7 +123,7 @@ def _serve(given: Given) -> ServeConfig:
 
 def _listen(given: Given) -> ListenConfig:
     export = SERVER_OPTIONS["listen"]["export"]
-    assert isinstance(export, Option)
+    assert isinstance(export, ValueOption)
     settings = _server_settings(given, "listen", export)
     rebind = rebind_of(given, settings["places"][0])
     return ListenConfig(**settings, file=given.required(FILE), rebind=rebind)
@@ -232,7 +232,7 @@ def _transfer(kind: type[_Transfer], given: Given) -> _Transfer:
 
 
 @dataclass(frozen=True)
-class Command:
+class Subcommand:
     """A command, with its options and its configuration.
 
     :ivar read: makes the configuration of the options given, or raises `UsageError`.
@@ -240,7 +240,7 @@ class Command:
 
     summary: str
     synopsis: str
-    options: tuple[Flag | Option[Any], ...]
+    options: tuple[Flag | ValueOption[Any], ...]
     read: Callable[[Given], Config]
     words: Words | None = None
 
@@ -252,7 +252,7 @@ _TLS_SERVER = f"{_TLS} [--tls-verify-peer]"
 _TLS_CLIENT = f"{_TLS} [--tls-hostname NAME]"
 
 
-def _synopsis_of(options: Mapping[str, Flag | Option[Any]]) -> str:
+def _synopsis_of(options: Mapping[str, Flag | ValueOption[Any]]) -> str:
     """Return a synopsis of options that may all be left out."""
     shown = (
         f"--{each.long}" if isinstance(each, Flag) else f"--{each.long} {each.metavar}"
@@ -262,7 +262,7 @@ def _synopsis_of(options: Mapping[str, Flag | Option[Any]]) -> str:
 
 
 COMMANDS = {
-    "serve": Command(
+    "serve": Subcommand(
         "serve images to NBD clients, until they have been migrated away",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--export NAME[=FILE]]..."
         f" {_synopsis_of(SERVER_OPTIONS['serve'])} {_TLS_SERVER} {_LOG}"
@@ -275,7 +275,7 @@ COMMANDS = {
         _serve,
         ACL_WORDS,
     ),
-    "listen": Command(
+    "listen": Subcommand(
         "receive a migrated image; then exit, or serve it",
         "--addr A --port P [--endpoint DESCRIPTION]... --file F [--rebind-addr A] [--rebind-port P]"
         f" {_synopsis_of(SERVER_OPTIONS['listen'])} {_TLS_SERVER} {_LOG}"
@@ -288,7 +288,7 @@ COMMANDS = {
         _listen,
         ACL_WORDS,
     ),
-    "mirror": Command(
+    "mirror": Subcommand(
         "start the migration of a served image to a server that runs listen",
         f"--addr A --port P --sock S [--unlink] [--bind A] [--max-bps N] [--wait]"
         f" {_synopsis_of(SETTING_OPTIONS)}",
@@ -298,39 +298,39 @@ COMMANDS = {
         ),
         _mirror,
     ),
-    "break": Command(
+    "break": Subcommand(
         "stop the running migration",
         "--sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         lambda given: _call_export(given, "break"),
     ),
-    "wait": Command(
+    "wait": Subcommand(
         "wait for the end of the running migration, and show its progress",
         "--sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         _wait,
     ),
-    "acl": Command(
+    "acl": Subcommand(
         "replace a server's access list, for connected clients too",
         "--sock S [ACL_ENTRY...]",
         (CALL_SOCK,),
         lambda given: _call(given, "acl", *acl_of(given)),
         ACL_WORDS,
     ),
-    "status": Command(
+    "status": Subcommand(
         "show a server's status, and the progress of its migration",
         "--sock S [--export NAME] [--json] [--watch]",
         (CALL_SOCK, STATUS_EXPORT, STATUS_JSON, WATCH),
         _status,
     ),
-    "mirror-max-bps": Command(
+    "mirror-max-bps": Subcommand(
         "change the transfer limit of the running migration",
         "N --sock S [--export NAME]",
         (CALL_SOCK, EXPORT),
         _set_limit,
         LIMIT_WORD,
     ),
-    "converge": Command(
+    "converge": Subcommand(
         "change how the running migration converges",
         "[throttle|wait|force] --sock S [--max-downtime TIME] [--max-park TIME]"
         " [--converge-timeout TIME] [--export NAME]",
@@ -338,7 +338,7 @@ COMMANDS = {
         _converge,
         CONVERGE_WORD,
     ),
-    "whose": Command(
+    "whose": Subcommand(
         "say which copy of an image is canonical, after a migration that went wrong",
         "IMAGE [--peer-journal FILE | --peer HOST:PORT [--remote-export NAME]] [--json]"
         f" {_TLS_CLIENT}",
@@ -346,42 +346,42 @@ COMMANDS = {
         _whose,
         IMAGE_WORD,
     ),
-    "take": Command(
+    "take": Subcommand(
         "decide by hand that this copy is the canonical one",
         "IMAGE [--yes]",
         (YES,),
         lambda given: _settle(given, take=True),
         IMAGE_WORD,
     ),
-    "release": Command(
+    "release": Subcommand(
         "decide by hand that this copy is no longer the canonical one",
         "IMAGE [--yes]",
         (YES,),
         lambda given: _settle(given, take=False),
         IMAGE_WORD,
     ),
-    "read": Command(
+    "read": Subcommand(
         "copy bytes from a server to standard output",
         f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
         (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(ReadConfig, given),
         URI_WORD,
     ),
-    "write": Command(
+    "write": Subcommand(
         "copy bytes from standard input to a server",
         f"(--addr A --port P | URI) --from OFFSET --size N [--bind A] {_TLS_CLIENT}",
         (REMOTE_ADDR, REMOTE_PORT, FROM, SIZE, BIND, TLS, TLS_CERTIFICATES, TLS_HOSTNAME),
         lambda given: _transfer(WriteConfig, given),
         URI_WORD,
     ),
-    "doctor": Command(
+    "doctor": Subcommand(
         "check this host, and what a server needs, and give advice",
         "[--json] [COMMAND...]",
         (JSON,),
         _doctor,
         SERVER_WORDS,
     ),
-    "completion": Command(
+    "completion": Subcommand(
         "print a script that makes a shell complete command lines",
         "bash|zsh|fish",
         (),

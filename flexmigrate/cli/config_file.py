@@ -18,7 +18,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flexmigrate.cli.option import Flag, Option, Words
+from flexmigrate.cli.option import Flag, ValueOption, Words
 from flexmigrate.errors import UsageError
 
 if sys.version_info >= (3, 11):
@@ -26,7 +26,7 @@ if sys.version_info >= (3, 11):
 else:  # the same, before it was Python's
     import tomli as tomllib
 
-Setting = Flag | Option[Any] | Words
+Setting = Flag | ValueOption[Any] | Words
 
 _HEADER = re.compile(r"\s*\[\s*([\w-]+)\s*\]")
 _KEY = re.compile(r"""\s*["']?([\w-]+)["']?\s*=""")

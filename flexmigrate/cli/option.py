@@ -25,7 +25,7 @@ class Flag:
 
 
 @dataclass(frozen=True)
-class Option(Generic[T]):
+class ValueOption(Generic[T]):
     """An option with a value.
 
     :ivar parse: makes the value from the word given; raises ``ValueError`` with a message that
@@ -73,7 +73,7 @@ class Given:
         self._places = places or {}
         self.server = server
 
-    def name(self, option: Flag | Option[Any]) -> str:
+    def name(self, option: Flag | ValueOption[Any]) -> str:
         """Return the name of *option* in a message: ``--port``, or its place in a file."""
         return self._places.get(option.long, f"--{option.long}")
 
@@ -96,7 +96,7 @@ class Given:
         """Return whether *flag* was given."""
         return bool(self._values[flag.long])
 
-    def optional(self, option: Option[T]) -> T | None:
+    def optional(self, option: ValueOption[T]) -> T | None:
         """Return the value of *option*, or ``None`` if it was not given."""
         word = self._values[option.long]
         if word is None:
@@ -106,21 +106,21 @@ class Given:
         except ValueError as error:
             raise UsageError(f"{self.name(option)}: {error}") from error
 
-    def every(self, option: Option[T]) -> list[T]:
+    def every(self, option: ValueOption[T]) -> list[T]:
         """Return the values of *option*, which is repeatable, in the order they were given."""
         try:
             return [option.parse(word) for word in self._values[option.long] or ()]
         except ValueError as error:
             raise UsageError(f"{self.name(option)}: {error}") from error
 
-    def required(self, option: Option[T], because: str = "") -> T:
+    def required(self, option: ValueOption[T], because: str = "") -> T:
         """Return the value of *option*, which has to be given (*because* of another one)."""
         value = self.optional(option)
         if value is None:
             raise UsageError(f"--{option.long} is required{because}")
         return value
 
-    def refuse(self, option: Option[Any], because: str) -> None:
+    def refuse(self, option: ValueOption[Any], because: str) -> None:
         """Raise UsageError if *option* was given."""
         given = self._values[option.long] or ()
         for word in given if option.repeatable else (given,):

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from flexmigrate.cli.option import Flag, Option, Words
+from flexmigrate.cli.option import Flag, ValueOption, Words
 from flexmigrate.cli.values import (
     parse_bps,
     parse_bytes,
@@ -33,31 +33,33 @@ from flexmigrate.net.address import (
 from flexmigrate.settings import ServerSetting, parse_endpoint, server_settings
 
 
-def _option_of(setting: Setting) -> Flag | Option[Any]:
+def _option_of(setting: Setting) -> Flag | ValueOption[Any]:
     if not setting.metavar:
         return Flag(setting.name, "", setting.help)
-    return Option(setting.name, "", setting.metavar, setting.help, setting.parse)
+    return ValueOption(setting.name, "", setting.metavar, setting.help, setting.parse)
 
 
-SETTING_OPTIONS: dict[str, Flag | Option[Any]] = {each.field: _option_of(each) for each in SETTINGS}
+SETTING_OPTIONS: dict[str, Flag | ValueOption[Any]] = {
+    each.field: _option_of(each) for each in SETTINGS
+}
 """The options of ``mirror`` that are settings, by their field."""
 
 
-def _option(field: str) -> Option[Any]:
+def _option(field: str) -> ValueOption[Any]:
     """Return the option of a setting that other commands have, too."""
     option = SETTING_OPTIONS[field]
-    assert isinstance(option, Option)
+    assert isinstance(option, ValueOption)
     return option
 
 
-def _server_option_of(setting: ServerSetting, command: str) -> Flag | Option[Any]:
+def _server_option_of(setting: ServerSetting, command: str) -> Flag | ValueOption[Any]:
     meaning = setting.help_of(command)
     if not setting.metavar:
         return Flag(setting.name, setting.short, meaning)
-    return Option(setting.name, setting.short, setting.metavar, meaning, setting.parse)
+    return ValueOption(setting.name, setting.short, setting.metavar, meaning, setting.parse)
 
 
-SERVER_OPTIONS: dict[str, dict[str, Flag | Option[Any]]] = {
+SERVER_OPTIONS: dict[str, dict[str, Flag | ValueOption[Any]]] = {
     command: {each.field: _server_option_of(each, command) for each in server_settings(command)}
     for command in ("serve", "listen")
 }
@@ -66,14 +68,14 @@ SERVER_OPTIONS: dict[str, dict[str, Flag | Option[Any]]] = {
 VERBOSE = Flag("verbose", "v", "log everything")
 QUIET = Flag("quiet", "q", "log errors only; of -v and -q, the last one wins")
 
-LOG_FORMAT = Option(
+LOG_FORMAT = ValueOption(
     "log-format",
     "",
     "text|json|flexnbd",
     "layout of the log's lines (default: text)",
     parse_log_format,
 )
-LOG_LEVEL = Option(
+LOG_LEVEL = ValueOption(
     "log-level",
     "",
     "NAMESPACE=LEVEL",
@@ -90,7 +92,7 @@ LOG_REQUESTS = Flag(
     " server several times slower (default: off)",
 )
 
-CONFIG = Option(
+CONFIG = ValueOption(
     "config",
     "",
     "FILE",
@@ -99,7 +101,7 @@ CONFIG = Option(
     parse_path,
 )
 
-LISTEN_ADDR = Option(
+LISTEN_ADDR = ValueOption(
     "addr",
     "l",
     "ADDR",
@@ -107,8 +109,10 @@ LISTEN_ADDR = Option(
     " has no port)",
     parse_place,
 )
-LISTEN_PORT = Option("port", "p", "PORT", "TCP port to listen on; 0 takes a free one", parse_port)
-REMOTE_ADDR = Option(
+LISTEN_PORT = ValueOption(
+    "port", "p", "PORT", "TCP port to listen on; 0 takes a free one", parse_port
+)
+REMOTE_ADDR = ValueOption(
     "addr",
     "l",
     "ADDR",
@@ -116,21 +120,21 @@ REMOTE_ADDR = Option(
     " socket, which has no port)",
     parse_place,
 )
-REMOTE_PORT = Option("port", "p", "PORT", "TCP port of the other server", parse_remote_port)
-BIND = Option(
+REMOTE_PORT = ValueOption("port", "p", "PORT", "TCP port of the other server", parse_remote_port)
+BIND = ValueOption(
     "bind",
     "b",
     "ADDR",
     "local IP address to connect from (default: the kernel chooses)",
     parse_host,
 )
-FILE = Option(
+FILE = ValueOption(
     "file", "f", "FILE", "the image: a file or a block device, which must exist", parse_path
 )
-CALL_SOCK = Option(
+CALL_SOCK = ValueOption(
     "sock", "s", "SOCK", "path of the running server's operator's socket", parse_socket_path
 )
-EXPORTS = Option(
+EXPORTS = ValueOption(
     "export",
     "",
     "NAME[=FILE]",
@@ -140,11 +144,11 @@ EXPORTS = Option(
     repeatable=True,
 )
 EXPORT = _option("export")
-STATUS_EXPORT = Option(
+STATUS_EXPORT = ValueOption(
     "export", "", "NAME", "which of the server's exports (default: the default one)", parse_name
 )
 REMOTE_EXPORT = _option("remote_export")
-ENDPOINT = Option(
+ENDPOINT = ValueOption(
     "endpoint",
     "",
     "DESCRIPTION",
@@ -163,7 +167,7 @@ TLS_VERIFY_PEER = Flag(
     " all)",
 )
 TLS_HOSTNAME = _option("tls.hostname")
-REBIND_ADDR = Option(
+REBIND_ADDR = ValueOption(
     "rebind-addr",
     "",
     "ADDR",
@@ -171,21 +175,21 @@ REBIND_ADDR = Option(
     " --rebind-port is given; with neither, exit)",
     parse_place,
 )
-REBIND_PORT = Option(
+REBIND_PORT = ValueOption(
     "rebind-port",
     "",
     "PORT",
     "TCP port to serve on then (default: that of --port if --rebind-addr is given)",
     parse_remote_port,
 )
-PEER_JOURNAL = Option(
+PEER_JOURNAL = ValueOption(
     "peer-journal",
     "",
     "FILE",
     "a copy of the other side's journal, its IMAGE.handover (default: judge by our own)",
     parse_path,
 )
-PEER = Option(
+PEER = ValueOption(
     "peer",
     "",
     "HOST:PORT",
@@ -209,7 +213,7 @@ WAIT = Flag(
 )
 STATUS_JSON = Flag("json", "", "print a JSON object (default: key=value pairs)")
 WATCH = Flag("watch", "", "go on and show changes, once a second (default: show the status once)")
-LIMIT = Option(
+LIMIT = ValueOption(
     "max-bps",
     "m",
     "N",
@@ -220,14 +224,14 @@ CONVERGE = _option("converge.rule")
 CONVERGE_TIMEOUT = _option("converge.timeout")
 MAX_DOWNTIME = _option("converge.max_downtime")
 MAX_PARK = _option("converge.max_park")
-FROM = Option(
+FROM = ValueOption(
     "from",
     "F",
     "OFFSET",
     "offset in the export to begin at, in bytes; K, M, G and T are powers of 1024",
     parse_bytes,
 )
-SIZE = Option(
+SIZE = ValueOption(
     "size", "S", "N", "number of bytes, at least 1; K, M, G and T are powers of 1024", parse_size
 )
 ACL_WORDS = Words(

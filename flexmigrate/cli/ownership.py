@@ -16,11 +16,11 @@ from flexmigrate.cli.requests import SettleConfig, WhoseConfig
 from flexmigrate.errors import FlexmigrateError
 from flexmigrate.migration.ownership import journal, resolve
 from flexmigrate.migration.ownership.journal import Record
-from flexmigrate.migration.ownership.resolve import Verdict
+from flexmigrate.migration.ownership.resolve import CopyVerdict
 from flexmigrate.migration.ownership.status import look
 from flexmigrate.wire.handover import NO_ID, Answer, State
 
-STATUS = {Verdict.THIS: 0, Verdict.OTHER: 3, Verdict.UNKNOWN: 4}
+STATUS = {CopyVerdict.THIS: 0, CopyVerdict.OTHER: 3, CopyVerdict.UNKNOWN: 4}
 
 
 def run_whose(config: WhoseConfig) -> int:

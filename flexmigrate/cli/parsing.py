@@ -12,8 +12,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
-from flexmigrate.cli.commands import COMMANDS, Command
-from flexmigrate.cli.option import Flag, Given, Option, Words
+from flexmigrate.cli.commands import COMMANDS, Subcommand
+from flexmigrate.cli.option import Flag, Given, ValueOption, Words
 from flexmigrate.cli.options import CONFIG, QUIET, SERVER_WORDS, VERBOSE
 from flexmigrate.cli.requests import Config
 from flexmigrate.config import ListenConfig, ServeConfig
@@ -47,7 +47,7 @@ def parser_of(name: str, prog: str) -> argparse.ArgumentParser:
     return parser
 
 
-def add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
+def add_arguments(parser: argparse.ArgumentParser, command: Subcommand) -> None:
     """Tell *parser* what *command* can be told."""
     if command.words is not None:
         words = command.words
@@ -115,9 +115,9 @@ def _server(words: Sequence[str], prog: str) -> ServeConfig | ListenConfig | Non
     return _server_config(name, others, f"{prog} {name}")
 
 
-def file_settings() -> dict[str, dict[str, Flag | Option[Any] | Words]]:
+def file_settings() -> dict[str, dict[str, Flag | ValueOption[Any] | Words]]:
     """Return what can stand in a configuration file: by command, and by key."""
-    found: dict[str, dict[str, Flag | Option[Any] | Words]] = {}
+    found: dict[str, dict[str, Flag | ValueOption[Any] | Words]] = {}
     for name, command in COMMANDS.items():
         if CONFIG in command.options:
             settings = (*command.options, VERBOSE, QUIET)
@@ -145,5 +145,5 @@ def _with_file(name: str, given: dict[str, Any], path: str) -> Given:
     return Given(merged, places)
 
 
-def _spellings(option: Flag | Option[Any]) -> list[str]:
+def _spellings(option: Flag | ValueOption[Any]) -> list[str]:
     return [*([f"-{option.short}"] if option.short else []), f"--{option.long}"]

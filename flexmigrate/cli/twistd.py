@@ -19,7 +19,7 @@ from twisted.python import usage
 from flexmigrate import __version__
 from flexmigrate.cli import output
 from flexmigrate.cli.commands import COMMANDS
-from flexmigrate.cli.option import Flag, Option
+from flexmigrate.cli.option import Flag, ValueOption
 from flexmigrate.cli.options import QUIET, VERBOSE
 from flexmigrate.cli.parsing import parse
 from flexmigrate.config import ListenConfig, ServeConfig
@@ -51,7 +51,7 @@ def _flags(command: str) -> list[list[str | None]]:
 
 
 def _parameters(command: str) -> list[list[str | None]]:
-    options = [each for each in COMMANDS[command].options if isinstance(each, Option)]
+    options = [each for each in COMMANDS[command].options if isinstance(each, ValueOption)]
     return [[each.long, each.short or None, None, each.help] for each in options]
 
 

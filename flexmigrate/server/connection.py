@@ -320,12 +320,16 @@ class NBDServerProtocol(Protocol):
     # Holding: the transmission says when, the transport does it
 
     def pause(self) -> None:
-        """See ``transmission.Host``; while requests are served, ``_serve`` sees to it itself."""
+        """See ``transmission.TransmissionHost``; while requests are served, ``_serve`` sees to it
+        itself.
+        """
         if not self._serving:
             self._apply_holds(1)
 
     def resume(self) -> None:
-        """See ``transmission.Host``; while requests are served, ``_serve`` sees to it itself."""
+        """See ``transmission.TransmissionHost``; while requests are served, ``_serve`` sees to it
+        itself.
+        """
         self._resumed = True
         if self._serving or not self._connected:
             return
@@ -340,7 +344,7 @@ class NBDServerProtocol(Protocol):
                 self._apply_holds(0)
 
     def turn_over(self) -> None:
-        """See ``transmission.Host``."""
+        """See ``transmission.TransmissionHost``."""
         self.factory.reactor.callLater(0, self._release, Holds.TURN)
 
     def _apply_holds(self, holds: int) -> None:
@@ -427,7 +431,7 @@ class NBDServerProtocol(Protocol):
     def private(
         self, command: int, offset: int, length: int, payload: bytes
     ) -> Deferred[bytes] | None:
-        """See ``transmission.Host``: what such a command means is the session's affair."""
+        """See ``transmission.TransmissionHost``: the session carries the command out."""
         if self.turned_away is not None:
             return fail(RequestFailed(int(self.turned_away.code), self.turned_away.text))
         return self.factory.session.private(self, command, offset, length, payload)
@@ -537,7 +541,7 @@ class NBDServerProtocol(Protocol):
         self.abort("its DISC could not be settled")
 
     def broken(self, reason: str) -> None:
-        """See ``transmission.Host``."""
+        """See ``transmission.TransmissionHost``."""
         self.end(reason)
 
     def end(self, reason: str) -> None:

@@ -26,7 +26,7 @@ from typing import Any, Final
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.export import Export
 from flexmigrate.server.request_log import LoggedTransmission
-from flexmigrate.server.transmission import Host, Scratch, Transmission
+from flexmigrate.server.transmission import Scratch, Transmission, TransmissionHost
 from flexmigrate.wire.agreement import Agreement
 from flexmigrate.wire.constants import Command, ErrorCode, name_of
 from flexmigrate.wire.replies import Descriptors, ReplyStyle
@@ -101,7 +101,11 @@ class Meter:
         kind = _LoggedAndMeasured if logged else MeasuredTransmission
 
         def made(
-            export: Export, agreement: Agreement, outlet: Any, scratch: Scratch, host: Host
+            export: Export,
+            agreement: Agreement,
+            outlet: Any,
+            scratch: Scratch,
+            host: TransmissionHost,
         ) -> Transmission:
             return kind(self.of(export.name), export, agreement, outlet, scratch, host)
 
@@ -118,7 +122,7 @@ class MeasuredTransmission(Transmission):
         agreement: Agreement,
         outlet: Any,
         scratch: Scratch,
-        host: Host,
+        host: TransmissionHost,
     ) -> None:
         self._meter = meter
         self._read, self._write = meter.commands[Command.READ], meter.commands[Command.WRITE]

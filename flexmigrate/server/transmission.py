@@ -103,7 +103,7 @@ class Scratch:
         self.replies_view = memoryview(self.replies)
 
 
-class Host(Protocol):
+class TransmissionHost(Protocol):
     """The parts of a connection that its transmission needs."""
 
     def pause(self) -> None:
@@ -141,7 +141,12 @@ class Transmission:
     """
 
     def __init__(
-        self, export: Export, agreement: Agreement, outlet: Any, scratch: Scratch, host: Host
+        self,
+        export: Export,
+        agreement: Agreement,
+        outlet: Any,
+        scratch: Scratch,
+        host: TransmissionHost,
     ) -> None:
         self._export = export
         self._outlet = outlet

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from flexmigrate.migration.destination.machine import DestinationCore
 from flexmigrate.migration.ownership.status import Standing
 from flexmigrate.migration.request import Action
-from flexmigrate.migration.source.convergence import Verdict as Outlook
+from flexmigrate.migration.source.convergence import ConvergenceVerdict
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.server.export import Export
 from flexmigrate.service.migration_values import _flush_failed, _passes, _write_limit
@@ -117,7 +117,7 @@ def _size_changed(export: Export) -> str | None:
 def _seconds_left(core: Core, left: int, speed: float, now: float) -> int | None:
     """Return when *left* is sent, with all that clients make dirty until then."""
     gain = speed - core.convergence.dirty_rate(now)
-    if gain <= 0 or core.convergence.verdict is Outlook.NOT_CONVERGING:
+    if gain <= 0 or core.convergence.verdict is ConvergenceVerdict.NOT_CONVERGING:
         return None
     return int(left / gain)
 

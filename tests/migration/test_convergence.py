@@ -18,8 +18,8 @@ from flexmigrate.migration.source.convergence import (
     SLOWEST,
     UNNOTICED,
     Convergence,
+    ConvergenceVerdict,
     Pass,
-    Verdict,
     slower,
 )
 from flexmigrate.migration.source.rate import RateLimit
@@ -204,7 +204,8 @@ class ParkTests(SynchronousTestCase):
         plan.after(Pass(MIB, MIB, 1.0, MIB), 0.0, 0.0)
         self.assertFalse(plan.after(Pass(100 * MIB, 0, 0.1, 40 * MIB), 0.0, 0.0))
         self.assertEqual(
-            plan.verdict, Verdict.THROTTLING if plan.write_limit else Verdict.CONVERGING
+            plan.verdict,
+            ConvergenceVerdict.THROTTLING if plan.write_limit else ConvergenceVerdict.CONVERGING,
         )
 
 
@@ -231,14 +232,14 @@ class ThrottleTests(SynchronousTestCase):
         plan = convergence()
         Link(plan, 100 * MIB, 65 * MIB).run()
         self.assertIsNone(plan.write_limit)
-        self.assertEqual(plan.verdict, Verdict.CONVERGING)
+        self.assertEqual(plan.verdict, ConvergenceVerdict.CONVERGING)
 
     def test_half_of_what_can_be_sent_is_enough_for_a_good_link(self) -> None:
         plan = convergence()
         run = Link(plan, 50 * MIB, 1000 * MIB)
         self.assertFalse(run.a_pass())
         self.assertEqual(plan.write_limit, 25 * MIB)
-        self.assertEqual(plan.verdict, Verdict.THROTTLING)
+        self.assertEqual(plan.verdict, ConvergenceVerdict.THROTTLING)
         run.run()
         self.assertEqual(plan.write_limit, 25 * MIB)
         self.assertEqual(plan.allowed, USUAL.max_downtime)
@@ -271,7 +272,7 @@ class RuleTests(SynchronousTestCase):
         with self.assertRaises(AssertionError):
             run.run()
         self.assertIsNone(plan.write_limit)
-        self.assertEqual(plan.verdict, Verdict.NOT_CONVERGING)
+        self.assertEqual(plan.verdict, ConvergenceVerdict.NOT_CONVERGING)
         run.writer = 10 * MIB
         run.run(200)
         self.assertIsNone(plan.write_limit)
@@ -285,7 +286,7 @@ class RuleTests(SynchronousTestCase):
             self.assertFalse(plan.enough(0, run.now - 1e-6))
             self.assertFalse(run.a_pass())
             run.dirty = min(run.dirty, 2 * 10**9)  # there is no more to be dirtied
-        self.assertEqual(plan.verdict, Verdict.THROTTLING)
+        self.assertEqual(plan.verdict, ConvergenceVerdict.THROTTLING)
         run.run()
         expected = plan.downtime(run.dirty)
         assert expected is not None

@@ -8,7 +8,7 @@ from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.migration.destination.coverage import Coverage
-from flexmigrate.migration.destination.handover import Verdict
+from flexmigrate.migration.destination.handover import DiscVerdict
 from flexmigrate.migration.destination.machine import (
     FIRST_REQUEST_SECONDS,
     Destination,
@@ -47,7 +47,7 @@ class RecordedHandover:
         self.by_session = False
         self.asked: list[Coverage] = []
         self.decision: Deferred[Any] | None = None
-        self.at_once: Verdict | Exception | None = None
+        self.at_once: DiscVerdict | Exception | None = None
 
     def prepare(self, coverage: Coverage, digest: str, claimed: str | None = None) -> Deferred[Any]:
         return self.take(coverage)
@@ -60,7 +60,7 @@ class RecordedHandover:
         if coverage is not None:
             self.asked.append(coverage)
         self.decision = Deferred()
-        if isinstance(self.at_once, Verdict):
+        if isinstance(self.at_once, DiscVerdict):
             self.decision.callback(self.at_once)
         elif self.at_once is not None:
             self.decision.errback(self.at_once)
@@ -145,9 +145,9 @@ class Scene:
         outcome.addCallback(self.outcomes.append)
         return outcome
 
-    def decide(self, verdict: Verdict | Outcome | Exception) -> None:
+    def decide(self, verdict: DiscVerdict | Outcome | Exception) -> None:
         assert self.handover.decision is not None
-        if isinstance(verdict, (Verdict, Outcome)):
+        if isinstance(verdict, (DiscVerdict, Outcome)):
             self.handover.decision.callback(verdict)
         else:
             self.handover.decision.errback(verdict)
@@ -221,7 +221,7 @@ class TableTests(SynchronousTestCase):
             self.assertEqual(scene.core.busy is None, open_to, state)
         scene = Scene()
         own(scene)
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual((scene.state, scene.core.busy), ("complete", None))
 
     def test_who_is_busy_says_with_whom_and_since_when(self) -> None:
@@ -248,7 +248,7 @@ def one_in_each_state() -> Iterator[tuple[str, Scene]]:
         "receiving": lambda scene: scene.connect(),
         "draining": drain,
         "settling": settle,
-        "complete": lambda scene: (settle(scene), scene.decide(Verdict.OURS)),
+        "complete": lambda scene: (settle(scene), scene.decide(DiscVerdict.OURS)),
         "preparing": prepare,
         "sealed": seal,
         "owning": own,
@@ -341,7 +341,7 @@ class ReceivingTests(SynchronousTestCase):
         scene = Scene()
         settle(scene)
         first = scene.sender
-        scene.decide(Verdict.NOT_OURS)
+        scene.decide(DiscVerdict.NOT_OURS)
         # Its connection is being reset; meanwhile another is let in.
         second = scene.connect()
         self.assertFalse(scene.core.is_from(first))
@@ -363,7 +363,7 @@ class GoodbyeTests(SynchronousTestCase):
     def test_the_sender_is_told_only_when_the_owner_is_ready(self) -> None:
         scene = Scene()
         settle(scene)
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual((scene.state, scene.core.phase), ("complete", "complete"))
         self.assertEqual((scene.completed, scene.answers), ([None], []))
         scene.core.confirm(True)
@@ -373,7 +373,7 @@ class GoodbyeTests(SynchronousTestCase):
     def test_a_refusal_starts_over(self) -> None:
         scene = Scene()
         settle(scene)
-        scene.decide(Verdict.NOT_OURS)
+        scene.decide(DiscVerdict.NOT_OURS)
         self.assertEqual((scene.state, scene.answers, scene.completed), ("waiting", [False], []))
         scene.lose()
         scene.connect()
@@ -398,13 +398,13 @@ class GoodbyeTests(SynchronousTestCase):
         settle(scene)
         scene.lose()
         self.assertEqual(scene.state, "settling")
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual(scene.completed, [None])
 
     def test_decided_at_once(self) -> None:
-        ends: tuple[tuple[Verdict | Exception, str], ...] = (
-            (Verdict.OURS, "complete"),
-            (Verdict.NOT_OURS, "waiting"),
+        ends: tuple[tuple[DiscVerdict | Exception, str], ...] = (
+            (DiscVerdict.OURS, "complete"),
+            (DiscVerdict.NOT_OURS, "waiting"),
             (OSError(28, "full"), "waiting"),
         )
         for verdict, state in ends:
@@ -426,7 +426,7 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual((scene.state, scene.outcomes), ("sealed", [PREPARED]))
         scene.commit()
         self.assertEqual((scene.state, scene.completed), ("owning", []))
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual((scene.state, scene.completed), ("complete", [None]))
         self.assertEqual(len(scene.outcomes), 1)  # the owner isn't ready yet
         scene.core.confirm(True)
@@ -458,7 +458,7 @@ class SessionTests(SynchronousTestCase):
                 scene.commit()
                 self.assertEqual(scene.state, "owning")
                 scene.export.become_idle()
-                scene.decide(Verdict.OURS)
+                scene.decide(DiscVerdict.OURS)
                 scene.core.confirm(True)
                 self.assertEqual((scene.state, len(scene.completed)), ("complete", 1))
                 self.assertEqual(scene.clock.getDelayedCalls(), [])
@@ -470,14 +470,14 @@ class SessionTests(SynchronousTestCase):
         self.assertEqual((scene.state, scene.completed), ("waiting", []))
         self.assertEqual(scene.outcomes[-1].refusal, "I/O error")
         scene.commit()
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual(scene.completed, [None])
 
     def test_a_connection_lost_while_it_is_recorded_changes_nothing(self) -> None:
         scene = Scene()
         own(scene)
         scene.lose()
-        scene.decide(Verdict.OURS)
+        scene.decide(DiscVerdict.OURS)
         self.assertEqual(scene.completed, [None])
 
     def test_an_owner_that_was_started_again_goes_on_as_one(self) -> None:
@@ -548,9 +548,9 @@ class EveryOrderTests(SynchronousTestCase):
                 yield lambda scene: scene.decide(PREPARED)
                 yield lambda scene: scene.decide(Outcome(State.RECEIVING, "no"))
             else:
-                yield lambda scene: scene.decide(Verdict.OURS)
+                yield lambda scene: scene.decide(DiscVerdict.OURS)
             if scene.state == "settling":
-                yield lambda scene: scene.decide(Verdict.NOT_OURS)
+                yield lambda scene: scene.decide(DiscVerdict.NOT_OURS)
             yield lambda scene: scene.decide(OSError(5, "I/O error"))
         yield lambda scene: scene.destination.cancel()
 

@@ -11,7 +11,7 @@ import os
 import random
 from collections import Counter
 
-from flexmigrate.migration.ownership.resolve import Verdict, judge
+from flexmigrate.migration.ownership.resolve import CopyVerdict, judge
 from flexmigrate.migration.ownership.status import Standing, look
 from flexmigrate.migration.request import Action, HandoverRule
 from support.scene import Scene, SceneCase
@@ -143,9 +143,9 @@ class EveryCutWithASessionTests(EveryCutTests):
         """At any moment, both journals together name the one copy that counts."""
         here = judge(destination, source.record)
         if scene.serves:
-            self.assertEqual(here.verdict, Verdict.OTHER, here)
-            self.assertEqual(judge(source, destination.record).verdict, Verdict.THIS)
+            self.assertEqual(here.verdict, CopyVerdict.OTHER, here)
+            self.assertEqual(judge(source, destination.record).verdict, CopyVerdict.THIS)
         else:
-            self.assertEqual(here.verdict, Verdict.THIS, here)
-            self.assertEqual(judge(source, destination.record).verdict, Verdict.OTHER)
+            self.assertEqual(here.verdict, CopyVerdict.THIS, here)
+            self.assertEqual(judge(source, destination.record).verdict, CopyVerdict.OTHER)
             self.assertEqual(scene.faults(scene.destination_image), [])

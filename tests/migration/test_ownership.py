@@ -24,7 +24,7 @@ from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration.ownership import journal, resolve
 from flexmigrate.migration.ownership.journal import JournalError, Record
 from flexmigrate.migration.ownership.ownership import STEPS, Ownership, UncertainError
-from flexmigrate.migration.ownership.resolve import Verdict, judge
+from flexmigrate.migration.ownership.resolve import CopyVerdict, judge
 from flexmigrate.migration.ownership.status import MayServe, Standing, look
 from flexmigrate.wire.handover import (
     MAX_SUPERSEDED,
@@ -689,24 +689,24 @@ def their(state: State, session: bytes = A, **more: Any) -> Record:
 
 
 class WhoseTests(SynchronousTestCase):
-    def check(self, expected: Verdict, *sides: Any, text: str = ".") -> None:
+    def check(self, expected: CopyVerdict, *sides: Any, text: str = ".") -> None:
         found = judge(*sides)
         self.assertEqual(found.verdict, expected, (sides, found))
         self.assertRegex(found.sentence, text)
 
     def test_by_one_journal(self) -> None:
         for state, expected in (
-            (State.NONE, Verdict.THIS),
-            (State.SENDING, Verdict.THIS),
-            (State.COMMITTED, Verdict.OTHER),
-            (State.DONE, Verdict.OTHER),
-            (State.RECEIVING, Verdict.OTHER),
-            (State.PREPARED, Verdict.UNKNOWN),
-            (State.OWNER, Verdict.THIS),
+            (State.NONE, CopyVerdict.THIS),
+            (State.SENDING, CopyVerdict.THIS),
+            (State.COMMITTED, CopyVerdict.OTHER),
+            (State.DONE, CopyVerdict.OTHER),
+            (State.RECEIVING, CopyVerdict.OTHER),
+            (State.PREPARED, CopyVerdict.UNKNOWN),
+            (State.OWNER, CopyVerdict.THIS),
         ):
             self.check(expected, standing(state))
-        self.check(Verdict.OTHER, standing(State.NONE, marker=True), text="never finished")
-        self.check(Verdict.UNKNOWN, standing(State.COMMITTED, plain=True), text="not confirm")
+        self.check(CopyVerdict.OTHER, standing(State.NONE, marker=True), text="never finished")
+        self.check(CopyVerdict.UNKNOWN, standing(State.COMMITTED, plain=True), text="not confirm")
 
     def test_two_journals_never_contradict_each_other_whatever_was_cut(self) -> None:
         """Each pair that a handover can leave, from both sides: one of them is canonical."""
@@ -718,30 +718,32 @@ class WhoseTests(SynchronousTestCase):
             (State.COMMITTED, State.OWNER, destination),
             (State.DONE, State.OWNER, destination),
         ):
-            here = Verdict.THIS if canonical == destination else Verdict.OTHER
-            there = Verdict.THIS if canonical == source else Verdict.OTHER
+            here = CopyVerdict.THIS if canonical == destination else CopyVerdict.OTHER
+            there = CopyVerdict.THIS if canonical == source else CopyVerdict.OTHER
             self.check(here, standing(mine), their(theirs))
             self.check(there, standing(theirs), their(mine))
 
     def test_a_session_that_was_given_up_is_not_canonical(self) -> None:
         for state in (State.SENDING, State.COMMITTED, State.DONE):
             later = their(state, B, superseded=(A,))
-            self.check(Verdict.OTHER, standing(State.PREPARED), later, text="given up")
+            self.check(CopyVerdict.OTHER, standing(State.PREPARED), later, text="given up")
 
     def test_another_migrations_journal_adds_nothing(self) -> None:
         for state in (State.SENDING, State.DONE, State.OWNER):
             stranger = their(state, B)
-            self.check(Verdict.UNKNOWN, standing(State.PREPARED), stranger, text="another migr")
+            self.check(CopyVerdict.UNKNOWN, standing(State.PREPARED), stranger, text="another migr")
 
     def test_the_image_may_have_gone_on_from_there(self) -> None:
         on = their(State.DONE, B, origin=A)
-        self.check(Verdict.OTHER, standing(State.COMMITTED), on, text="and from there to host-a")
+        self.check(
+            CopyVerdict.OTHER, standing(State.COMMITTED), on, text="and from there to host-a"
+        )
 
     def test_two_owners_by_hand_are_told_of(self) -> None:
         owner = their(State.OWNER)
-        self.check(Verdict.UNKNOWN, standing(State.OWNER), owner, text="both say")
+        self.check(CopyVerdict.UNKNOWN, standing(State.OWNER), owner, text="both say")
         done = their(State.DONE)
-        self.check(Verdict.UNKNOWN, standing(State.DONE), done, text="each says")
+        self.check(CopyVerdict.UNKNOWN, standing(State.DONE), done, text="each says")
 
 
 class ByHandTests(JournalCase):

@@ -27,7 +27,7 @@ from flexmigrate.wire.handover import Opening, Outcome, State, fit_text
 log = Logger()
 
 
-class Verdict(Enum):
+class DiscVerdict(Enum):
     """The meaning of a plain sender's DISC at a destination."""
 
     OURS = "ours"
@@ -182,7 +182,7 @@ class DestinationHandover:
 
     # The plain handover
 
-    def take(self, coverage: Coverage) -> Deferred[Verdict]:
+    def take(self, coverage: Coverage) -> Deferred[DiscVerdict]:
         """Decide about a DISC: flush, remove the marker, own the image; or don't.
 
         Fails with OSError where the image can't be flushed or that it is ours can't be recorded,
@@ -190,11 +190,11 @@ class DestinationHandover:
         """
         return Deferred.fromCoroutine(self._take(coverage))
 
-    async def _take(self, coverage: Coverage) -> Verdict:
+    async def _take(self, coverage: Coverage) -> DiscVerdict:
         refusal = self.judge(coverage)
         if refusal is not None:
             log.error("the sender said DISC, but {refusal}: not taking over", refusal=refusal)
-            return Verdict.NOT_OURS
+            return DiscVerdict.NOT_OURS
         self._was_given = True  # its sender may have removed its own
         try:
             await self._flush()
@@ -218,7 +218,7 @@ class DestinationHandover:
             )
             raise
         await self._clear_marker()
-        return Verdict.OURS
+        return DiscVerdict.OURS
 
     # A session
 

@@ -20,7 +20,7 @@ from twisted.python.failure import Failure
 from flexmigrate.log import failures
 from flexmigrate.migration.comparison.digests import ImageDigest
 from flexmigrate.migration.destination.coverage import Coverage
-from flexmigrate.migration.destination.handover import DestinationHandover, Verdict
+from flexmigrate.migration.destination.handover import DestinationHandover, DiscVerdict
 from flexmigrate.migration.destination.write_back import Reception, WriteBack
 from flexmigrate.migration.ownership.journal import now
 from flexmigrate.server.export import Export
@@ -237,8 +237,8 @@ def _decide(
     core.export.observer = None
     core.write_back.end()
 
-    def decided(verdict: Verdict) -> None:
-        if verdict is Verdict.OURS:
+    def decided(verdict: DiscVerdict) -> None:
+        if verdict is DiscVerdict.OURS:
             destination._ours()
         else:
             destination._not_ours()

@@ -39,7 +39,7 @@ from flexmigrate.wire.handover import (
 from flexmigrate.wire.handshake import PrivateOption
 
 
-class Held(Protocol):
+class OwnedImage(Protocol):
     """An image that a server has."""
 
     ownership: Ownership
@@ -64,7 +64,7 @@ class ServingSession(OpenSession):
 
     def __init__(
         self,
-        find: Callable[[str], Held | None],
+        find: Callable[[str], OwnedImage | None],
         told: Callable[[], object] = lambda: None,
         instance: bytes = NO_ID,
     ) -> None:
@@ -137,7 +137,7 @@ class ServingSession(OpenSession):
         self._told()
         return True
 
-    def _held(self, connection: NBDServerProtocol) -> Held | None:
+    def _held(self, connection: NBDServerProtocol) -> OwnedImage | None:
         export = connection.export
         return None if export is None else self._find(export.name)
 
@@ -150,7 +150,7 @@ class ConfirmingSession(ServingSession):
     :param told: as of ``ServingSession``.
     """
 
-    def __init__(self, held: Sequence[Held], told: Callable[[], object]) -> None:
+    def __init__(self, held: Sequence[OwnedImage], told: Callable[[], object]) -> None:
         super().__init__(lambda name: None, told)
         self._all = held
 
@@ -166,10 +166,10 @@ class ConfirmingSession(ServingSession):
         known = self._of(opening_in(private)) is not None
         return None if known else "nothing is served at this address"
 
-    def _held(self, connection: NBDServerProtocol) -> Held | None:
+    def _held(self, connection: NBDServerProtocol) -> OwnedImage | None:
         return self._of(opening_of(connection))
 
-    def _of(self, opening: Opening | None) -> Held | None:
+    def _of(self, opening: Opening | None) -> OwnedImage | None:
         """Return the image that came by the session that *opening* is to settle."""
         if opening is None or opening.purpose is not Purpose.SETTLE:
             return None

@@ -27,7 +27,7 @@ BAD_SUFFIX = ".bad"
 """Behind the name of a journal that could not be trusted and was put aside, to be looked at."""
 
 
-class Verdict(enum.Enum):
+class CopyVerdict(enum.Enum):
     """Which copy is canonical: the one that holds what clients were last told is there."""
 
     THIS = "this"
@@ -39,7 +39,7 @@ class Verdict(enum.Enum):
 class Judgement:
     """A verdict on the copy that was asked about, and why, in a sentence."""
 
-    verdict: Verdict
+    verdict: CopyVerdict
     sentence: str
 
 
@@ -51,7 +51,7 @@ def judge(mine: Standing, theirs: Record | None = None) -> Judgement:
     record = mine.record
     if record.state is State.PREPARED and record.session in theirs.superseded:
         return Judgement(
-            Verdict.OTHER,
+            CopyVerdict.OTHER,
             f"The copy at {record.other_side} is canonical: its journal says that the handover "
             f"which {mine.path} waits for was given up before it was committed.",
         )
@@ -74,28 +74,28 @@ def _together(mine: Standing, alone: Judgement, theirs: Record, other: Judgement
     assert mine.record is not None
     states = f"{mine.state.name.lower()} here, {theirs.state.name.lower()} there"
     this, that = alone.verdict, other.verdict
-    if this is that is Verdict.OTHER and mine.record.session == theirs.origin:
+    if this is that is CopyVerdict.OTHER and mine.record.session == theirs.origin:
         return Judgement(
-            Verdict.OTHER,
+            CopyVerdict.OTHER,
             f"The image went from here to {mine.record.other_side}, and from there to "
             f"{theirs.other_side}, which has the canonical copy.",
         )
     if this is that:
         both = {
-            Verdict.THIS: "both say that they have it",
-            Verdict.OTHER: "each says that the other has it",
-            Verdict.UNKNOWN: "neither knows",
+            CopyVerdict.THIS: "both say that they have it",
+            CopyVerdict.OTHER: "each says that the other has it",
+            CopyVerdict.UNKNOWN: "neither knows",
         }[this]
         return Judgement(
-            Verdict.UNKNOWN,
+            CopyVerdict.UNKNOWN,
             f"Which copy is canonical can't be told from the journals: {both} ({states}).",
         )
-    if Verdict.UNKNOWN not in (this, that):
+    if CopyVerdict.UNKNOWN not in (this, that):
         return Judgement(this, f"{alone.sentence} The other journal says the same ({states}).")
-    if that is Verdict.UNKNOWN:
+    if that is CopyVerdict.UNKNOWN:
         return Judgement(this, f"{alone.sentence} ({states[0].upper()}{states[1:]}.)")
-    verdict = Verdict.OTHER if that is Verdict.THIS else Verdict.THIS
-    where = mine.path if verdict is Verdict.THIS else f"the copy at {mine.record.other_side}"
+    verdict = CopyVerdict.OTHER if that is CopyVerdict.THIS else CopyVerdict.THIS
+    where = mine.path if verdict is CopyVerdict.THIS else f"the copy at {mine.record.other_side}"
     return Judgement(verdict, f"{where} is canonical, as the other journal says ({states}).")
 
 
@@ -104,13 +104,13 @@ def _alone(standing: Standing) -> Judgement:
     path, record = standing.path, standing.record
     if record is None and standing.marker:
         return Judgement(
-            Verdict.OTHER,
+            CopyVerdict.OTHER,
             f"{path} is not canonical: {standing.place}{MARKER_SUFFIX} says that a migration into "
             "it never finished; its source has the image.",
         )
     if record is None:
         return Judgement(
-            Verdict.THIS,
+            CopyVerdict.THIS,
             f"{path} is canonical as far as can be seen here: no handover was ever recorded.",
         )
     by_hand = f" Settled by hand: {record.settled[0]}." if record.settled else ""
@@ -120,7 +120,7 @@ def _alone(standing: Standing) -> Judgement:
         lost = "is not there any more"
     if lost is not None:
         return Judgement(
-            Verdict.UNKNOWN,
+            CopyVerdict.UNKNOWN,
             f"It can't be told here: the journal says {record.state.name.lower()}, but the image "
             f"that it is about was removed or renamed: {path} {lost}. Put it back, or look at "
             f"{record.other_side}.{by_hand}",
@@ -132,50 +132,53 @@ def _alone(standing: Standing) -> Judgement:
     return Judgement(verdict, sentence + by_hand)
 
 
-def _sending(path: str, record: Record) -> tuple[Verdict, str]:
-    return Verdict.THIS, (
+def _sending(path: str, record: Record) -> tuple[CopyVerdict, str]:
+    return CopyVerdict.THIS, (
         f"{path} is canonical: a migration to {record.other_side} was begun and not committed."
     )
 
 
-def _committed(path: str, record: Record) -> tuple[Verdict, str]:
+def _committed(path: str, record: Record) -> tuple[CopyVerdict, str]:
     if record.plain:
-        return Verdict.UNKNOWN, (
+        return CopyVerdict.UNKNOWN, (
             f"It can't be told here: {path} was being handed over to {record.other_side}, which "
             "did not confirm it; look for the marker there. Both hold the same bytes until one of "
             "them is written to."
         )
-    return Verdict.OTHER, (
+    return CopyVerdict.OTHER, (
         f"The copy at {record.other_side} is canonical: it had everything, durably, when the "
         f"handover of {path} was committed ({record.time})."
     )
 
 
-def _done(path: str, record: Record) -> tuple[Verdict, str]:
+def _done(path: str, record: Record) -> tuple[CopyVerdict, str]:
     if record.settled and record.session == NO_ID:
-        return Verdict.OTHER, f"{path} is not canonical: it was released."
+        return CopyVerdict.OTHER, f"{path} is not canonical: it was released."
     fate = ", and unlinked: a file of that name is another" if record.unlinked else ""
-    return Verdict.OTHER, (
+    return CopyVerdict.OTHER, (
         f"The copy at {record.other_side} is canonical: {path} was migrated there "
         f"({record.time}){fate}."
     )
 
 
-def _receiving(path: str, record: Record) -> tuple[Verdict, str]:
-    return Verdict.OTHER, (
+def _receiving(path: str, record: Record) -> tuple[CopyVerdict, str]:
+    return CopyVerdict.OTHER, (
         f"The copy at {record.other_side} is canonical: its migration to {path} never finished."
     )
 
 
-def _prepared(path: str, record: Record) -> tuple[Verdict, str]:
-    return Verdict.UNKNOWN, (
+def _prepared(path: str, record: Record) -> tuple[CopyVerdict, str]:
+    return CopyVerdict.UNKNOWN, (
         f"It can't be told here: {path} has all that {record.other_side} had, and whether that "
         "has committed the handover, only its journal says."
     )
 
 
-def _owner(path: str, record: Record) -> tuple[Verdict, str]:
-    return Verdict.THIS, f"{path} is canonical: it came from {record.other_side} ({record.time})."
+def _owner(path: str, record: Record) -> tuple[CopyVerdict, str]:
+    return (
+        CopyVerdict.THIS,
+        f"{path} is canonical: it came from {record.other_side} ({record.time}).",
+    )
 
 
 _BY_STATE = {
@@ -216,7 +219,7 @@ def consequences(standing: Standing, state: State) -> list[str]:
     judged = judge(standing)
     if state is State.OWNER:
         text = [f"{standing.path} will be the image from now on: it may be served."]
-        if judged.verdict is not Verdict.THIS:
+        if judged.verdict is not CopyVerdict.THIS:
             text.append(judged.sentence)
             text.append("If the other copy is in use, or ever will be, there are two owners.")
         if standing.is_incomplete and standing.state is not State.PREPARED:
@@ -224,7 +227,7 @@ def consequences(standing: Standing, state: State) -> list[str]:
         return text
     gone = f"{standing.path} will not be the image any more: it can't be served, and a migration "
     text = [gone + "may overwrite it."]
-    if judged.verdict is not Verdict.OTHER:
+    if judged.verdict is not CopyVerdict.OTHER:
         text.append(judged.sentence)
         text.append("If there is no other copy, this gives up the only one.")
     return text

@@ -27,7 +27,7 @@ from flexmigrate.migration.comparison.verifier import Verifier, new_verifier
 from flexmigrate.migration.dirty_map import DirtyMap
 from flexmigrate.migration.request import VerifyRule
 from flexmigrate.migration.source.backoff import Backoff
-from flexmigrate.migration.source.convergence import Convergence, Pass, Verdict
+from flexmigrate.migration.source.convergence import Convergence, ConvergenceVerdict, Pass
 from flexmigrate.migration.source.copier import Copier
 from flexmigrate.migration.source.environment import Allowances, Ground, SizeMismatch, Stalled
 from flexmigrate.migration.source.handover import (
@@ -372,10 +372,10 @@ class Attempt:
                 limit=int(limit),
             )
 
-    def _tell(self, verdict: Verdict, allowed: float) -> None:
+    def _tell(self, verdict: ConvergenceVerdict, allowed: float) -> None:
         """Tell the log of what is new since *verdict* and *allowed*."""
         convergence = self._convergence
-        if convergence.verdict not in (verdict, Verdict.THROTTLING):
+        if convergence.verdict not in (verdict, ConvergenceVerdict.THROTTLING):
             self._log.info(
                 "{verdict}: clients dirty {dirty:.0f} bytes/s, {rate:.0f} bytes/s can be sent",
                 verdict=convergence.verdict.value,

@@ -96,7 +96,7 @@ class Pass:
         return self.sent / max(self.seconds, CLOCK_RESOLUTION)
 
 
-class Verdict(Enum):
+class ConvergenceVerdict(Enum):
     """The verdict on a migration while clients write."""
 
     UNKNOWN = "unknown"  #: the first pass isn't over
@@ -114,7 +114,7 @@ class Convergence:
     :ivar allowed: seconds for which clients may be parked, as things stand.
     :ivar overhead: seconds that parking takes beside sending the rest: the flush at the
         destination with its round trip, as the last pass that sent something had it.
-    :ivar verdict: see `Verdict`.
+    :ivar verdict: see `ConvergenceVerdict`.
     """
 
     def __init__(self, config: ConvergeConfig, limit: RateLimit, now: float) -> None:
@@ -128,7 +128,7 @@ class Convergence:
         """Begin anew: nothing that was measured on another connection counts, but for a flush that
         was too long: see ``flushed_in_vain``.
         """
-        self.verdict = Verdict.UNKNOWN
+        self.verdict = ConvergenceVerdict.UNKNOWN
         self.write_limit: float | None = None
         self._slowed = 0
         self.allowed = self.config.max_downtime
@@ -229,7 +229,9 @@ class Convergence:
             return True
         if not rate or done.left <= SHRINK * done.before:
             limited = self.write_limit is not None
-            self.verdict = Verdict.THROTTLING if limited else Verdict.CONVERGING
+            self.verdict = (
+                ConvergenceVerdict.THROTTLING if limited else ConvergenceVerdict.CONVERGING
+            )
             return False
         if done.left > fitting:
             return self._futile(done.left, longest_wait, now)
@@ -287,14 +289,14 @@ class Convergence:
 
     def _slow_down(self, rate: float) -> None:
         self.write_limit = slower(self.write_limit, rate)
-        self.verdict = Verdict.THROTTLING
+        self.verdict = ConvergenceVerdict.THROTTLING
         self._slowed += 1
 
     def _futile(self, left: int, longest_wait: float, now: float) -> bool:
         if not self._may_throttle(now):
-            self.verdict = Verdict.NOT_CONVERGING
+            self.verdict = ConvergenceVerdict.NOT_CONVERGING
             return False
-        self.verdict = Verdict.THROTTLING
+        self.verdict = ConvergenceVerdict.THROTTLING
         if self._next_wait(longest_wait) > LONGEST_WAIT and self.allowed < self._most:
             self.allowed = min(max(2 * self.allowed, LEAST_STRETCH), self._most)
             return left <= self.fitting(now)
