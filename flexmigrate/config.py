@@ -1,22 +1,60 @@
 """The configuration of a command, checked and frozen: the lower packages know no command line.
 
-A library that embeds flexmigrate makes the same values itself. Nothing is checked here: what makes
-them sound is `flexmigrate.cli.commands`.
+The command line makes these values, and so does a program that embeds flexmigrate. They check
+themselves when they are made, each by the row of its setting (`flexmigrate.settings`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, fields
+from typing import ClassVar
 
+from flexmigrate.errors import UsageError, check_type
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.request import NO_TLS, TLSConfig
+from flexmigrate.migration.request import NO_TLS, TLSConfig, parse_name, parse_path
+from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.net.polling import DEFAULT_POLL_SECONDS
 from flexmigrate.server.limits import MAX_CLIENTS
-from flexmigrate.settings import CoverageRule, Place
+from flexmigrate.settings import CoverageRule, Place, parse_endpoint, server_settings
 
 __all__ = ["CoverageRule", "ExportConfig", "ListenConfig", "Place", "ServeConfig", "ServerConfig"]
+
+
+def _check_text(field: str, text: str, parse: Callable[[str], object]) -> None:
+    """See that *parse* takes *text*."""
+    try:
+        parse(text)
+    except ValueError as error:
+        raise UsageError(f"{field}={text!r}: {error}") from None
+
+
+def _check_places(places: tuple[Place, ...]) -> None:
+    """See that *places* are addresses, or look like descriptions of endpoints."""
+    check_type("places", places, tuple)
+    if not places:
+        raise UsageError("places=(): there has to be at least one")
+    for each in places:
+        check_type("places", each, Address, str)
+        if isinstance(each, str):
+            _check_text("places", each, parse_endpoint)
+
+
+def _check_tls(tls: TLSConfig, *, oldstyle: bool) -> None:
+    """Refuse what would not hold: certificates or clients that nobody would look at."""
+    if tls.verify_peer and tls.rule != "require":
+        raise UsageError(
+            f"verify_peer with TLS {tls.rule!r}: clients without TLS show no certificate and"
+            " would be let in all the same; it needs 'require'"
+        )
+    if tls.rule == "off":
+        if tls.certificates is not None:
+            raise UsageError("certificates with TLS 'off': nothing would be encrypted")
+    elif oldstyle:
+        raise UsageError(f"TLS {tls.rule!r}: the oldstyle handshake has no TLS")
+    elif tls.certificates is None:
+        raise UsageError(f"TLS {tls.rule!r} needs certificates")
 
 
 @dataclass(frozen=True)
@@ -27,11 +65,20 @@ class ExportConfig:
     :ivar file: path of the image, a file or a block device.
     :ivar device: a provider of IBlockDevice that an embedding program has served instead;
         *file* is then its name in logs.
+    :raises UsageError: the name or the path can't be one.
     """
 
     name: str
     file: str
     device: object = None
+
+    def __post_init__(self) -> None:
+        """Refuse a name that the protocol doesn't allow, and what is no path."""
+        check_type("name", self.name, str)
+        check_type("file", self.file, str)
+        _check_text("name", self.name, parse_name)
+        if self.device is None:
+            _check_text("file", self.file, parse_path)
 
 
 _LOG = LogSettings()
@@ -60,6 +107,8 @@ class ServerConfig:
     :ivar log: see `LogSettings`.
     :ivar reread: if there is a configuration file, reads it again, and returns the new
         configuration, or raises UsageError.
+    :raises UsageError: (a ValueError) a value is of another type or out of its range, or doesn't
+        fit another; the text names the field, the value and what is allowed.
     """
 
     places: tuple[Place, ...]
@@ -83,6 +132,25 @@ class ServerConfig:
         default=None, compare=False, repr=False
     )
 
+    command: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Check each value by its row in `SERVER_SETTINGS`, and those that have none."""
+        defaults = {each.name: each.default for each in fields(self)}
+        for setting in server_settings(self.command):
+            value, default = getattr(self, setting.field), defaults[setting.field]
+            # What is left out need not be sayable: None, or 0 for a limit that follows another.
+            if type(value) is not type(default) or value != default:
+                setting.check(value)
+        _check_places(self.places)
+        check_type("acl", self.acl, tuple, list)
+        for entry in self.acl:
+            check_type("acl", entry, str)
+            _check_text("acl", entry, lambda text: AccessList([text]))
+        check_type("log", self.log, LogSettings)
+        check_type("tls", self.tls, TLSConfig)
+        _check_tls(self.tls, oldstyle=self.oldstyle)
+
 
 @dataclass(frozen=True)
 class ServeConfig(ServerConfig):
@@ -95,6 +163,23 @@ class ServeConfig(ServerConfig):
 
     exports: tuple[ExportConfig, ...]
     default_export: str = field(default="", kw_only=True)
+
+    command: ClassVar[str] = "serve"
+
+    def __post_init__(self) -> None:
+        """Refuse exports that could not be told apart, or not be reached."""
+        super().__post_init__()
+        check_type("exports", self.exports, tuple)
+        for each in self.exports:
+            check_type("exports", each, ExportConfig)
+        names = [each.name for each in self.exports]
+        if not names:
+            raise UsageError("exports=(): there has to be at least one")
+        for name in names:
+            if names.count(name) > 1:
+                raise UsageError(f"exports: the name {name!r} is given twice")
+        if self.default_export and self.default_export not in names:
+            raise UsageError(f"default_export={self.default_export!r}: there is no such export")
 
     @property
     def subject(self) -> str:
@@ -129,6 +214,17 @@ class ListenConfig(ServerConfig):
     export: str = ""
     rebind: Address | None = None
     coverage: CoverageRule = "full"
+
+    command: ClassVar[str] = "listen"
+
+    def __post_init__(self) -> None:
+        """Refuse what is no path, and a place to serve at that clients could not find."""
+        super().__post_init__()
+        check_type("file", self.file, str)
+        _check_text("file", self.file, parse_path)
+        check_type("rebind", self.rebind, Address, type(None))
+        if self.rebind is not None and not self.rebind.is_unix and not self.rebind.port:
+            raise UsageError(f"rebind={self.rebind}: clients could not find a port of the kernel's")
 
     @property
     def default_export(self) -> str:

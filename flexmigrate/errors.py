@@ -13,8 +13,10 @@ class FlexmigrateError(Exception):
     """The base of all errors. Its text is one sentence, fit to be shown to an operator."""
 
 
-class UsageError(FlexmigrateError):
-    """The command line or the configuration is wrong (exit status 2); the text names the option."""
+class UsageError(FlexmigrateError, ValueError):
+    """The command line, the configuration, or an argument of the library is wrong (exit status 2);
+    the text names the option or the argument, and tells the value and what is allowed.
+    """
 
 
 class CommandError(FlexmigrateError):
@@ -83,6 +85,23 @@ class ImageLost(MigrationError):
 
 class Broken(MigrationError):
     """The operator (``break``) or a signal ended the migration."""
+
+
+_KINDS = {bool: "True or False", int: "a whole number", float: "a number", str: "a text"}
+
+
+def check_type(name: str, value: object, *kinds: type) -> None:
+    """See that *value* is of one of the *kinds*; a float may be an int, and True is no number.
+
+    :param name: of the field or argument.
+    :raises UsageError: it isn't.
+    """
+    fits = isinstance(value, kinds) or (float in kinds and isinstance(value, int))
+    if not fits or (isinstance(value, bool) and bool not in kinds):
+        words = " or ".join(
+            "None" if kind is type(None) else _KINDS.get(kind, kind.__name__) for kind in kinds
+        )
+        raise UsageError(f"{name}={value!r}: it must be {words}")
 
 
 def in_words(error: BaseException) -> str:

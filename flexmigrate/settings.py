@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from flexmigrate.errors import UsageError
+from flexmigrate.errors import UsageError, check_type
 from flexmigrate.migration.request import SETTINGS, format_yes, parse_name, parse_yes
 from flexmigrate.net.address import (
     Address,
@@ -23,25 +23,16 @@ from flexmigrate.net.address import (
     parse_port,
     parse_socket_path,
 )
+from flexmigrate.net.polling import LONGEST_POLL_SECONDS
+from flexmigrate.server.limits import MOST_CLIENTS
 
 CoverageRule = Literal["full", "any"]
 
 # A place to listen on: an address, or the description of any Twisted server endpoint.
 Place = Address | str
 
-MOST_CLIENTS = 100000
-"""The highest limit of clients: each costs a descriptor and some KiB."""
-
-LONGEST_POLL = 10000
-"""Microseconds. A longer poll than a disk's access would be waiting."""
-
-_WORDS: dict[type, str] = {
-    bool: "True or False",
-    int: "a whole number",
-    float: "a number",
-    str: "a text",
-    Address: "an Address",
-}
+LONGEST_POLL = round(LONGEST_POLL_SECONDS * 1e6)
+"""`LONGEST_POLL_SECONDS` in microseconds, the unit of the option."""
 
 
 def parse_count(text: str) -> int:
@@ -148,17 +139,6 @@ class ServerSetting:
             raise UsageError(f"{self.field}={value!r}: {error}") from None
 
 
-def check_type(field: str, value: object, *kinds: type) -> None:
-    """Check that *value* is of one of the *kinds*; True and False don't count as numbers.
-
-    :raises UsageError: it isn't.
-    """
-    is_right = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-    if not is_right:
-        words = " or ".join(_WORDS.get(kind, f"a {kind.__name__}") for kind in kinds)
-        raise UsageError(f"{field}={value!r}: it must be {words}")
-
-
 def _flag(field: str, name: str, meaning: str, **more: Any) -> ServerSetting:
     return ServerSetting(field, name, "", meaning, (bool,), parse_yes, format_yes, **more)
 
@@ -259,7 +239,7 @@ SERVER_SETTINGS = (
         "N",
         "microseconds to poll for the next request of a busy client before sleeping, 0 to"
         " 10000; 0 turns polling off (default: 200)",
-        (int, float),
+        (float,),
         parse_poll,
         format_poll,
     ),

@@ -137,6 +137,9 @@ def places_of(given: Given) -> tuple[Place, ...]:
 def exports_of(given: Given) -> tuple[ExportConfig, ...]:
     """Return the exports: ``--file`` under the name without a file, and all names with one."""
     pairs = [word.partition("=") for word in given.every(EXPORTS)]
+    for name, equals, file in pairs:
+        if equals and not file:
+            raise UsageError(f"--export {name}=: the file is missing")
     exports = [ExportConfig(name, file) for name, equals, file in pairs if equals]
     bare = [name for name, equals, _ in pairs if not equals]
     if len(bare) > 1:
@@ -149,9 +152,6 @@ def exports_of(given: Given) -> tuple[ExportConfig, ...]:
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--export {name}: the name is given twice")
-    for export in exports:
-        if not export.file:
-            raise UsageError(f"--export {export.name}=: the file is missing")
     return tuple(exports)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from flexmigrate.errors import UsageError, check_type
+
 LogFormat = Literal["text", "json", "flexnbd"]
 
 FORMATS: tuple[LogFormat, ...] = ("text", "json", "flexnbd")
@@ -34,6 +36,21 @@ class LogSettings:
     form: LogFormat = "text"
     levels: tuple[tuple[str, str], ...] = ()
     requests: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse values that a field can't have."""
+        check_type("verbosity", self.verbosity, int)
+        check_type("requests", self.requests, bool)
+        check_type("form", self.form, str)
+        check_type("levels", self.levels, tuple)
+        if self.verbosity not in (-1, 0, 1):
+            raise UsageError(f"verbosity={self.verbosity}: it must be -1, 0 or 1")
+        if self.form not in FORMATS:
+            raise UsageError(f"form={self.form!r}: it is none of {', '.join(map(repr, FORMATS))}")
+        for namespace, level in self.levels:
+            check_type("levels", namespace, str)
+            if level not in LEVELS:
+                raise UsageError(f"levels: {level!r} is none of {', '.join(LEVELS)}")
 
 
 def shown_namespace(namespace: str) -> str:

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from operator import attrgetter
 from typing import Any, Literal, TypeVar
 
-from flexmigrate.errors import UsageError
+from flexmigrate.errors import UsageError, check_type
 from flexmigrate.net.address import Address
 from flexmigrate.telemetry.report.subject import SUFFIXES
 from flexmigrate.telemetry.units import format_seconds, parse_seconds
@@ -89,12 +89,24 @@ class TLSConfig:
     :ivar certificates: folder of the certificates and keys; needed unless the rule is "off".
     :ivar verify_peer: a client must show a certificate that our authority has signed.
     :ivar hostname: the name that a server's certificate must have; None: that of its address.
+    :raises UsageError: the rule is none of these, or a value is of another type.
     """
 
     rule: TLSRule = "off"
     certificates: str | None = None
     verify_peer: bool = False
     hostname: str | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse values that a field can't have. Whether they fit each other is for their user to
+        say: it depends on the side.
+        """
+        check_type("tls", self.rule, str)
+        if self.rule not in TLS_RULES:
+            raise UsageError(f"tls: {self.rule!r} is none of 'off', 'on' and 'require'")
+        check_type("certificates", self.certificates, str, type(None))
+        check_type("verify_peer", self.verify_peer, bool)
+        check_type("hostname", self.hostname, str, type(None))
 
 
 NO_TLS = TLSConfig()
@@ -124,6 +136,8 @@ class ConvergeConfig:
 
     def __post_init__(self) -> None:
         """Refuse what could never end in a handover."""
+        for name in ("max_downtime", "max_park", "timeout"):
+            check_type(name, getattr(self, name), float)
         if self.max_downtime > self.max_park:
             raise UsageError(
                 f"max-downtime {format_seconds(self.max_downtime)} is more than "
@@ -153,7 +167,8 @@ class MirrorRequest:
     :ivar verify: see `VerifyRule`.
     :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys,
         and the image be sent to one that can't say that it waits for a migration.
-    :raises UsageError: a value is out of its range, or doesn't fit another.
+    :raises UsageError: (a ValueError) a value is of another type or out of its range, or doesn't
+        fit another; the text names it.
     """
 
     address: Address
@@ -173,11 +188,17 @@ class MirrorRequest:
 
     def __post_init__(self) -> None:
         """Check each value against its setting's own parser, and TLS as a whole."""
+        check_type("address", self.address, Address)
+        check_type("action", self.action, Action)
+        check_type("bind", self.bind, str, type(None))
+        check_type("max_bps", self.max_bps, int)
+        check_type("tls", self.tls, TLSConfig)
+        check_type("converge", self.converge, ConvergeConfig)
         if not 0 <= self.max_bps <= MAX_BPS:
             raise UsageError(f"max-bps {self.max_bps} is not from 0 to {MAX_BPS}")
         for setting in SETTINGS:
             value = setting.value_in(self)
-            if value is not None:
+            if value is not None or setting.value_in(MirrorRequest) is not None:
                 setting.check(value)
         if self.tls.rule != "off" and not self.tls.certificates:
             raise UsageError(f"tls={self.tls.rule} needs tls-certificates")
@@ -371,8 +392,8 @@ class Setting:
         """The field's name within its part."""
         return self.field.rpartition(".")[2]
 
-    def value_in(self, request: MirrorRequest) -> Any:
-        """Return the value that *request* has of it."""
+    def value_in(self, request: MirrorRequest | type[MirrorRequest]) -> Any:
+        """Return the value that *request* has of it; of the class, its default."""
         return attrgetter(self.field)(request)
 
     def line(self, value: Any) -> str:
@@ -405,7 +426,8 @@ class Setting:
         # Times are said to the nanosecond.
         is_near = isinstance(understood, float) and abs(understood - value) < 1e-6
         if not is_near and understood != value:
-            raise UsageError(f"{self.name}: {value!r} is not a value of it")
+            kind = type(understood).__name__
+            raise UsageError(f"{self.name}: {value!r} is not a value of it: its type is {kind}")
 
 
 SETTINGS = (

@@ -18,10 +18,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from time import monotonic, sleep
 
+from flexmigrate.errors import UsageError, check_type
+
 DEFAULT_POLL_SECONDS = 200e-6
 """Seconds of one poll: a few sleeps and wake-ups of a virtual machine's processor
 (docs/performance).
 """
+
+LONGEST_POLL_SECONDS = 0.01
+"""The most that can be asked for. Longer than a disk takes, looking is not polling any more but
+waiting."""
 
 # Wake-ups of the same connection in a row before polling begins. Two busy clients rarely cause as
 # many.
@@ -55,7 +61,8 @@ LONG = 64 * 1024
 class Poller:
     """The polling decisions for all connections of one server.
 
-    :param seconds: the length of a poll; 0 turns polling off.
+    :param seconds: the length of a poll, up to `LONGEST_POLL_SECONDS`; 0 turns polling off.
+    :raises UsageError: *seconds* is none of these.
     :ivar turn_ends: the time (``time.monotonic``) at which the reactor should run other tasks.
     :ivar hits: polls that found a request.
     :ivar misses: polls in vain.
@@ -67,6 +74,9 @@ class Poller:
     )
 
     def __init__(self, seconds: float = DEFAULT_POLL_SECONDS) -> None:
+        check_type("seconds", seconds, float)
+        if not 0 <= seconds <= LONGEST_POLL_SECONDS:
+            raise UsageError(f"seconds={seconds}: it must be from 0 to {LONGEST_POLL_SECONDS}")
         self.seconds = seconds
         self.turn_ends = 0.0
         self.hits = 0

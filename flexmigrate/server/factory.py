@@ -18,6 +18,7 @@ from twisted.internet.protocol import ServerFactory
 from twisted.internet.task import LoopingCall
 from twisted.logger import Logger
 
+from flexmigrate.errors import UsageError, check_type
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.server.connection import NBDServerProtocol
@@ -144,6 +145,7 @@ class NBDServerFactory(ServerFactory):
     :ivar clients: the connections that stand.
     :ivar transmission: makes what carries out a client's requests, once for each connection.
     :param tls: whether TLS is offered, or required; then *tls_context* is what ``startTLS`` takes.
+    :raises UsageError: an argument is of another type, or TLS lacks its *tls_context*.
     """
 
     noisy = False
@@ -163,6 +165,13 @@ class NBDServerFactory(ServerFactory):
         poller: Poller | None = None,
         transmission: Callable[..., Transmission] = Transmission,
     ) -> None:
+        check_type("style", style, HandshakeStyle)
+        check_type("default_export", default_export, str)
+        check_type("tls", tls, TLSMode)
+        check_type("limits", limits, Limits, type(None))
+        check_type("poller", poller, Poller, type(None))
+        if tls is not TLSMode.OFF and tls_context is None:
+            raise UsageError(f"tls_context=None: TLS {tls.value!r} needs certificates")
         self.reactor = reactor
         self.exports = exports
         self.acl = acl

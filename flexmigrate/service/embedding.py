@@ -15,7 +15,7 @@ from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
-from flexmigrate.errors import FlexmigrateError
+from flexmigrate.errors import FlexmigrateError, UsageError, check_type
 from flexmigrate.migration.request import MirrorRequest
 from flexmigrate.service import build
 from flexmigrate.service.host import new_pool
@@ -216,7 +216,8 @@ class ExportService(_Embedded):
     :param settings: others of :class:`flexmigrate.config.ServeConfig`, by name: ``acl``, ``tls``,
         ``read_only``, ``sock``, ``max_clients`` …
     :raises ImageError: an image can't be opened, is in use, was migrated away, or is no device.
-    :raises UsageError: an endpoint or the TLS settings make no sense.
+    :raises UsageError: (a ValueError) an argument or a setting is of another type, out of its
+        range, or doesn't fit another; the text names it, and tells its value and what is allowed.
 
     Where the one image was handed over before, and its destination has not confirmed that yet, it
     isn't served: the destination is asked once. ``opened`` fails then, and ``ended`` tells the
@@ -230,10 +231,11 @@ class ExportService(_Embedded):
         endpoints: Iterable[Place],
         **settings: Any,
     ) -> None:
+        check_type("exports", exports, Mapping)
         if len(exports) == 1:
             settings.setdefault("default_export", next(iter(exports)))
         config = ServeConfig(
-            places=tuple(endpoints),
+            places=_places(endpoints),
             exports=tuple(_export(name, of) for name, of in exports.items()),
             **settings,
         )
@@ -269,6 +271,7 @@ class ListenService(_Embedded):
     :param settings: others of :class:`flexmigrate.config.ListenConfig`, by name: ``rebind``,
         ``coverage``, ``acl``, ``tls``, ``sock`` …
     :raises ImageError: the image can't be opened, or must not be overwritten.
+    :raises UsageError: as of `ExportService`.
 
     ``ended`` has the status 0 if the image is here.
     """
@@ -276,7 +279,14 @@ class ListenService(_Embedded):
     def __init__(
         self, reactor: Any, path: str, endpoints: Iterable[Place], **settings: Any
     ) -> None:
-        super().__init__(reactor, ListenConfig(places=tuple(endpoints), file=path, **settings))
+        super().__init__(reactor, ListenConfig(places=_places(endpoints), file=path, **settings))
+
+
+def _places(endpoints: Iterable[Place]) -> tuple[Place, ...]:
+    """Return *endpoints* as a configuration has them; one text is not several."""
+    if isinstance(endpoints, str):
+        raise UsageError(f"endpoints={endpoints!r}: it must be a list of places")
+    return tuple(endpoints)
 
 
 def _export(name: str, of: Any) -> ExportConfig:

@@ -10,9 +10,7 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flexmigrate.config import ListenConfig, ServeConfig
-from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
-from flexmigrate.migration.request import TLSConfig
 from flexmigrate.net.acl import AccessList
 from flexmigrate.net.polling import Poller
 from flexmigrate.net.tls import ServerCertificates
@@ -32,7 +30,7 @@ class Factories:
 
     :ivar certificates: of the server; None without TLS.
     :ivar meter: measures the requests of all of them, where there are metrics.
-    :raises UsageError: the certificates can't be used, or what was said of TLS would not hold.
+    :raises UsageError: the certificates can't be used.
     """
 
     def __init__(self, reactor: Any, config: ServeConfig | ListenConfig) -> None:
@@ -41,7 +39,11 @@ class Factories:
         self._acl = AccessList(config.acl, config.default_deny)
         self._made: list[NBDServerFactory] = []
         self._clients = fitting(config.max_clients) if config.will_serve else config.max_clients
-        self.certificates = tls_context(config.tls, oldstyle=config.oldstyle)
+        self.certificates = None
+        if config.tls.certificates is not None:
+            self.certificates = ServerCertificates(
+                config.tls.certificates, verify_peer=config.tls.verify_peer
+            )
         self.meter = Meter()
 
     def for_clients(self, exports: Iterable[Export], session: Session) -> NBDServerFactory:
@@ -112,26 +114,3 @@ def _transmission(log: LogSettings, meter: Meter | None) -> Callable[..., Transm
     if meter is not None:
         return meter.transmission(logged=log.requests)
     return LoggedTransmission if log.requests else Transmission
-
-
-def tls_context(config: TLSConfig, *, oldstyle: bool = False) -> ServerCertificates | None:
-    """Return what a server's ``startTLS`` takes, or None without TLS.
-
-    :param oldstyle: the handshake is the oldstyle one.
-    :raises UsageError: the certificates can't be used, or something that was asked for would not
-        hold.
-    """
-    if config.verify_peer and config.rule != "require":
-        raise UsageError(
-            f"verify_peer with TLS {config.rule!r}: clients without TLS show no certificate and"
-            " would be let in all the same; it needs 'require'"
-        )
-    if config.rule == "off":
-        if config.certificates is not None:
-            raise UsageError("certificates with TLS 'off': nothing would be encrypted")
-        return None
-    if oldstyle:
-        raise UsageError("the oldstyle handshake has no TLS")
-    if config.certificates is None:
-        raise UsageError(f"TLS {config.rule!r} needs certificates")
-    return ServerCertificates(config.certificates, verify_peer=config.verify_peer)

@@ -75,6 +75,7 @@ class CheckTests(SynchronousTestCase):
     """A wrong value is refused where it is given, by the name of its setting."""
 
     def test_of_a_request(self) -> None:
+        bad_tls: Any = "yes"
         wrong: dict[str, Any] = {
             "max-bps": {"max_bps": -1},
             "export": {"export": "x" * 4097},
@@ -84,7 +85,7 @@ class CheckTests(SynchronousTestCase):
             "handover": {"handover": "auto"},
             "allow-old-peers": {"allow_old_peers": 2},
             "verify": {"verify": "some"},
-            "tls": {"tls": TLSConfig("yes", "/c")},  # type: ignore[arg-type]
+            "tls": {"tls": lambda: TLSConfig(bad_tls, "/c")},
             "tls-certificates": {"tls": TLSConfig("on", "certificates")},
             "tls-hostname": {"tls": TLSConfig("on", "/c", hostname="a\0b")},
             "report": {"report": "report.html"},
@@ -96,7 +97,22 @@ class CheckTests(SynchronousTestCase):
         self.assertEqual({*wrong}, {"max-bps", *(each.name for each in SETTINGS)})
         for name, values in wrong.items():
             with self.assertRaisesRegex(UsageError, f"^{name}[: ]"):
-                MirrorRequest(THERE, **values)
+                made = {key: each() if callable(each) else each for key, each in values.items()}
+                MirrorRequest(THERE, **made)
+
+    def test_what_has_no_row_in_the_table(self) -> None:
+        wrong: tuple[tuple[str, dict[str, Any]], ...] = (
+            ("address='10.0.0.2:1'", {"address": "10.0.0.2:1"}),
+            ("action='exit'", {"action": "exit"}),
+            ("bind=10", {"bind": 10}),
+            ("max_bps='5'", {"max_bps": "5"}),
+            ("tls='on'", {"tls": "on"}),
+            ("converge='force'", {"converge": "force"}),
+            ("connections: 'None' is not", {"connections": None}),
+        )
+        for text, values in wrong:
+            with self.assertRaisesRegex(ValueError, f"^{text}"):
+                MirrorRequest(**{"address": THERE, **values})
 
     def test_a_number_is_no_text(self) -> None:
         with self.assertRaisesRegex(UsageError, "^connections: '4' is not a value"):

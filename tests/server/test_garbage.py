@@ -49,7 +49,7 @@ class GarbageTests(SynchronousTestCase):
 
     def test_plaintext_behind_starttls_ends_the_connection_without_an_error(self):
         for feed in FEEDS:
-            served = Served(b"\x05" * 65536, tls=TLSMode.ON)
+            served = Served(b"\x05" * 65536, tls=TLSMode.ON, tls_context=object())
             self.addCleanup(served.close)
             bad = feed(served.bench, served.factory)
             bad.send(struct.pack(">I", 3) + option(Option.STARTTLS) + option(Option.LIST))

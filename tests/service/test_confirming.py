@@ -49,7 +49,9 @@ class ConfirmingTests(SynchronousTestCase):
         self.patch(confirming, "ListeningPort", Port)
         Port.all = {}
         self.clock: Any = Clock()
-        config = ServeConfig(places=(), exports=(ExportConfig("", "image"),))
+        config = ServeConfig(
+            places=(Address.tcp("127.0.0.1", 0),), exports=(ExportConfig("", "image"),)
+        )
         self.factories = Factories(self.clock, config)
 
     def open(self, *hosts: Any, served_at: tuple[Address | None, ...] = ()) -> Confirming:

@@ -247,6 +247,29 @@ class Beginnings(Embedded):
             ListenService(reactor, path, ["nowhere"])
         await self.served({"": path})  # it isn't in use
 
+    def test_a_wrong_value_is_refused_where_it_is_given(self) -> None:
+        path = str(self.file(bytes(MIB)))
+        exports: Any
+        for exports, endpoints, settings, text in (
+            ({"": path}, [ANYWHERE], {"max_clients": "5"}, "max_clients='5': it must be a whole"),
+            ({"": path}, [ANYWHERE], {"max_clients": 0}, "max_clients=0: '0' is not a number of"),
+            ({"": path}, [ANYWHERE], {"poll_seconds": 1}, "poll_seconds=1: '1000000' is not"),
+            ({"": path}, "tcp:0", {}, "endpoints='tcp:0': it must be a list of places"),
+            ({"": path}, [], {}, "places=.*: there has to be at least one"),
+            ({}, [ANYWHERE], {}, "exports=.*: there has to be at least one"),
+            (path, [ANYWHERE], {}, "exports='.*': it must be Mapping"),
+            ({1: path}, [ANYWHERE], {}, "name=1: it must be a text"),
+            ({"x" * 4097: path}, [ANYWHERE], {}, "name='x*': .* is not a name of at most 4096"),
+        ):
+            with self.assertRaisesRegex(ValueError, f"^{text}"):
+                ExportService(reactor, exports, endpoints, **settings)
+        for name, value in (("max_clients", "5"), ("rebind", "::1"), ("coverage", "most")):
+            with self.assertRaisesRegex(ValueError, f"^{name}="):
+                ListenService(reactor, path, [ANYWHERE], **{name: value})
+        with self.assertRaises(TypeError):
+            ExportService(reactor, {"": path}, [ANYWHERE], max_client=5)
+        self.assertFalse(Path(f"{path}.INCOMPLETE").exists())
+
     def test_what_would_not_hold_is_refused(self) -> None:
         path = str(self.file(bytes(MIB)))
         for tls, oldstyle in (
