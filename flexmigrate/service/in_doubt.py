@@ -29,8 +29,8 @@ from flexmigrate.net.acl import AccessList
 from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import Host, ImageHost
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.reporting import SettlingPhase, settling_status
 from flexmigrate.service.shell import Shell, Step
+from flexmigrate.service.status_values import SettlingPhase, settling_status
 from flexmigrate.service.views import export_view, server_view
 from flexmigrate.telemetry.history import Tally
 from flexmigrate.telemetry.status import Status

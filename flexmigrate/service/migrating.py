@@ -44,7 +44,7 @@ from flexmigrate.net.address import Address
 from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import Host
 from flexmigrate.service.report_file import Keeper, check_report
-from flexmigrate.service.watching import Look, Watch
+from flexmigrate.service.watch import Look, Watch
 from flexmigrate.telemetry.history import Summary, Tally, Verdict
 from flexmigrate.telemetry.report.subject import Subject
 

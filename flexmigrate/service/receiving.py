@@ -20,9 +20,9 @@ from flexmigrate.service.host import Host
 from flexmigrate.service.intake import Intake
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.reporting import describe, listening_status
 from flexmigrate.service.serving import Serving
 from flexmigrate.service.shell import Role, Shell, Step
+from flexmigrate.service.status_values import describe, listening_status
 from flexmigrate.service.views import receiving, receiving_view
 from flexmigrate.telemetry.status import ListeningPhase, Status
 from flexmigrate.web.view import ServerView

@@ -20,8 +20,8 @@ from flexmigrate.service.front import ServingFront
 from flexmigrate.service.host import Host
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.reporting import describe, serving_status, with_rebind
 from flexmigrate.service.shell import Shell, Step
+from flexmigrate.service.status_values import describe, serving_status, with_rebind
 from flexmigrate.service.views import serving_view
 from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import Moving, ServerView

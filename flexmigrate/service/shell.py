@@ -23,11 +23,11 @@ from flexmigrate.migration.request import ConvergeChange, MirrorRequest
 from flexmigrate.net.acl import AccessList
 from flexmigrate.service.factories import Factories
 from flexmigrate.service.host import Host
+from flexmigrate.service.http_ports import Publishing
 from flexmigrate.service.lifetime import Lifetime
 from flexmigrate.service.migrating import MigratingExport
 from flexmigrate.service.port import ListeningPort
-from flexmigrate.service.publishing import Publishing
-from flexmigrate.service.reloading import Reloading
+from flexmigrate.service.reload import Reloading
 from flexmigrate.telemetry.history import Summary
 from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ServerView

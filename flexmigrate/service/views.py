@@ -13,8 +13,8 @@ from flexmigrate.server.export import Export
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.front import ServingFront
-from flexmigrate.service.reporting import serving_status
-from flexmigrate.service.watching import Watch
+from flexmigrate.service.status_values import serving_status
+from flexmigrate.service.watch import Watch
 from flexmigrate.telemetry.history import Tally
 from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import Blocks, ClientView, ExportView, Moving, PoolView, ServerView

@@ -1,7 +1,7 @@
 """The status of a server: the one definition of its fields, their units and their meaning.
 
 The operator's socket, the log and the documentation all use the frozen `Status`. It is a value:
-``service.reporting`` fills it in.
+``service.status_values`` fills it in.
 """
 
 from __future__ import annotations

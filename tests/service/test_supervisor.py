@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from twisted.internet.task import Clock
 
-from flexmigrate.service.reporting import describe
+from flexmigrate.service.status_values import describe
 from flexmigrate.service.supervisor import STATUS_SECONDS, Supervisor
 from flexmigrate.telemetry.status import Status
 from support.processes import PATIENCE

@@ -21,7 +21,7 @@ from flexmigrate.telemetry.status import ListeningPhase, Status
 if TYPE_CHECKING:
     from flexmigrate.service.front import ServingFront
     from flexmigrate.service.migrating import MigratingExport
-    from flexmigrate.service.watching import Watch
+    from flexmigrate.service.watch import Watch
 
 SettlingPhase = Literal["committing", "given"]
 """What a source tells while it asks for the same, in ``migration.source``."""

@@ -19,8 +19,8 @@ from flexmigrate.migration.source.handover import Gift
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
-from flexmigrate.service import watching
-from flexmigrate.service.watching import REPORT_SECONDS, Watch, in_own_thread
+from flexmigrate.service import watch as watch_module
+from flexmigrate.service.watch import REPORT_SECONDS, Watch, in_own_thread
 from flexmigrate.telemetry.history import History, Summary
 from support.processes import PATIENCE
 from support.scene import Scene, SceneCase
@@ -168,7 +168,7 @@ class ParkedTests(SynchronousTestCase):
         async def soon(work: Any) -> object:
             return work()
 
-        self.patch(watching, "in_own_thread", threadless)
+        self.patch(watch_module, "in_own_thread", threadless)
         watch = self.watch(full)
         waiting = watch.wait()
         watch.ended("complete")
