@@ -16,7 +16,7 @@ from twisted.logger import Logger
 
 from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError, check_type
-from flexmigrate.migration.request import MirrorRequest
+from flexmigrate.migration.request import MAX_BPS, MirrorRequest
 from flexmigrate.service import build
 from flexmigrate.service.host import new_pool
 from flexmigrate.service.lifetime import Lifetime, Reload
@@ -136,7 +136,11 @@ class Migration:
         """Send no more than so many bytes a second from now on; 0 for no limit.
 
         :raises CommandError: it is over.
+        :raises UsageError: (a ValueError) it isn't a whole number, or not one of 64 bits.
         """
+        check_type("bytes_per_second", bytes_per_second, int)
+        if not 0 <= bytes_per_second <= MAX_BPS:
+            raise UsageError(f"bytes_per_second={bytes_per_second}: it must be from 0 to {MAX_BPS}")
         self._migrating.set_max_bps(bytes_per_second)
 
 
@@ -252,7 +256,11 @@ class ExportService(_Embedded):
         :param progress: called several times a second with how it is going, and when it is over;
             what it raises is logged, and harms nothing.
         :return: fires once the destination has agreed; fails with CommandError if it can't begin.
+        :raises UsageError: (a ValueError) an argument is of another type.
         """
+        check_type("request", request, MirrorRequest)
+        if progress is not None and not callable(progress):
+            raise UsageError(f"progress={progress!r}: it must be a function, or None")
         return Deferred.fromCoroutine(self._migrate(request, progress))
 
     async def _migrate(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.cli.commands import COMMANDS
@@ -13,10 +14,14 @@ from flexmigrate.config import ExportConfig, ListenConfig, ServeConfig, ServerCo
 from flexmigrate.errors import UsageError
 from flexmigrate.log.settings import LogSettings
 from flexmigrate.migration.request import TLSConfig
+from flexmigrate.net.acl import AccessList
 from flexmigrate.net.address import Address
 from flexmigrate.net.polling import Poller
+from flexmigrate.server.export import ExportDirectory
+from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.limits import Limits
 from flexmigrate.settings import SERVER_SETTINGS, server_settings
+from flexmigrate.wire.agreement import TLSMode
 
 HERE = (Address.tcp("127.0.0.1", 10809),)
 DISK = (ExportConfig("", "disk"),)
@@ -133,6 +138,10 @@ class CheckTests(SynchronousTestCase):
             made("serve", acl=("10.0.0.300",))
 
     def test_of_the_parts(self) -> None:
+        def factory(**values: Any) -> NBDServerFactory:
+            acl = AccessList([], default_deny=False)
+            return NBDServerFactory(Clock(), ExportDirectory([]), acl, **values)
+
         kinds: tuple[tuple[Any, dict[str, Any], str], ...] = (
             (ExportConfig, {"name": "x" * 4097, "file": "f"}, "^name="),
             (ExportConfig, {"name": 1, "file": "f"}, "^name=1: it must be a text"),
@@ -150,6 +159,12 @@ class CheckTests(SynchronousTestCase):
             (Limits, {"host_clients": -1}, "^host_clients=-1"),
             (Limits, {"request_seconds": 0}, "^request_seconds=0: it must be more than 0"),
             (Limits, {"negotiation_seconds": None}, "^negotiation_seconds=None"),
+            (factory, {"tls": TLSMode.ON}, "^tls_context=None: TLS 'on' needs certificates"),
+            (factory, {"tls": "on"}, "^tls='on': it must be TLSMode"),
+            (factory, {"limits": 5}, "^limits=5: it must be Limits or None"),
+            (factory, {"style": "oldstyle"}, "^style='oldstyle': it must be HandshakeStyle"),
+            (factory, {"default_export": None}, "^default_export=None: it must be a text"),
+            (factory, {"poller": 200}, "^poller=200: it must be Poller or None"),
             (Poller, {"seconds": 0.02}, "^seconds=0.02: it must be from 0 to 0.01"),
             (Poller, {"seconds": "0"}, "^seconds='0': it must be a number"),
         )

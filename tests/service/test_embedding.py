@@ -186,6 +186,9 @@ class Migrations(Embedded):
             migration = await begun
             await client.write(4096, b"new" * 512)
             content[4096 : 4096 + 1536] = b"new" * 512
+            for wrong in ("5", -1, 2**64, 1.5, None):
+                with self.assertRaisesRegex(ValueError, "^bytes_per_second="):
+                    migration.limit(wrong)  # type: ignore[arg-type]
             migration.limit(0)
             self.assertEqual((await migration.result).verdict, "complete")
             self.assertEqual((await destination.ended).status, 0)
