@@ -101,10 +101,10 @@ def run_settle(config: SettleConfig) -> int:
     :raises FlexmigrateError: it can't be done.
     """
     state = State.OWNER if config.take else State.DONE
-    standing, fault = resolve.look_to_settle(config.file)
-    if fault is None and standing.state is State.NONE:
+    image_state, fault = resolve.look_to_settle(config.file)
+    if fault is None and image_state.state is State.NONE:
         _expect_image(config.file)
-    for sentence in (*([fault] if fault else []), *resolve.consequences(standing, state)):
+    for sentence in (*([fault] if fault else []), *resolve.consequences(image_state, state)):
         print(sentence)
     if not config.sure and not _confirmed():
         print("Nothing was done.")

@@ -304,7 +304,7 @@ def identity(disk: Disk, path: str) -> tuple[int, int]:
     return status.st_dev, status.st_ino
 
 
-def mark(disk: Disk, path: str) -> str:
+def file_id(disk: Disk, path: str) -> str:
     """Return an id that tells the file at *path* from every later one of that name: its inode's
     number, and its time of creation, if the filesystem has it. Empty for anything but a file: the
     node of a device is made anew at each boot.

@@ -26,7 +26,7 @@ SHORTEST_WAIT = 0.001
 
 # The most that is paid for at once, in bytes: what costs more are trims and zeroes, of which one
 # request tells the destination, however long they are.
-DEAREST = 1024 * 1024
+MAX_CHARGE = 1024 * 1024
 
 # What goes unused for so long, in seconds, may be used after that: a timer that came late, or a
 # client that needed a moment for its next request, costs no throughput.
@@ -81,7 +81,7 @@ class Throttle:
         down.
         """
         before, self._metered = self._metered, self._meter()
-        cost = min(self._metered - before, DEAREST)
+        cost = min(self._metered - before, MAX_CHARGE)
         if not cost:
             return
         released = self._pay()

@@ -156,7 +156,7 @@ class ImageHost(Host):
             image.close()
             raise
         tell_trust(image)
-        if ownership.standing.is_a_copy:
+        if ownership.image_state.is_a_copy:
             log.info(
                 "{path}: it has the record of another file, of which it is a copy: that means "
                 "nothing here",

@@ -83,7 +83,7 @@ def _open_file(
     host.ownership.allows_old_peers = config.allow_old_peers
     try:
         # Asked once it is locked: before, a migration into it could have been about to end.
-        may, reason = host.ownership.standing.to_serve()
+        may, reason = host.ownership.image_state.to_serve()
         if may is MayServe.SETTLE and len(config.exports) > 1:
             reason += ", which has not confirmed it: 'serve' it alone, to have that settled"
         if may is MayServe.SETTLE and len(config.exports) == 1:

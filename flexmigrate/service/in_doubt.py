@@ -23,7 +23,13 @@ from flexmigrate.errors import (
     SessionDeclined,
 )
 from flexmigrate.migration.request import Action, MirrorRequest
-from flexmigrate.migration.source.handover import Gift, NotConfirmed, confirm, finish, settling
+from flexmigrate.migration.source.handover import (
+    HandoverTerms,
+    NotConfirmed,
+    confirm,
+    finish,
+    settling,
+)
 from flexmigrate.migration.source.proposal import Proposal
 from flexmigrate.net.acl import AccessList
 from flexmigrate.service.dialling import client_tls, dial
@@ -58,7 +64,7 @@ class InDoubt:
         self._shell = shell
         self._host = host
         self._record = record
-        self._replaced = host.ownership.standing.is_replaced  # before anything is written
+        self._replaced = host.ownership.image_state.is_replaced  # before anything is written
         self._request = _request(host, record.mirror)
         self._tls = client_tls(self._request.tls, self._request.address.host)
         self._asking: Deferred[None] | None = None
@@ -102,17 +108,17 @@ class InDoubt:
                 raise NotConfirmed("whoever listens there now knows no sessions")
             await confirm(reactor, client, self._host.ownership)
             self._phase = "given"
-            await finish(reactor, self._gift(), client, log)
+            await finish(reactor, self._terms(), client, log)
         finally:
             client.leave(ConnectionGone("the handover was asked about"))
 
-    def _gift(self) -> Gift:
+    def _terms(self) -> HandoverTerms:
         host = self._host
         action = Action.UNLINK if self._record.unlink else Action.EXIT
         if action is Action.UNLINK and self._replaced:
             log.warn("{path} is another file by now: it is kept", path=host.image.path)
             action = Action.EXIT
-        return Gift(host.image, host.background, host.ownership, action)
+        return HandoverTerms(host.image, host.background, host.ownership, action)
 
     def _settled(self, _: None) -> None:
         self._shell.lifetime.end(
@@ -176,7 +182,7 @@ class InDoubt:
             raise CommandError(f"there is no export {export!r}; there is {name!r}")
         return settling_status(
             self._host.export,
-            self._host.ownership.standing,
+            self._host.ownership.image_state,
             self._phase,
             self._shell.reactor.seconds() - self._began,
         )

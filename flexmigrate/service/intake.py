@@ -44,7 +44,7 @@ class Intake:
         undo.callback(host.image.close)
         host.is_destination = True
         host.ownership.allows_old_peers = config.allow_old_peers
-        refusal = host.ownership.standing.to_receive()
+        refusal = host.ownership.image_state.to_receive()
         if refusal is not None:
             raise ImageError(refusal)
         if config.oldstyle and (text := beyond_oldstyle(host)) is not None:

@@ -1,8 +1,8 @@
 """One export that can be sent away: the operator's commands about it, and what becomes of it in
 the end.
 
-It keeps the export's migration lock, and is the ground on which a migration's source works. Which
-addresses are open, and when the process ends, is ``serving``'s affair.
+It keeps the export's migration lock, and is the environment on which a migration's source works.
+Which addresses are open, and when the process ends, is ``serving``'s affair.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
 from flexmigrate.migration.source.convergence import Convergence
-from flexmigrate.migration.source.environment import Allowances, SizeMismatch
-from flexmigrate.migration.source.handover import Gift, was_cut
+from flexmigrate.migration.source.environment import SizeMismatch, Timeouts
+from flexmigrate.migration.source.handover import HandoverTerms, was_cut
 from flexmigrate.migration.source.machine import Core, Source, SourceMachine
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.proposal import Declined, Proposal
@@ -64,22 +64,22 @@ _ANSWERS: tuple[tuple[type[Exception], str], ...] = (
 )
 
 
-def allowances() -> Allowances:
+def timeouts() -> Timeouts:
     """Return what a migration may take; the environment may say how long a request may stall.
 
     A variable that isn't a number of seconds above 0 is told of, and has no effect.
     """
     text = os.environ.get(REQUEST_LIMIT_VARIABLE)
     if text is None:
-        return Allowances()
+        return Timeouts()
     try:
         seconds = float(text)
     except ValueError:
         seconds = 0.0
     if not 0 < seconds < float("inf"):
         log.warn("{name}={text!r} is ignored", name=REQUEST_LIMIT_VARIABLE, text=text)
-        return Allowances()
-    return Allowances(request_seconds=seconds)
+        return Timeouts()
+    return Timeouts(request_seconds=seconds)
 
 
 class Front(Protocol):
@@ -116,8 +116,8 @@ class OwnDestination(MigrationError):
     """A server was told to migrate to itself."""
 
 
-class _Ground:
-    """The ground for one migration: see ``migration.attempt.Ground``."""
+class _Environment:
+    """The environment for one migration: see ``migration.attempt.MigrationEnvironment``."""
 
     def __init__(self, migrating: MigratingExport, reactor: Any, request: MirrorRequest) -> None:
         self._migrating = migrating
@@ -178,7 +178,7 @@ class MigratingExport:
         if self.given_away:
             return False
         if self.host.ownership.is_recorded:
-            return self.host.ownership.standing.is_owned(serving=True)
+            return self.host.ownership.image_state.is_owned(serving=True)
         # Nothing is recorded before the first act that can't be taken back.
         return self.migration is None or not self.migration.is_committing
 
@@ -230,15 +230,15 @@ class MigratingExport:
         if request.action is Action.UNLINK:
             self._check_unlink()
         try:
-            ground = _Ground(self, self._reactor, request)
+            environment = _Environment(self, self._reactor, request)
         except UsageError as error:
             raise CommandError(str(error)) from error
         now, limit = self._reactor.seconds(), RateLimit(request.max_bps)
         core = Core(
             reactor=self._reactor,
             export=self.host.export,
-            ground=ground,
-            gift=Gift(
+            environment=environment,
+            terms=HandoverTerms(
                 self.host.image,
                 self.host.background,
                 self.host.ownership,
@@ -252,8 +252,8 @@ class MigratingExport:
                 read_only=self.host.export.read_only,
                 old_peers=request.allow_old_peers,
             ),
-            allowances=replace(
-                allowances(), connections=request.connections, drop_cache=request.drop_cache
+            timeouts=replace(
+                timeouts(), connections=request.connections, drop_cache=request.drop_cache
             ),
             limit=limit,
             convergence=Convergence(request.converge, limit, now),

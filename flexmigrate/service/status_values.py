@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 from flexmigrate.migration.destination.machine import DestinationCore
-from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.ownership.status import ImageState
 from flexmigrate.migration.request import Action
 from flexmigrate.migration.source.convergence import ConvergenceVerdict
 from flexmigrate.migration.source.machine import Core
@@ -105,7 +105,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
 
 def _handover(core: Core) -> str | None:
     """Return how it is handed over, once that is known; a copy isn't at all."""
-    known = core.attempt is not None and core.gift.action is not Action.NOTHING
+    known = core.attempt is not None and core.terms.action is not Action.NOTHING
     return core.attempt.handover_kind if core.attempt is not None and known else None
 
 
@@ -152,18 +152,18 @@ def listening_status(
 
 
 def settling_status(
-    export: Export, standing: Standing, phase: SettlingPhase, seconds: float
+    export: Export, image_state: ImageState, phase: SettlingPhase, seconds: float
 ) -> Status:
     """Return the status of a server that only has a handover confirmed which was begun before.
 
-    :param standing: of the image.
+    :param image_state: the state of the image.
     :param seconds: since it asks.
     """
-    record = standing.record
+    record = image_state.record
     return Status(
         pid=os.getpid(),
         size=export.size,
-        has_control=standing.is_owned(serving=True),
+        has_control=image_state.is_owned(serving=True),
         clients_allowed=False,
         num_clients=0,
         is_mirroring=True,

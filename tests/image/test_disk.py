@@ -197,13 +197,13 @@ class LookTests(DiskCase):
 
     def test_a_mark_is_of_the_file_and_of_none_that_has_its_name_later(self) -> None:
         self.path.write_bytes(b"one")
-        first = disk.mark(SYSTEM, str(self.path))
+        first = disk.file_id(SYSTEM, str(self.path))
         self.path.write_bytes(b"changed")
-        self.assertEqual(disk.mark(SYSTEM, str(self.path)), first)
+        self.assertEqual(disk.file_id(SYSTEM, str(self.path)), first)
         (self.folder / "other").write_bytes(b"two")
         os.replace(self.folder / "other", self.path)
-        self.assertNotIn(disk.mark(SYSTEM, str(self.path)), (first, ""))
+        self.assertNotIn(disk.file_id(SYSTEM, str(self.path)), (first, ""))
 
     def test_only_files_have_one(self) -> None:
         for path in ("/dev/null", str(self.folder), str(self.folder / "nothing")):
-            self.assertEqual(disk.mark(SYSTEM, path), "")
+            self.assertEqual(disk.file_id(SYSTEM, path), "")

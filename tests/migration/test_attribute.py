@@ -197,7 +197,7 @@ class TestWriting:
             found = told(image)
             assert found is not None
             assert (found.record.state, found.record.session) == (state, A)
-            assert found.record.file == look(str(image)).mark
+            assert found.record.file == look(str(image)).file_id
 
     def test_a_commit_that_can_not_be_written_is_taken_back_there_too(self, image: Path) -> None:
         class Failing:
@@ -366,7 +366,7 @@ def test_what_a_crash_left_of_a_commit_is_gone_before_another_session_begins() -
     ours.send(Record(State.SENDING, session=b"2" * 16, attempt=1))
     second.die()
     disk.fail("nothing", random.Random(1))
-    standing = look("/image", disk.mount())
-    assert standing.state is State.SENDING
-    assert standing.record is not None
-    assert standing.record.session == b"2" * 16
+    image_state = look("/image", disk.mount())
+    assert image_state.state is State.SENDING
+    assert image_state.record is not None
+    assert image_state.record.session == b"2" * 16

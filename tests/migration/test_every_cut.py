@@ -12,7 +12,7 @@ import random
 from collections import Counter
 
 from flexmigrate.migration.ownership.resolve import CopyVerdict, judge
-from flexmigrate.migration.ownership.status import Standing, look
+from flexmigrate.migration.ownership.status import ImageState, look
 from flexmigrate.migration.request import Action, HandoverRule
 from support.scene import Scene, SceneCase
 
@@ -139,7 +139,7 @@ class EveryCutWithASessionTests(EveryCutTests):
         self.assertEqual(scene.source_image.exists(), action is not Action.UNLINK)
         return "moved after a while" if again else "moved"
 
-    def check_journals(self, scene: Scene, source: Standing, destination: Standing) -> None:
+    def check_journals(self, scene: Scene, source: ImageState, destination: ImageState) -> None:
         """At any moment, both journals together name the one copy that counts."""
         here = judge(destination, source.record)
         if scene.serves:

@@ -24,14 +24,14 @@ from flexmigrate.image.background import Background
 from flexmigrate.image.disk import UntrustedFile
 from flexmigrate.image.file import Image
 from flexmigrate.migration.destination.coverage import Coverage
-from flexmigrate.migration.destination.handover import DestinationHandover, Verdict
+from flexmigrate.migration.destination.handover import DestinationHandover, DiscVerdict
 from flexmigrate.migration.ownership.journal import Record
 from flexmigrate.migration.ownership.ownership import Ownership, UncertainError
 from flexmigrate.migration.ownership.status import look
 from flexmigrate.migration.request import Action, HandoverRule
 from flexmigrate.migration.source.handover import (
     CLOSE_SECONDS,
-    Gift,
+    HandoverTerms,
     HandoverUncertain,
     NotGiven,
     SourceHandover,
@@ -152,8 +152,8 @@ class SourceHandoverTests(ImageCase):
         client: Any = self.client
         ownership: Any = self.ownership
         action = Action.UNLINK if unlink else Action.EXIT
-        gift = Gift(self.image, self.background, ownership, action)
-        self.giving = SourceHandover(self.clock, gift, 1, client)
+        terms = HandoverTerms(self.image, self.background, ownership, action)
+        self.giving = SourceHandover(self.clock, terms, 1, client)
         self.successResultOf(Deferred.fromCoroutine(self.giving.begin()))
         self.assertEqual(self.log.pop(), "sending, plain")
         return Deferred.fromCoroutine(self.giving.commit())
@@ -172,8 +172,8 @@ class SourceHandoverTests(ImageCase):
     def begin(self, action: Action) -> Deferred[None]:
         client: Any = RecordedClient(self.log, self.path)
         ownership: Any = self.ownership
-        gift = Gift(self.image, self.background, ownership, action)
-        return Deferred.fromCoroutine(SourceHandover(self.clock, gift, 1, client).begin())
+        terms = HandoverTerms(self.image, self.background, ownership, action)
+        return Deferred.fromCoroutine(SourceHandover(self.clock, terms, 1, client).begin())
 
     def test_without_a_journal_nothing_is_given_away(self) -> None:
         self.ownership.errors["sending, plain"] = OSError(errno.EROFS, "Read-only file system")
@@ -293,7 +293,7 @@ class SessionOrPlainTests(ImageCase):
         super().setUp()
         self.fault: OSError | None = None
         self.ownership: Any = self
-        self.gift = Gift(self.image, self.background, self.ownership, Action.EXIT)
+        self.terms = HandoverTerms(self.image, self.background, self.ownership, Action.EXIT)
 
     def probe(self) -> None:
         if self.fault is not None:
@@ -306,11 +306,11 @@ class SessionOrPlainTests(ImageCase):
         """Keep a journal."""
 
     def wants(self) -> Any:
-        return Deferred.fromCoroutine(self.gift.wants_session())
+        return Deferred.fromCoroutine(self.terms.wants_session())
 
     def begin(self, session: bytes | None) -> Deferred[None]:
         client: Any = SimpleNamespace(session=session)
-        return Deferred.fromCoroutine(SourceHandover(None, self.gift, 1, client).begin())
+        return Deferred.fromCoroutine(SourceHandover(None, self.terms, 1, client).begin())
 
     def test_without_room_for_a_journal_nothing_is_given(self) -> None:
         self.assertTrue(self.successResultOf(self.wants()))
@@ -323,7 +323,7 @@ class SessionOrPlainTests(ImageCase):
         self.is_recorded = False
         self.fault = OSError(errno.ENOTSUP, "it is no file")
         self.assertFalse(self.successResultOf(self.wants()))
-        self.gift.rule = HandoverRule.SESSION
+        self.terms.rule = HandoverRule.SESSION
         self.failureResultOf(self.wants(), MigrationError)
 
     def test_once_there_was_a_session_it_is_never_plain(self) -> None:
@@ -387,7 +387,7 @@ class TakeTests(MarkerCase):
         self.coverage = Coverage(SIZE)
         self.coverage.mark(0, SIZE)
 
-    def take(self) -> Deferred[Verdict]:
+    def take(self) -> Deferred[DiscVerdict]:
         return self.handover.take(self.coverage)
 
     def test_flushes_before_the_marker_goes(self) -> None:
@@ -395,7 +395,7 @@ class TakeTests(MarkerCase):
         self.watch(os, "replace", lambda old, new: f"record, {self.handover.owned}")
         self.watch(os, "unlink", lambda path: f"unlink, {self.handover.owned}")
         self.watch(os, "fsync", what_is)
-        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
+        self.assertIs(self.successResultOf(self.take()), DiscVerdict.OURS)
         recorded = ["a file with text", "record, False", "a folder"]
         self.assertEqual(self.log, ["flush, True", *recorded, "unlink, True", "a folder"])
         self.assertTrue(self.handover.owned)
@@ -417,13 +417,13 @@ class TakeTests(MarkerCase):
 
     def test_a_marker_that_can_not_be_removed_means_nothing(self) -> None:
         self.fail_at("unlink", errno.EROFS)
-        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
+        self.assertIs(self.successResultOf(self.take()), DiscVerdict.OURS)
         self.assertTrue(self.marker.exists())
         self.assertFalse(incomplete(str(self.path)))
 
     def test_a_marker_that_somebody_has_removed_is_no_hindrance(self) -> None:
         self.marker.unlink()
-        self.assertIs(self.successResultOf(self.take()), Verdict.OURS)
+        self.assertIs(self.successResultOf(self.take()), DiscVerdict.OURS)
         self.assertFalse(self.marker.exists())
 
 
@@ -466,7 +466,7 @@ class JudgeTests(MarkerCase):
         self.handover.expect()
         self.watch(os, "fdatasync", lambda fd: "flush")
         verdict = self.successResultOf(self.handover.take(Coverage(SIZE)))
-        self.assertIs(verdict, Verdict.NOT_OURS)
+        self.assertIs(verdict, DiscVerdict.NOT_OURS)
         self.assertEqual(self.log, [])
         self.assertTrue(self.marker.exists())
         self.assertFalse(self.handover.owned)

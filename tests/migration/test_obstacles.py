@@ -162,7 +162,7 @@ class JournalTests(ObstacleCase):
         is_full = [False]
 
         def probed(ownership: Ownership) -> None:
-            if is_full[0] and "source" in ownership.standing.path:
+            if is_full[0] and "source" in ownership.image_state.path:
                 raise OSError(errno.ENOSPC, "No space left on device")
             probe(ownership)
 

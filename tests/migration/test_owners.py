@@ -8,7 +8,7 @@ from twisted.internet.error import ConnectionLost
 
 from flexmigrate.migration.destination.machine import DestinationMachine
 from flexmigrate.migration.ownership.journal import Record
-from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.ownership.status import ImageState
 from flexmigrate.migration.request import HandoverRule
 from flexmigrate.migration.source.machine import SourceMachine
 from flexmigrate.service.receiving import Receiving
@@ -163,6 +163,6 @@ class OwnersTests(SceneCase):
         self.assertEqual(table.keys(), set(State))
         for state, told in table.items():
             record = None if state is State.NONE else Record(state)
-            standing = Standing("disk.img", record, marker=False)
-            found = standing.is_owned(serving=True), standing.is_owned(serving=False)
+            image_state = ImageState("disk.img", record, marker=False)
+            found = image_state.is_owned(serving=True), image_state.is_owned(serving=False)
             self.assertEqual(found, told, state)

@@ -25,7 +25,7 @@ from flexmigrate.migration.ownership import journal, resolve
 from flexmigrate.migration.ownership.journal import JournalError, Record
 from flexmigrate.migration.ownership.ownership import STEPS, Ownership, UncertainError
 from flexmigrate.migration.ownership.resolve import CopyVerdict, judge
-from flexmigrate.migration.ownership.status import MayServe, Standing, look
+from flexmigrate.migration.ownership.status import ImageState, MayServe, look
 from flexmigrate.wire.handover import (
     MAX_SUPERSEDED,
     NO_ID,
@@ -328,14 +328,14 @@ class SourceTests(JournalCase):
             (ownership.done, MayServe.REFUSE),
         ):
             step()
-            self.assertEqual(self.ownership().standing.to_serve()[0], expected)
+            self.assertEqual(self.ownership().image_state.to_serve()[0], expected)
         self.assertEqual(self.ownership().record, ownership.record)
         self.assertEqual(ownership.record and ownership.record.attempt, 3)
-        self.assertIsNone(ownership.standing.to_receive())
+        self.assertIsNone(ownership.image_state.to_receive())
 
     def test_a_plain_one_that_is_not_confirmed_is_for_a_human(self) -> None:
         self.begin(plain=True).commit(1)
-        serving, text = self.ownership().standing.to_serve()
+        serving, text = self.ownership().image_state.to_serve()
         self.assertEqual(serving, MayServe.REFUSE)
         self.assertRegex(text, "host-b.*not confirmed; see 'flexmigrate whose")
 
@@ -405,17 +405,17 @@ class DestinationTests(JournalCase):
         ownership = self.ownership()
         ownership.expect()
         ownership.receive(opening(), "192.0.2.1:1")
-        self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.REFUSE)
+        self.assertEqual(self.ownership().image_state.to_serve()[0], MayServe.REFUSE)
         ownership.prepare()
-        self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.REFUSE)
+        self.assertEqual(self.ownership().image_state.to_serve()[0], MayServe.REFUSE)
         self.assertTrue(self.marker.exists())
         ownership.own()
         ownership.clear_marker()
         self.assertFalse(self.marker.exists())
-        self.assertEqual(self.ownership().standing.to_serve(), (MayServe.SERVE, ""))
-        self.assertIsNone(self.ownership().standing.to_receive())
+        self.assertEqual(self.ownership().image_state.to_serve(), (MayServe.SERVE, ""))
+        self.assertIsNone(self.ownership().image_state.to_receive())
         ownership.acknowledge()
-        refusal = self.ownership().standing.to_receive()
+        refusal = self.ownership().image_state.to_receive()
         self.assertRegex(str(refusal), "would overwrite it.*flexmigrate release")
 
     def test_lets_in_while_it_has_nothing_to_lose(self) -> None:
@@ -458,31 +458,31 @@ class DestinationTests(JournalCase):
             self.assertIn("the image is here", str(ownership.refusal(sender)))
         for state in (State.OWNER, State.SENDING, State.COMMITTED, State.DONE):
             found = self.put(state, origin=A, origin_digest=digest(COMMIT))
-            self.assertIsNone(found.settles(settling()), state)
-            self.assertIsNotNone(found.settles(settling(shown=key(RETRACT))), state)
-            self.assertIsNotNone(found.settles(settling(attempt=2)), state)
-            self.assertIsNotNone(self.put(state, origin=B).settles(settling(C)), state)
+            self.assertIsNone(found.refusal_to_confirm(settling()), state)
+            self.assertIsNotNone(found.refusal_to_confirm(settling(shown=key(RETRACT))), state)
+            self.assertIsNotNone(found.refusal_to_confirm(settling(attempt=2)), state)
+            self.assertIsNotNone(self.put(state, origin=B).refusal_to_confirm(settling(C)), state)
 
     def test_nothing_is_settled_while_it_is_received(self) -> None:
         for state in (State.RECEIVING, State.DONE):
-            self.assertIn(state.name.lower(), str(self.put(state).settles(settling())))
+            self.assertIn(state.name.lower(), str(self.put(state).refusal_to_confirm(settling())))
 
     def test_the_key_is_kept_on_the_way_and_after(self) -> None:
         ownership = self.ownership()
         ownership.receive(opening(), "192.0.2.1:1")
-        self.assertIsNotNone(self.ownership().settles(settling()))
+        self.assertIsNotNone(self.ownership().refusal_to_confirm(settling()))
         ownership.prepare()
-        self.assertIsNone(self.ownership().settles(settling()))
+        self.assertIsNone(self.ownership().refusal_to_confirm(settling()))
         ownership.own()
         ownership.acknowledge()
         ownership.send(Record(State.SENDING, session=B, secret=B * 2))
-        self.assertIsNone(self.ownership().settles(settling()))
-        self.assertIsNotNone(self.ownership().settles(settling(shown=key(COMMIT, B))))
+        self.assertIsNone(self.ownership().refusal_to_confirm(settling()))
+        self.assertIsNotNone(self.ownership().refusal_to_confirm(settling(shown=key(COMMIT, B))))
 
     def test_a_human_who_takes_it_leaves_its_source_what_it_asks_for(self) -> None:
         self.put(State.PREPARED).settle(State.OWNER, "root")
-        self.assertIsNone(self.ownership().settles(settling()))
-        self.assertIsNotNone(self.ownership().settles(settling(shown=NO_KEY)))
+        self.assertIsNone(self.ownership().refusal_to_confirm(settling()))
+        self.assertIsNotNone(self.ownership().refusal_to_confirm(settling(shown=NO_KEY)))
 
     def test_without_keys_there_is_no_session_unless_that_is_allowed(self) -> None:
         for state in (State.RECEIVING, State.DONE):
@@ -516,24 +516,28 @@ class DestinationTests(JournalCase):
             self.journal.unlink()
 
     def test_a_session_is_no_session_without_an_id(self) -> None:
-        self.assertIsNotNone(self.put(State.OWNER, origin=NO_ID).settles(settling(NO_ID)))
+        self.assertIsNotNone(
+            self.put(State.OWNER, origin=NO_ID).refusal_to_confirm(settling(NO_ID))
+        )
 
     def test_a_marker_beside_an_owner_means_nothing_and_goes(self) -> None:
         self.marker.touch()
         ownership = self.put(State.OWNER)
-        self.assertEqual(ownership.standing.to_serve()[0], MayServe.SERVE)
+        self.assertEqual(ownership.image_state.to_serve()[0], MayServe.SERVE)
         ownership.tidy()
         self.assertFalse(self.marker.exists())
 
     def test_what_has_the_name_of_an_unlinked_file_is_another(self) -> None:
-        self.assertEqual(self.put(State.DONE, unlink=True).standing.to_serve()[0], MayServe.REFUSE)
+        self.assertEqual(
+            self.put(State.DONE, unlink=True).image_state.to_serve()[0], MayServe.REFUSE
+        )
         self.ownership().unlinked()
         self.image.unlink()
         self.image.write_bytes(bytes(SIZE))
         ownership = self.ownership()
-        self.assertEqual(ownership.standing.to_serve(), (MayServe.SERVE, ""))
-        self.assertIsNone(ownership.standing.to_receive())
-        self.assertIn("is another", str(judge(ownership.standing)))
+        self.assertEqual(ownership.image_state.to_serve(), (MayServe.SERVE, ""))
+        self.assertIsNone(ownership.image_state.to_receive())
+        self.assertIn("is another", str(judge(ownership.image_state)))
         ownership.tidy()
         self.assertFalse(self.journal.exists())
         self.assertEqual((ownership.state, self.ownership().state), (State.NONE, State.NONE))
@@ -541,7 +545,7 @@ class DestinationTests(JournalCase):
     def test_what_is_received_into_the_name_of_an_unlinked_file_is_not_served(self) -> None:
         self.put(State.DONE, unlink=True, unlinked=True)
         self.ownership().expect()
-        serving, text = self.ownership().standing.to_serve()
+        serving, text = self.ownership().image_state.to_serve()
         self.assertIs(serving, MayServe.REFUSE)
         self.assertIn("INCOMPLETE", text)
 
@@ -568,11 +572,11 @@ class DestinationTests(JournalCase):
             ownership = self.ownership() if state is State.NONE else self.put(state)
             ownership.own_plainly()
             self.assertTrue(self.marker.exists())
-            self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.SERVE)
+            self.assertEqual(self.ownership().image_state.to_serve()[0], MayServe.SERVE)
             ownership.clear_marker()
             self.assertFalse(self.marker.exists())
-            self.assertEqual(self.ownership().standing.to_serve()[0], MayServe.SERVE)
-            self.assertIn("flexmigrate release", self.ownership().standing.to_receive() or "")
+            self.assertEqual(self.ownership().image_state.to_serve()[0], MayServe.SERVE)
+            self.assertIn("flexmigrate release", self.ownership().image_state.to_receive() or "")
             self.assertIn("the image is here", self.ownership().refusal(None) or "")
 
     def own_while_syncs_fail(self, ownership: Ownership, failing: Callable[[int], bool]) -> None:
@@ -631,24 +635,24 @@ class ReplacedFileTests(JournalCase):
             ownership.receive(opening(), "192.0.2.1")
             go(ownership)
             self.assertIs(ownership.state, state)
-            self.assertIsNone(self.ownership().standing.to_receive())
+            self.assertIsNone(self.ownership().image_state.to_receive())
             self.replace_file()
-            refusal = self.ownership().standing.to_receive() or ""
+            refusal = self.ownership().image_state.to_receive() or ""
             self.assertIn("another file than the one that came from host-a:/disk", refusal)
             self.assertIn(f"flexmigrate release {self.image}", refusal)
             resolve.settle(str(self.image), State.DONE, "me")
-            self.assertIsNone(self.ownership().standing.to_receive())
+            self.assertIsNone(self.ownership().image_state.to_receive())
 
     def test_what_was_not_complete_may_be_received_into_another(self) -> None:
         self.ownership().receive(opening(), "192.0.2.1")
         self.replace_file()
-        self.assertIsNone(self.ownership().standing.to_receive())
+        self.assertIsNone(self.ownership().image_state.to_receive())
 
     def test_a_record_that_does_not_know_its_file_may_be_of_any(self) -> None:
         ownership = self.put(State.OWNER)
         assert ownership.record is not None
         self.assertEqual(ownership.record.file, "")
-        self.assertIsNone(ownership.standing.to_receive())
+        self.assertIsNone(ownership.image_state.to_receive())
 
     def test_only_the_file_is_known_by_its_mark_whatever_is_done_to_it(self) -> None:
         self.ownership().receive(opening(), "192.0.2.1")
@@ -658,9 +662,9 @@ class ReplacedFileTests(JournalCase):
         self.image.chmod(0o600)
         moved = self.image.rename(self.folder / "moved")
         moved.rename(self.image)
-        self.assertFalse(self.ownership().standing.is_replaced)
+        self.assertFalse(self.ownership().image_state.is_replaced)
         self.replace_file()
-        self.assertTrue(self.ownership().standing.is_replaced)
+        self.assertTrue(self.ownership().image_state.is_replaced)
 
 
 class StepsTests(JournalCase):
@@ -678,10 +682,10 @@ class StepsTests(JournalCase):
         self.assertNotIn(State.SENDING, STEPS[State.DONE])
 
 
-def standing(state: State, session: bytes = A, marker: bool = False, **more: Any) -> Standing:
+def image_state(state: State, session: bytes = A, marker: bool = False, **more: Any) -> ImageState:
     if state is State.NONE:
-        return Standing(PLACE, None, marker)
-    return Standing(PLACE, Record(state, session=session, peer="host-b", **more), marker)
+        return ImageState(PLACE, None, marker)
+    return ImageState(PLACE, Record(state, session=session, peer="host-b", **more), marker)
 
 
 def their(state: State, session: bytes = A, **more: Any) -> Record:
@@ -704,9 +708,11 @@ class WhoseTests(SynchronousTestCase):
             (State.PREPARED, CopyVerdict.UNKNOWN),
             (State.OWNER, CopyVerdict.THIS),
         ):
-            self.check(expected, standing(state))
-        self.check(CopyVerdict.OTHER, standing(State.NONE, marker=True), text="never finished")
-        self.check(CopyVerdict.UNKNOWN, standing(State.COMMITTED, plain=True), text="not confirm")
+            self.check(expected, image_state(state))
+        self.check(CopyVerdict.OTHER, image_state(State.NONE, marker=True), text="never finished")
+        self.check(
+            CopyVerdict.UNKNOWN, image_state(State.COMMITTED, plain=True), text="not confirm"
+        )
 
     def test_two_journals_never_contradict_each_other_whatever_was_cut(self) -> None:
         """Each pair that a handover can leave, from both sides: one of them is canonical."""
@@ -720,30 +726,32 @@ class WhoseTests(SynchronousTestCase):
         ):
             here = CopyVerdict.THIS if canonical == destination else CopyVerdict.OTHER
             there = CopyVerdict.THIS if canonical == source else CopyVerdict.OTHER
-            self.check(here, standing(mine), their(theirs))
-            self.check(there, standing(theirs), their(mine))
+            self.check(here, image_state(mine), their(theirs))
+            self.check(there, image_state(theirs), their(mine))
 
     def test_a_session_that_was_given_up_is_not_canonical(self) -> None:
         for state in (State.SENDING, State.COMMITTED, State.DONE):
             later = their(state, B, superseded=(A,))
-            self.check(CopyVerdict.OTHER, standing(State.PREPARED), later, text="given up")
+            self.check(CopyVerdict.OTHER, image_state(State.PREPARED), later, text="given up")
 
     def test_another_migrations_journal_adds_nothing(self) -> None:
         for state in (State.SENDING, State.DONE, State.OWNER):
             stranger = their(state, B)
-            self.check(CopyVerdict.UNKNOWN, standing(State.PREPARED), stranger, text="another migr")
+            self.check(
+                CopyVerdict.UNKNOWN, image_state(State.PREPARED), stranger, text="another migr"
+            )
 
     def test_the_image_may_have_gone_on_from_there(self) -> None:
         on = their(State.DONE, B, origin=A)
         self.check(
-            CopyVerdict.OTHER, standing(State.COMMITTED), on, text="and from there to host-a"
+            CopyVerdict.OTHER, image_state(State.COMMITTED), on, text="and from there to host-a"
         )
 
     def test_two_owners_by_hand_are_told_of(self) -> None:
         owner = their(State.OWNER)
-        self.check(CopyVerdict.UNKNOWN, standing(State.OWNER), owner, text="both say")
+        self.check(CopyVerdict.UNKNOWN, image_state(State.OWNER), owner, text="both say")
         done = their(State.DONE)
-        self.check(CopyVerdict.UNKNOWN, standing(State.DONE), done, text="each says")
+        self.check(CopyVerdict.UNKNOWN, image_state(State.DONE), done, text="each says")
 
 
 class ByHandTests(JournalCase):
@@ -771,8 +779,8 @@ class ByHandTests(JournalCase):
             self.put(before)
             resolve.settle(str(self.image), State.OWNER, "me")
             ownership = self.ownership()
-            self.assertEqual(ownership.settles(settling()) is None, heard, before)
-            self.assertIsNotNone(ownership.settles(settling(B)))
+            self.assertEqual(ownership.refusal_to_confirm(settling()) is None, heard, before)
+            self.assertIsNotNone(ownership.refusal_to_confirm(settling(B)))
             self.assertIsNotNone(ownership.refusal(opening()))  # but nobody sends
 
     def test_taking_removes_the_marker(self) -> None:
@@ -798,16 +806,16 @@ class ByHandTests(JournalCase):
 
     def test_what_it_means_is_said_first(self) -> None:
         for before, after, warnings in (
-            (standing(State.OWNER), State.OWNER, 0),
-            (standing(State.COMMITTED), State.OWNER, 2),
-            (standing(State.RECEIVING, marker=True), State.OWNER, 3),
-            (standing(State.PREPARED, marker=True), State.OWNER, 2),
-            (standing(State.DONE), State.DONE, 0),
-            (standing(State.OWNER), State.DONE, 2),
+            (image_state(State.OWNER), State.OWNER, 0),
+            (image_state(State.COMMITTED), State.OWNER, 2),
+            (image_state(State.RECEIVING, marker=True), State.OWNER, 3),
+            (image_state(State.PREPARED, marker=True), State.OWNER, 2),
+            (image_state(State.DONE), State.DONE, 0),
+            (image_state(State.OWNER), State.DONE, 2),
         ):
             said = resolve.consequences(before, after)
             self.assertEqual(len(said), 1 + warnings, said)
-        replaced = replace(standing(State.OWNER), path="/other")
+        replaced = replace(image_state(State.OWNER), path="/other")
         self.assertIn("/other", resolve.consequences(replaced, State.DONE)[0])
 
 
@@ -820,7 +828,7 @@ class AnotherSidesTextTests(JournalCase):
         found = resolve.load_peer(str(self.journal))
         texts = (found.peer, found.address, found.time, *found.settled)
         self.assertEqual(texts, ("a\ufffd[2J", "b\ufffdc", "\ufffd", "d\ufffd"))
-        sentence = judge(Standing("/here", found, marker=False)).sentence
+        sentence = judge(ImageState("/here", found, marker=False)).sentence
         self.assertTrue(sentence.isprintable(), sentence)
 
     def test_of_a_newer_journal_the_answer_tells_what_is_known(self) -> None:

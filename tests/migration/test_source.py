@@ -12,8 +12,13 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import Broken, ImageLost, MigrationError
 from flexmigrate.migration.request import Action, ConvergeChange, ConvergeConfig
 from flexmigrate.migration.source.convergence import Convergence
-from flexmigrate.migration.source.environment import Allowances
-from flexmigrate.migration.source.handover import Gift, HandoverUncertain, NotConfirmed, NotGiven
+from flexmigrate.migration.source.environment import Timeouts
+from flexmigrate.migration.source.handover import (
+    HandoverTerms,
+    HandoverUncertain,
+    NotConfirmed,
+    NotGiven,
+)
 from flexmigrate.migration.source.machine import RETRY_SECONDS, Core, Source, SourceMachine
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
@@ -133,9 +138,9 @@ class Scene:
         self.core = RecordedCore(
             reactor=self.clock,
             export=nothing,
-            ground=nothing,
-            gift=Gift(image, nothing, nothing, action, address="192.0.2.2:1"),
-            allowances=Allowances(),
+            environment=nothing,
+            terms=HandoverTerms(image, nothing, nothing, action, address="192.0.2.2:1"),
+            timeouts=Timeouts(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),
             began=0.0,

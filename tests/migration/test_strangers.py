@@ -19,7 +19,7 @@ from flexmigrate.image.disk import SYSTEM
 from flexmigrate.migration.destination import policy as sessions
 from flexmigrate.migration.ownership import journal, offer
 from flexmigrate.migration.request import MirrorRequest
-from flexmigrate.migration.source.handover import Gift
+from flexmigrate.migration.source.handover import HandoverTerms
 from flexmigrate.testing import Machine
 from flexmigrate.wire.client_handshake import ClientOptions, SessionRequest
 from flexmigrate.wire.handover import (
@@ -49,9 +49,9 @@ class Stranger:
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
         self.machine = Machine(scene.world, "stranger", "192.0.2.9")
-        gift = scene.migrating.migration.gift
-        self.secret = gift.secret
-        self.opening: Opening = gift.opening(scene.migrating.migration.attempts)
+        terms = scene.migrating.migration.terms
+        self.secret = terms.secret
+        self.opening: Opening = terms.opening(scene.migrating.migration.attempts)
 
     def key(self, kind: KeyKind, attempt: int = 1) -> bytes:
         """Return a key, as he would have it if the source had said it."""
@@ -278,12 +278,12 @@ class OldPeerTests(SceneCase):
     """With a side that knows of no keys: as it would say it, and as it would read it."""
 
     def old_source(self) -> Any:
-        opening = Gift.opening
+        opening = HandoverTerms.opening
 
-        def say(gift: Gift, attempt: int, **more: Any) -> Opening:
-            return replace(opening(gift, attempt, **more), version=1)
+        def say(terms: HandoverTerms, attempt: int, **more: Any) -> Opening:
+            return replace(opening(terms, attempt, **more), version=1)
 
-        return mock.patch.object(Gift, "opening", say)
+        return mock.patch.object(HandoverTerms, "opening", say)
 
     def old_destination(self) -> Any:
         told, parse = Answer.encode, sessions.parse_opening

@@ -422,7 +422,7 @@ class FollowTests(VerifierCase):
             self.verifier.end_following()
             hashed = clock.seconds()
             if at_work:
-                self.assertEqual(hashed, verifier.HASHED_BEHIND)
+                self.assertEqual(hashed, verifier.FOLLOW_HASHERS)
             for _ in range(100):
                 clock.advance(verifier.CLIENTS_SHARE)
             self.successResultOf(self.following)

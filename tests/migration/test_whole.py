@@ -28,7 +28,7 @@ from flexmigrate.migration.request import (
     HandoverRule,
     MirrorRequest,
 )
-from flexmigrate.migration.source.handover import Gift
+from flexmigrate.migration.source.handover import HandoverTerms
 from flexmigrate.wire.handover import Claim, Opening, Outcome, State
 from support.scene import INTAKE, Scene, SceneCase
 
@@ -526,16 +526,16 @@ class PrepareTests(SceneCase):
             self.assertEqual(asked[-1][0], asked[-1][1])
 
     def test_who_does_not_know_how_to_say_it_is_asked_as_ever(self) -> None:
-        answers, opening = sessions.answer, Gift.opening
+        answers, opening = sessions.answer, HandoverTerms.opening
 
-        def old_source(gift: Gift, attempt: int, **more: Any) -> Opening:
-            return replace(opening(gift, attempt, **more), capabilities=0)
+        def old_source(terms: HandoverTerms, attempt: int, **more: Any) -> Opening:
+            return replace(opening(terms, attempt, **more), capabilities=0)
 
         def old_destination(asked: Opening, *args: Any, **more: Any) -> sessions.Replies:
             return answers(replace(asked, capabilities=0), *args, **more)
 
         for where, name, old in (
-            (Gift, "opening", old_source),
+            (HandoverTerms, "opening", old_source),
             (sessions, "answer", old_destination),
         ):
             with (

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.server.throttle import DEAREST, LATENESS, SHORTEST_WAIT, Throttle
+from flexmigrate.server.throttle import LATENESS, MAX_CHARGE, SHORTEST_WAIT, Throttle
 
 KIB = 1024
 
@@ -177,7 +177,7 @@ class ThrottleTests(SynchronousTestCase):
 
     def test_a_trim_costs_no_more_than_a_long_write(self) -> None:
         writer = Writer(self.clock, 1 << 40, busy=False)
-        self.throttle(DEAREST, writer)
+        self.throttle(MAX_CHARGE, writer)
         self.assertTrue(writer.held)
         run(self.clock, 1.01, 0.01)
         self.assertFalse(writer.held)

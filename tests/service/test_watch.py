@@ -14,8 +14,8 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import CommandError
 from flexmigrate.migration.request import Action, ConvergeConfig
 from flexmigrate.migration.source.convergence import Convergence
-from flexmigrate.migration.source.environment import Allowances
-from flexmigrate.migration.source.handover import Gift
+from flexmigrate.migration.source.environment import Timeouts
+from flexmigrate.migration.source.handover import HandoverTerms
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
@@ -129,9 +129,9 @@ class ParkedTests(SynchronousTestCase):
         self.core = Core(
             reactor=self.clock,
             export=SimpleNamespace(image=SimpleNamespace(flush_failure=None)),  # type: ignore[arg-type]
-            ground=nothing,
-            gift=Gift(nothing, nothing, nothing, Action.EXIT),
-            allowances=Allowances(),
+            environment=nothing,
+            terms=HandoverTerms(nothing, nothing, nothing, Action.EXIT),
+            timeouts=Timeouts(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),
             began=0.0,

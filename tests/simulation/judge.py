@@ -35,7 +35,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from flexmigrate.migration.ownership import resolve
-from flexmigrate.migration.ownership.status import MayServe, Standing
+from flexmigrate.migration.ownership.status import ImageState, MayServe
 from flexmigrate.service.serving import Serving
 from flexmigrate.testing.world import Stuck
 from flexmigrate.wire.handover import State
@@ -78,26 +78,28 @@ class Beside:
         return cls(view.journal, MARKER in view.names, IMAGE in view.names, view.attribute)
 
     @functools.cached_property
-    def standing(self) -> Standing:
+    def image_state(self) -> ImageState:
         """Return how the image stands, as the program sees it."""
         record = None if self.journal is None else decode(self.journal)
         if self.attribute is None:
-            return Standing(IMAGE, record, self.marker)
+            return ImageState(IMAGE, record, self.marker)
         found = decode_attribute(self.attribute)
-        standing = Standing(IMAGE, record, self.marker, mark=found.record.file, attribute=found)
-        return standing.by_its_attribute(JOURNAL)
+        image_state = ImageState(
+            IMAGE, record, self.marker, file_id=found.record.file, attribute=found
+        )
+        return image_state.by_its_attribute(JOURNAL)
 
     @property
     def is_plain(self) -> bool:
         """Whether it says that the handover is a plain one: so it is where a source failed to write
         its journal once.
         """
-        return self.standing.record is not None and self.standing.record.plain
+        return self.image_state.record is not None and self.image_state.record.plain
 
     @property
     def is_owner(self) -> bool:
         """Whether it says that the image is a destination's own."""
-        return self.standing.state is State.OWNER
+        return self.image_state.state is State.OWNER
 
 
 @functools.lru_cache(1000)
@@ -107,7 +109,7 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     :raises Violation: it can't be told, or the ends contradict each other, or both or the wrong one
         can be served.
     """
-    mine, theirs = source.standing, destination.standing
+    mine, theirs = source.image_state, destination.image_state
     if mine.state is State.COMMITTED and not source.has_image and not source.is_plain:
         raise Violation("the source's file is gone before its journal says that it has been taken")
     states = f"{mine.state.name}, {theirs.state.name}"
@@ -127,7 +129,7 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     served = [
         name
         for name, end in (("source", source), ("destination", destination))
-        if end.has_image and end.standing.to_serve()[0] is MayServe.SERVE
+        if end.has_image and end.image_state.to_serve()[0] is MayServe.SERVE
     ]
     if len(served) == 2 and theirs.record is None and not theirs.marker:
         served = ["source"]  # no migration has begun: what is there is nobody's image
@@ -143,11 +145,11 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
 def _waits_for_a_human(source: Beside, destination: Beside, plain: bool) -> bool:
     """Whether none can be served by itself, and rightly so."""
     if plain:
-        given = source.standing.state in (State.COMMITTED, State.DONE)
+        given = source.image_state.state in (State.COMMITTED, State.DONE)
         return given or not source.has_image
     # With ``done`` it would have been told to take over.
-    committed = source.standing.state is State.COMMITTED
-    return committed and destination.standing.state is State.PREPARED
+    committed = source.image_state.state is State.COMMITTED
+    return committed and destination.image_state.state is State.PREPARED
 
 
 class Afterlife:
@@ -230,7 +232,7 @@ class Trial(Stage):
         super().ended(side, status)
 
     def _may_leave(self, found: Beside) -> bool:
-        if found.is_owner or found.standing.state is State.PREPARED:
+        if found.is_owner or found.image_state.state is State.PREPARED:
             return True
         # Its process was killed after it had read DISC, and so its kernel closed the connection as
         # if it had been done with it. All data had been flushed.
@@ -279,7 +281,7 @@ class Trial(Stage):
         if "source" in self.meddled and self._is_given:
             raise Violation("the source gives away what its name doesn't lead to")
         found = View.of(self.destination.disk, after_failure=False)
-        state = Beside.of(found).standing.state
+        state = Beside.of(found).image_state.state
         if "destination" not in self.meddled or state not in (State.PREPARED, State.OWNER):
             return
         if found.image is None or len(found.image) != SIZE:
@@ -289,7 +291,7 @@ class Trial(Stage):
 
     def _is_taken(self) -> bool:
         """Whether the destination is prepared for a stranger."""
-        record = self._beside(self.destination).standing.record
+        record = self._beside(self.destination).image_state.record
         return (
             record is not None
             and record.state is State.PREPARED

@@ -25,11 +25,11 @@ from flexmigrate.migration.comparison import comparer
 from flexmigrate.migration.comparison.verifier import Verifier
 from flexmigrate.migration.destination.handover import DestinationHandover
 from flexmigrate.migration.ownership.ownership import Ownership
-from flexmigrate.migration.ownership.status import Standing
+from flexmigrate.migration.ownership.status import ImageState
 from flexmigrate.migration.source import handover
 from flexmigrate.migration.source.attempt import Attempt
 from flexmigrate.migration.source.copier import Copier
-from flexmigrate.migration.source.handover import Gift, SourceHandover
+from flexmigrate.migration.source.handover import HandoverTerms, SourceHandover
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
@@ -188,7 +188,7 @@ _CLEARED_LATE = Change(
 )
 
 _LET_GO = (
-    "    self._ground.dismiss()\n"
+    "    self._environment.dismiss()\n"
     "    # Their connections end in the reactor's next turn: "
     "before that nothing else keeps it busy.\n"
     "    await deferLater(self._reactor, 0)\n"
@@ -205,7 +205,13 @@ MUTATIONS = (
     _one("a record's name is not made durable", disk.sync_folder, "disk.fsync(folder)"),
     Mutation(
         "what a dead process wrote is acted upon before it is durable",
-        (Change(Ownership._make_durable, "disks.sync_folder(self._disk, self._beside)", "pass"),),
+        (
+            Change(
+                Ownership._make_durable,
+                "disks.sync_folder(self._disk, self._records_prefix)",
+                "pass",
+            ),
+        ),
         after=("process:source", "host:source"),
     ),
     Mutation(
@@ -213,7 +219,7 @@ MUTATIONS = (
         (
             Change(
                 Ownership._restore,
-                "if journal.load(self._disk, path, self.standing.writers) != before:",
+                "if journal.load(self._disk, path, self.image_state.writers) != before:",
                 "if False:",
             ),
         ),
@@ -267,31 +273,31 @@ MUTATIONS = (
         "COMMIT is said before 'committed' is recorded",
         SourceHandover.commit,
         "await self._record_commit(digest)",
-        "self._gift.background.run(self._gift.ownership.commit, self._attempt, digest)",
+        "self._terms.background.run(self._terms.ownership.commit, self._attempt, digest)",
     ),
     _one(
         "COMMIT is not said",
         SourceHandover.confirm,
-        "await confirm(self._reactor, self._client, self._gift.ownership)",
+        "await confirm(self._reactor, self._client, self._terms.ownership)",
     ),
     _one(
         "a committed image is served",
-        Standing.to_serve,
+        ImageState.to_serve,
         "if record.state is State.COMMITTED and not record.plain:",
         "if record.state is State.COMMITTED:\n        return MayServe.SERVE, ''\n    if False:",
     ),
     _one(
         "an image that was given away is served",
-        Standing.to_serve,
+        ImageState.to_serve,
         "}.get(record.state)",
         "}.get(record.state) if record.state is not State.DONE else None",
     ),
     _one(
         "the file is unlinked before 'done' is recorded",
         handover.finish,
-        "await gift.background.run(gift.ownership.done)",
-        "if gift.action is Action.UNLINK: await gift.background.run(gift.image.unlink)\n"
-        "        await gift.background.run(gift.ownership.done)",
+        "await terms.background.run(terms.ownership.done)",
+        "if terms.action is Action.UNLINK: await terms.background.run(terms.image.unlink)\n"
+        "        await terms.background.run(terms.ownership.done)",
     ),
     Mutation(
         "clients are let go only after all is recorded, and the destination was told",
@@ -299,7 +305,8 @@ MUTATIONS = (
             Change(
                 Attempt.finish_giving,
                 _LET_GO,
-                "    await self._handing_over.finish(self._client)\n    self._ground.dismiss()\n",
+                "    await self._handing_over.finish(self._client)\n"
+                "    self._environment.dismiss()\n",
             ),
         ),
         after=("stall:",),
@@ -387,7 +394,7 @@ MUTATIONS = (
     ),
     Mutation(
         "a source doesn't look whether its image has its name",
-        (Change(Gift.check_name, "if fault is not None:", "if False:"),),
+        (Change(HandoverTerms.check_name, "if fault is not None:", "if False:"),),
         lie=moving_names,
     ),
     Mutation(

@@ -34,7 +34,7 @@ def look(path: str, *, receives: bool = False, read_only: bool = False) -> Itera
             return
         is_device = stat.S_ISBLK(mode)
         yield _size(path, os.lseek(fd, 0, os.SEEK_END))
-        yield _standing(path, receives=receives)
+        yield _image_state(path, receives=receives)
         yield from _failed_flush(path, fd, is_device)
         if not read_only:
             yield _folder(path, receives=receives)
@@ -98,19 +98,19 @@ def _size(path: str, size: int) -> Finding:
     return ok(path, f"{size} bytes")
 
 
-def _standing(path: str, *, receives: bool) -> Finding:
+def _image_state(path: str, *, receives: bool) -> Finding:
     advice = f"flexmigrate whose {path}"
     try:
-        standing = standings.look(path)
+        image_state = standings.look(path)
         if receives:
-            refusal = standing.to_receive()
+            refusal = image_state.to_receive()
         else:
-            serving, text = standing.to_serve()
+            serving, text = image_state.to_serve()
             refusal = None if serving is MayServe.SERVE else text
     except ImageError as error:
         return problem(path, str(error), advice)
     if refusal:
-        return problem(path, refusal.removeprefix(f"{standing.path} "), advice)
+        return problem(path, refusal.removeprefix(f"{image_state.path} "), advice)
     if receives:
         return ok(path, "its records allow to receive into it")
     return ok(path, "its records allow to serve it")

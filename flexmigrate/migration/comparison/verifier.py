@@ -59,7 +59,7 @@ BATCH_CLAIMS = 64
 BATCHES = 4
 """Requests under way: one side hashes what the other has hashed before, and neither waits."""
 
-MOST_BEHIND = 16
+FOLLOW_BATCHES = 16
 """The same of a pass that is followed: they stand in the queue behind what it sends."""
 
 MOST_ZEROES = 64 * 1024 * 1024
@@ -70,7 +70,7 @@ MOST_BYTES = 1024 * 1024 * 1024
 """What all claims of a request may be about: no more than a slow disk reads before anybody gets
 impatient."""
 
-HASHED_BEHIND = 2
+FOLLOW_HASHERS = 2
 """Of these, so many are hashed at a time: as fast as any link, beside what sending needs."""
 
 CLIENTS_SHARE = 8
@@ -176,16 +176,16 @@ class Verifier:
         """
         self._reached = reached
         self._is_following = True
-        self._hashing = DeferredSemaphore(HASHED_BEHIND)
+        self._hashing = DeferredSemaphore(FOLLOW_HASHERS)
         try:
-            await self._walk(MOST_BEHIND)
+            await self._walk(FOLLOW_BATCHES)
         finally:
             self._is_following = False
             self._hashing = DeferredSemaphore(BATCHES)
 
     def advanced(self) -> None:
         """The pass that is followed has come further."""
-        if self._waiting and not self._is_too_near():
+        if self._waiting and not self._must_wait_for_copier():
             self._go_on()
 
     def end_following(self) -> None:
@@ -196,7 +196,7 @@ class Verifier:
         self._reached = None
         self._go_on()
 
-    def _is_too_near(self) -> bool:
+    def _must_wait_for_copier(self) -> bool:
         """Return whether the copier's pass isn't far enough ahead for a whole batch."""
         return self._reached is not None and self._reached() - self._at < BATCH_BYTES + self._chunk
 
@@ -239,7 +239,7 @@ class Verifier:
     async def _work(self) -> None:
         try:
             while True:
-                while self._is_too_near():
+                while self._must_wait_for_copier():
                     further: Deferred[None] = Deferred(self._waiting.remove)
                     self._waiting.append(further)
                     await further
@@ -260,7 +260,7 @@ class Verifier:
         batch: list[tuple[int, int, bool]] = []
         data = total = 0
         # Several times as many batches are under way while a pass is followed.
-        most = MOST_BYTES * BATCHES // MOST_BEHIND if self._is_following else MOST_BYTES
+        most = MOST_BYTES * BATCHES // FOLLOW_BATCHES if self._is_following else MOST_BYTES
         while (
             data < BATCH_BYTES
             and total <= most - MOST_ZEROES

@@ -69,7 +69,7 @@ class DestinationHandover:
     @property
     def owned(self) -> bool:
         """Whether the image is ours."""
-        return self.ownership.standing.is_owned(serving=False)
+        return self.ownership.image_state.is_owned(serving=False)
 
     @property
     def marker(self) -> str:

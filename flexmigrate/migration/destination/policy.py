@@ -307,7 +307,7 @@ class ReceivingSession(OpenSession):
         owner = object()  # a connection may ask again before it was answered
         await self._lock.acquire(owner)
         try:
-            refusal = self._ownership.settles(opening)
+            refusal = self._ownership.refusal_to_confirm(opening)
             if refusal is not None:
                 return self._refuse(connection, refusal)
             self._settling.add(connection)

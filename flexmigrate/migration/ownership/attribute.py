@@ -103,10 +103,10 @@ def read(disk: Disk, path: str) -> Attribute | None:
 
 
 def write(
-    disk: Disk, image: str, mark: str, record: Record | None, path: str, *, durable: bool = False
+    disk: Disk, image: str, file_id: str, record: Record | None, path: str, *, durable: bool = False
 ) -> None:
     """Write, or remove, the attribute of the file at *image*, if it is still the one with that
-    *mark*; where there are no attributes, do nothing.
+    *file_id*; where there are no attributes, do nothing.
 
     :param record: None to remove it.
     :param path: of the journal.
@@ -114,7 +114,7 @@ def write(
         to be told of are told to them all the same.
     :raises OSError: only if *durable*: the file could not be synced.
     """
-    if not mark:
+    if not file_id:
         return  # a device
     try:
         fd = disk.open(image, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -122,7 +122,7 @@ def write(
         return
     try:
         status = disk.fstat(fd)
-        if not stat.S_ISREG(status.st_mode) or str(status.st_ino) != mark.split(maxsplit=1)[0]:
+        if not stat.S_ISREG(status.st_mode) or str(status.st_ino) != file_id.split(maxsplit=1)[0]:
             return  # the name leads elsewhere by now
         with contextlib.suppress(OSError):
             if record is not None:

@@ -71,8 +71,8 @@ class Record:
         it didn't come by one.
     :ivar digest: of the image as both sides had it, where it was compared
         (``migration.comparison.digests``); else empty.
-    :ivar file: what tells the file from every later one of its name (``image.disk.mark``); may be
-        empty.
+    :ivar file: what tells the file from every later one of its name (``image.disk.file_id``); may
+        be empty.
     :ivar time: when this was written, for people (ISO 8601).
     :ivar settled: what was settled by hand, a sentence each, the latest first.
     :ivar secret: a source's: what the keys of its session's attempts are derived of, see

@@ -3,8 +3,8 @@
 A journal says in which of six states this side of a handover is (``STEPS`` has what may follow
 what); no journal is a state too. What it means for whoever
 wants to serve the image, or to receive over it, is said in ``status``; whether a source that
-comes is the right one, here: ``refusal`` at a destination that waits, and ``settles`` at any server
-that has the image.
+comes is the right one, here: ``refusal`` at a destination that waits, and ``refusal_to_confirm`` at
+any server that has the image.
 
 Why no crash, at either end, makes two owners: the source writes ``committed`` only after the
 destination has said that it is ``prepared``, and COMMIT leaves only after ``committed`` is durable.
@@ -41,7 +41,7 @@ from flexmigrate.migration.ownership import attribute as attributes
 from flexmigrate.migration.ownership import journal
 from flexmigrate.migration.ownership.attribute import FORBIDDING
 from flexmigrate.migration.ownership.journal import Record
-from flexmigrate.migration.ownership.status import MARKER_SUFFIX, Standing, look
+from flexmigrate.migration.ownership.status import MARKER_SUFFIX, ImageState, look
 from flexmigrate.wire.handover import MAX_SUPERSEDED, NO_ID, Opening, Property, Purpose, State
 from flexmigrate.wire.keys import NO_KEY, KeyKind, is_key
 
@@ -72,7 +72,7 @@ class Ownership:
     :param path: of the image, absolute and without links.
     :param size: of the image, in bytes.
     :raises ImageError: as `look`; or what a journal says can't be made durable.
-    :ivar standing: how it stands, durably.
+    :ivar image_state: the state of the image, as it is on the disk.
     :ivar allows_old_peers: whether a session may be had with those who know of no keys.
     :cvar is_recorded: whether there is a journal at all.
     """
@@ -87,9 +87,9 @@ class Ownership:
         self._doubt: str | None = None
         self._is_first_to_mark = False
         self.allows_old_peers = False
-        self.standing = look(path, disk)
-        self._beside = self.standing.place
-        places.make_folder(self._beside)
+        self.image_state = look(path, disk)
+        self._records_prefix = self.image_state.place
+        places.make_folder(self._records_prefix)
         self._make_durable()
 
     def _make_durable(self) -> None:
@@ -100,33 +100,33 @@ class Ownership:
         take the image would find itself ``sending``.
         """
         try:
-            disks.sync_folder(self._disk, self._beside)
+            disks.sync_folder(self._disk, self._records_prefix)
         except OSError as error:
-            if self.standing.record is not None:
-                where = journal.path_of(self._beside)
+            if self.image_state.record is not None:
+                where = journal.path_of(self._records_prefix)
                 raise ImageError(f"can't make durable what {where} says: {error}") from error
 
     @property
     def marker_path(self) -> str:
         """The path of the file that exists exactly while the image is incomplete."""
-        return self._beside + MARKER_SUFFIX
+        return self._records_prefix + MARKER_SUFFIX
 
     @property
     def record(self) -> Record | None:
         """The journal's content; None without a journal."""
-        return self.standing.record
+        return self.image_state.record
 
     @property
     def state(self) -> State:
         """The state in the journal."""
-        return self.standing.state
+        return self.image_state.state
 
     def probe(self) -> None:
         """See whether a journal can be written: before anybody depends on it.
 
         :raises OSError: it can't.
         """
-        path = journal.path_of(self._beside)
+        path = journal.path_of(self._records_prefix)
         with disks.about(path):
             try:
                 disks.replace(self._disk, path + ".probe", bytes(journal.PROBE_BYTES))
@@ -185,9 +185,9 @@ class Ownership:
         as true; but once the new record has got its name, which of them would be found after a
         crash is known only when one of them is durable.
         """
-        path = journal.path_of(self._beside)
+        path = journal.path_of(self._records_prefix)
         try:
-            if journal.load(self._disk, path, self.standing.writers) != before:
+            if journal.load(self._disk, path, self.image_state.writers) != before:
                 self._force(before)
         except (OSError, ImageError):
             raise UncertainError(
@@ -227,9 +227,9 @@ class Ownership:
         try:
             self.probe()
         except OSError as error:
-            where = journal.path_of(self._beside)
+            where = journal.path_of(self._records_prefix)
             raise ImageError(f"can't write the journal {where}: {error.strerror}") from error
-        was_marked = self.standing.marker
+        was_marked = self.image_state.marker
         try:
             self._set_marker()
         except OSError as error:
@@ -255,7 +255,7 @@ class Ownership:
         if self._doubt is not None:
             return self._doubt
         if opening is not None and opening.purpose is Purpose.SETTLE:
-            return self.settles(opening)
+            return self.refusal_to_confirm(opening)
         if opening is not None and not opening.has_keys and not self.allows_old_peers:
             return (
                 f"the version of {opening.name or 'the source'} is too old to have a key, so that "
@@ -286,7 +286,7 @@ class Ownership:
             return session in opening.named
         return is_key(opening.key, given_up.retract_digest, KeyKind.RETRACT, session, attempt)
 
-    def settles(self, opening: Opening) -> str | None:
+    def refusal_to_confirm(self, opening: Opening) -> str | None:
         """Return why a committed handover can't be settled with us, or None if it can.
 
         :param opening: with the commit key.
@@ -404,9 +404,9 @@ class Ownership:
         """See that the journal says *before* again. Where that fails, too, it is known what it says
         once it is read again; nobody sends here before.
         """
-        path = journal.path_of(self._beside)
+        path = journal.path_of(self._records_prefix)
         with contextlib.suppress(OSError, ImageError):
-            if journal.load(self._disk, path, self.standing.writers) != before:
+            if journal.load(self._disk, path, self.image_state.writers) != before:
                 if before is None:
                     disks.remove(self._disk, path)
                     self._mark(None)
@@ -444,31 +444,31 @@ class Ownership:
 
         :raises ImageError: it can't be removed.
         """
-        if self.standing.is_of_another_file:
-            path = journal.path_of(self._beside)
+        if self.image_state.is_of_another_file:
+            path = journal.path_of(self._records_prefix)
             try:
                 disks.remove(self._disk, path)
             except OSError as error:
                 raise ImageError(f"can't remove {path}: {error.strerror}") from error
             self.overlook()
-        if self.standing.marker and self.state is State.OWNER:
+        if self.image_state.marker and self.state is State.OWNER:
             try:
                 self.clear_marker()
             except OSError as error:
                 marker = self.marker_path
                 raise ImageError(f"can't remove {marker}: {error.strerror}") from error
-        standing = self.standing
-        is_ours = not standing.recorded_at and not standing.is_replaced
-        if standing.record is not None and is_ours and not standing.is_marked:
+        image_state = self.image_state
+        is_ours = not image_state.recorded_at and not image_state.is_replaced
+        if image_state.record is not None and is_ours and not image_state.is_marked:
             # Its process died in between, or the record is older than attributes are.
-            self._mark(replace(standing.record, file=standing.mark))
+            self._mark(replace(image_state.record, file=image_state.file_id))
 
     def overlook(self) -> None:
         """Don't take the journal of a file that was unlinked for that of the file which has its
         name now, and which is open here.
         """
-        if self.standing.is_of_another_file:
-            self.standing = replace(self.standing, record=None)
+        if self.image_state.is_of_another_file:
+            self.image_state = replace(self.image_state, record=None)
 
     # By hand
 
@@ -511,28 +511,28 @@ class Ownership:
 
     def _force(self, record: Record) -> None:
         with self._writing:
-            record = replace(record, time=journal.now(), file=self.standing.mark)
+            record = replace(record, time=journal.now(), file=self.image_state.file_id)
             forbids = record.state in FORBIDDING
             self._announce(record, forbids)
             try:
-                journal.store(self._disk, journal.path_of(self._beside), record)
+                journal.store(self._disk, journal.path_of(self._records_prefix), record)
             except OSError:
-                if forbids and self.standing.attribute is not None:
-                    self._mark(self.standing.record)  # as it was, as far as is known
+                if forbids and self.image_state.attribute is not None:
+                    self._mark(self.image_state.record)  # as it was, as far as is known
                 raise
             if not forbids:
                 self._mark(record)
-            self.standing = replace(self.standing, record=record, recorded_at="")
+            self.image_state = replace(self.image_state, record=record, recorded_at="")
 
     def _announce(self, record: Record, forbids: bool) -> None:
         """Write into the file's attribute, before the journal says *record*, what may not be
         missing, or left there, if we died in between: see ``attribute``.
         """
-        standing, own = self.standing, journal.path_of(self._beside)
+        image_state, own = self.image_state, journal.path_of(self._records_prefix)
         if forbids:
             self._mark(record)
-        elif standing.is_the_recorded_file:
-            _, recorded_at = attributes.combined(record, standing.attribute, own, None)
+        elif image_state.is_the_recorded_file:
+            _, recorded_at = attributes.combined(record, image_state.attribute, own, None)
             if recorded_at or self._may_have_committed(record):
                 self._mark(None, durable=True)  # it would count more than the journal
 
@@ -540,7 +540,7 @@ class Ownership:
         """Whether a crash may bring back another attribute than there is now: one of an earlier
         session whose ``committed`` was written and taken back, with neither synced.
         """
-        found = self.standing.attribute
+        found = self.image_state.attribute
         return (
             found is not None
             and found.record.state is State.SENDING
@@ -552,11 +552,11 @@ class Ownership:
 
         :raises OSError: only if *durable*.
         """
-        path, mark = journal.path_of(self._beside), self.standing.mark
+        path, mark = journal.path_of(self._records_prefix), self.image_state.file_id
         attributes.write(self._disk, self._path, mark, record, path, durable=durable)
         is_marked = record is not None and bool(mark)
         told = attributes.Attribute(record, path) if record is not None and is_marked else None
-        self.standing = replace(self.standing, attribute=told)
+        self.image_state = replace(self.image_state, attribute=told)
 
     def make_attribute_durable(self) -> None:
         """Sync the file's attribute, if it has one: when nobody waits for that any more.
@@ -564,13 +564,13 @@ class Ownership:
         :raises OSError: it can't be.
         """
         with self._writing:
-            if self.standing.is_marked:
+            if self.image_state.is_marked:
                 self._mark(self.record, durable=True)
 
     def _set_marker(self) -> None:
         with self._writing:
             disks.replace(self._disk, self.marker_path, _MARKER_TEXT.encode())
-            self.standing = replace(self.standing, marker=True)
+            self.image_state = replace(self.image_state, marker=True)
 
     def clear_marker(self) -> None:
         """Remove the marker, once the image is ours.
@@ -579,7 +579,7 @@ class Ownership:
         """
         with self._writing:
             disks.remove(self._disk, self.marker_path)  # perhaps the operator has: so be it
-            self.standing = replace(self.standing, marker=False)
+            self.image_state = replace(self.image_state, marker=False)
 
 
 class UncertainError(Exception):
@@ -597,7 +597,7 @@ class Unrecorded(Ownership):
 
     def __init__(self, name: str) -> None:
         # Not its own beginning, which looks at what lies beside a file.
-        self.standing = Standing(name, None, False)
+        self.image_state = ImageState(name, None, False)
         self._doubt = None
         self.allows_old_peers = False
 

@@ -85,7 +85,7 @@ class ServingSession(OpenSession):
             return [(OptionReply.ERR_UNKNOWN, b"there is no such export")]
         refusal = None
         if opening.purpose is Purpose.SETTLE:
-            refusal = held.ownership.settles(opening)
+            refusal = held.ownership.refusal_to_confirm(opening)
         elif opening.purpose is not Purpose.ASK:
             export = f"the export {opening.export!r}" if opening.export else "its image"
             refusal = f"it serves {export} to clients, and waits for no migration"
@@ -101,7 +101,7 @@ class ServingSession(OpenSession):
         held = self._find(export)
         if held is None or opening.purpose is not Purpose.SETTLE:
             return "what was asked is answered"
-        return held.ownership.settles(opening)
+        return held.ownership.refusal_to_confirm(opening)
 
     def transmitting(self, connection: NBDServerProtocol) -> Deferred[None] | None:
         """Refuse changes by a peer that came to have a handover confirmed."""
@@ -123,7 +123,7 @@ class ServingSession(OpenSession):
             return None
         if offset or length:
             return _refused("neither offset nor length belong there")
-        refusal = held.ownership.settles(opening.as_committed(payload))
+        refusal = held.ownership.refusal_to_confirm(opening.as_committed(payload))
         return succeed(Outcome(held.ownership.state, refusal or "").encode())
 
     def disconnecting(self, connection: NBDServerProtocol) -> Deferred[bool]:
@@ -173,7 +173,7 @@ class ConfirmingSession(ServingSession):
         """Return the image that came by the session that *opening* is to settle."""
         if opening is None or opening.purpose is not Purpose.SETTLE:
             return None
-        fitting = (each for each in self._all if each.ownership.settles(opening) is None)
+        fitting = (each for each in self._all if each.ownership.refusal_to_confirm(opening) is None)
         return next(fitting, None)
 
 

@@ -19,7 +19,7 @@ from flexmigrate.image.opening import open_image
 from flexmigrate.migration.ownership import journal
 from flexmigrate.migration.ownership.journal import JournalError, Record
 from flexmigrate.migration.ownership.ownership import Ownership
-from flexmigrate.migration.ownership.status import MARKER_SUFFIX, Standing, look
+from flexmigrate.migration.ownership.status import MARKER_SUFFIX, ImageState, look
 from flexmigrate.wire.frames import display_text
 from flexmigrate.wire.handover import NO_ID, State
 
@@ -43,7 +43,7 @@ class Judgement:
     sentence: str
 
 
-def judge(mine: Standing, theirs: Record | None = None) -> Judgement:
+def judge(mine: ImageState, theirs: Record | None = None) -> Judgement:
     """Judge the copy that *mine* stands for, with the other side's record if that is known."""
     alone = _alone(mine)
     if theirs is None or mine.record is None:
@@ -59,7 +59,7 @@ def judge(mine: Standing, theirs: Record | None = None) -> Judgement:
         return Judgement(
             alone.verdict, f"{alone.sentence} (The other journal is of another migration.)"
         )
-    other = _alone(Standing(record.other_side, theirs, marker=False))
+    other = _alone(ImageState(record.other_side, theirs, marker=False))
     return _together(mine, alone, theirs, other)
 
 
@@ -70,7 +70,7 @@ def _related(mine: Record, theirs: Record) -> bool:
     )
 
 
-def _together(mine: Standing, alone: Judgement, theirs: Record, other: Judgement) -> Judgement:
+def _together(mine: ImageState, alone: Judgement, theirs: Record, other: Judgement) -> Judgement:
     assert mine.record is not None
     states = f"{mine.state.name.lower()} here, {theirs.state.name.lower()} there"
     this, that = alone.verdict, other.verdict
@@ -99,14 +99,14 @@ def _together(mine: Standing, alone: Judgement, theirs: Record, other: Judgement
     return Judgement(verdict, f"{where} is canonical, as the other journal says ({states}).")
 
 
-def _alone(standing: Standing) -> Judgement:
+def _alone(image_state: ImageState) -> Judgement:
     """Judge by one journal."""
-    path, record = standing.path, standing.record
-    if record is None and standing.marker:
+    path, record = image_state.path, image_state.record
+    if record is None and image_state.marker:
         return Judgement(
             CopyVerdict.OTHER,
-            f"{path} is not canonical: {standing.place}{MARKER_SUFFIX} says that a migration into "
-            "it never finished; its source has the image.",
+            f"{path} is not canonical: {image_state.place}{MARKER_SUFFIX} says that a migration "
+            "into it never finished; its source has the image.",
         )
     if record is None:
         return Judgement(
@@ -115,8 +115,8 @@ def _alone(standing: Standing) -> Judgement:
         )
     by_hand = f" Settled by hand: {record.settled[0]}." if record.settled else ""
     verdict, sentence = _BY_STATE[record.state](path, record)
-    lost = standing.what_came_is_lost
-    if lost is None and standing.is_missing and record.state is State.SENDING:
+    lost = image_state.what_came_is_lost
+    if lost is None and image_state.is_missing and record.state is State.SENDING:
         lost = "is not there any more"
     if lost is not None:
         return Judgement(
@@ -125,9 +125,9 @@ def _alone(standing: Standing) -> Judgement:
             f"that it is about was removed or renamed: {path} {lost}. Put it back, or look at "
             f"{record.other_side}.{by_hand}",
         )
-    if standing.recorded_at:
+    if image_state.recorded_at:
         by_hand += (
-            f" (An attribute of the file says so: it was recorded in {standing.recorded_at}.)"
+            f" (An attribute of the file says so: it was recorded in {image_state.recorded_at}.)"
         )
     return Judgement(verdict, sentence + by_hand)
 
@@ -214,19 +214,19 @@ def displayable(record: Record) -> Record:
     )
 
 
-def consequences(standing: Standing, state: State) -> list[str]:
+def consequences(image_state: ImageState, state: State) -> list[str]:
     """Return what a human should know before the image is settled to be *state*: sentences."""
-    judged = judge(standing)
+    judged = judge(image_state)
     if state is State.OWNER:
-        text = [f"{standing.path} will be the image from now on: it may be served."]
+        text = [f"{image_state.path} will be the image from now on: it may be served."]
         if judged.verdict is not CopyVerdict.THIS:
             text.append(judged.sentence)
             text.append("If the other copy is in use, or ever will be, there are two owners.")
-        if standing.is_incomplete and standing.state is not State.PREPARED:
+        if image_state.is_incomplete and image_state.state is not State.PREPARED:
             text.append("Nothing says that it is complete: parts of it may be missing.")
         return text
-    gone = f"{standing.path} will not be the image any more: it can't be served, and a migration "
-    text = [gone + "may overwrite it."]
+    gone = f"{image_state.path} will not be the image any more: it can't be served, and a "
+    text = [gone + "migration may overwrite it."]
     if judged.verdict is not CopyVerdict.OTHER:
         text.append(judged.sentence)
         text.append("If there is no other copy, this gives up the only one.")
@@ -250,7 +250,7 @@ def settle(path: str, state: State, by: str) -> str:
     return f"{path} {said}."
 
 
-def look_to_settle(path: str) -> tuple[Standing, str | None]:
+def look_to_settle(path: str) -> tuple[ImageState, str | None]:
     """Return how the image stands, for a human who is about to settle it, and what is wrong with
     its journal: one that can't be trusted doesn't stop a human.
 
@@ -259,7 +259,7 @@ def look_to_settle(path: str) -> tuple[Standing, str | None]:
     try:
         return look(path), None
     except JournalError as error:
-        return Standing(os.path.realpath(path), None, marker=True), str(error)
+        return ImageState(os.path.realpath(path), None, marker=True), str(error)
 
 
 def _ownership(path: str, size: int) -> Ownership:

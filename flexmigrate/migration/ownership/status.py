@@ -32,16 +32,16 @@ class MayServe(enum.Enum):
 
 
 @dataclass(frozen=True)
-class Standing:
+class ImageState:
     """The state of an image, by the files beside it.
 
     :ivar path: of the image, absolute and without links.
     :ivar record: what its journal says; None without one.
     :ivar marker: whether ``IMAGE.INCOMPLETE`` is there.
-    :ivar beside: what the names of what lies beside it begin with; empty: its path.
-    :ivar mark: what tells the file that has its name now from others; empty where unknown.
+    :ivar records_prefix: the prefix of the paths of its journal and marker; empty: its path.
+    :ivar file_id: the id of the file that has its name now (``image.disk.file_id``), or empty.
     :ivar is_missing: whether nothing has its name.
-    :ivar writers: the users who may have written what lies beside it.
+    :ivar writers: the users who may have written its records.
     :ivar attribute: what its attribute says, whatever file that is about; None without one.
     :ivar recorded_at: the journal's path, if the record isn't that of the journal beside it but was
         found by its attribute: another name's, or one that is gone; else empty.
@@ -50,8 +50,8 @@ class Standing:
     path: str
     record: Record | None
     marker: bool
-    beside: str = ""
-    mark: str = ""
+    records_prefix: str = ""
+    file_id: str = ""
     is_missing: bool = False
     writers: Writers | None = None
     attribute: Attribute | None = None
@@ -60,7 +60,7 @@ class Standing:
     @property
     def place(self) -> str:
         """The prefix of the paths of its journal and its marker: see ``image.places``."""
-        return self.beside or self.path
+        return self.records_prefix or self.path
 
     @property
     def state(self) -> State:
@@ -87,9 +87,9 @@ class Standing:
     @property
     def is_the_recorded_file(self) -> bool:
         """Whether the file itself says that a journal is about it."""
-        return self.attribute is not None and "" != self.attribute.record.file == self.mark
+        return self.attribute is not None and "" != self.attribute.record.file == self.file_id
 
-    def by_its_attribute(self, own: str, others: Record | None = None) -> Standing:
+    def by_its_attribute(self, own: str, others: Record | None = None) -> ImageState:
         """Return how it stands with what the file's attribute says: see ``attribute.combined``."""
         record, recorded_at = attributes.combined(self.record, self.attribute, own, others)
         return replace(self, record=record, recorded_at=recorded_at)
@@ -118,7 +118,7 @@ class Standing:
         """
         record = self.record
         return record is not None and (
-            "" not in (record.file, self.mark) and record.file != self.mark
+            "" not in (record.file, self.file_id) and record.file != self.file_id
         )
 
     @property
@@ -215,7 +215,7 @@ class Standing:
         )
 
 
-def look(path: str, disk: Disk = SYSTEM) -> Standing:
+def look(path: str, disk: Disk = SYSTEM) -> ImageState:
     """Return how the image at *path* stands.
 
     :raises ImageError: what lies beside it can't be read, or can't be trusted.
@@ -227,7 +227,7 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
         is_missing = not disks.exists(disk, real)
         writers = None if is_missing else Writers.of(disk.stat(real))
         marker = disks.is_there(disk, where + MARKER_SUFFIX, writers)
-        mark = disks.mark(disk, real)
+        mark = disks.file_id(disk, real)
         misplaced = where != real and disks.exists(disk, journal.path_of(real))
     except OSError as error:
         raise ImageError(f"can't look for {where}{MARKER_SUFFIX}: {error}") from error
@@ -240,10 +240,10 @@ def look(path: str, disk: Disk = SYSTEM) -> Standing:
     own = journal.path_of(where)
     record = journal.load(disk, own, writers)
     found = attributes.read(disk, real) if mark else None
-    standing = Standing(real, record, marker, where, mark, is_missing, writers, found)
-    if found is None or not standing.is_the_recorded_file:
-        return standing
+    image_state = ImageState(real, record, marker, where, mark, is_missing, writers, found)
+    if found is None or not image_state.is_the_recorded_file:
+        return image_state
     others = None
     if found.journal != own:
         others = attributes.record_elsewhere(disk, found, writers)
-    return standing.by_its_attribute(own, others)
+    return image_state.by_its_attribute(own, others)

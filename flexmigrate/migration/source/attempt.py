@@ -29,9 +29,14 @@ from flexmigrate.migration.request import VerifyRule
 from flexmigrate.migration.source.backoff import Backoff
 from flexmigrate.migration.source.convergence import Convergence, ConvergenceVerdict, Pass
 from flexmigrate.migration.source.copier import Copier
-from flexmigrate.migration.source.environment import Allowances, Ground, SizeMismatch, Stalled
+from flexmigrate.migration.source.environment import (
+    MigrationEnvironment,
+    SizeMismatch,
+    Stalled,
+    Timeouts,
+)
 from flexmigrate.migration.source.handover import (
-    Gift,
+    HandoverTerms,
     NotConfirmed,
     SourceHandover,
     confirm,
@@ -54,7 +59,7 @@ LOOK_SECONDS = 5.0
 class Attempt:
     """See the module.
 
-    :param gift: what is given, and how.
+    :param terms: what is given, and how.
     :param number: of the attempt, from 1.
     :param about: the migration, for logs.
     :ivar passes: how many walks were begun.
@@ -68,24 +73,24 @@ class Attempt:
         self,
         reactor: Any,
         export: Export,
-        ground: Ground,
-        allowances: Allowances,
+        environment: MigrationEnvironment,
+        timeouts: Timeouts,
         limit: RateLimit,
         convergence: Convergence,
         progress: Progress,
-        gift: Gift,
+        terms: HandoverTerms,
         number: int,
         about: object = None,
     ) -> None:
         self._reactor = reactor
         self._export = export
-        self._ground = ground
-        self._allowances = allowances
+        self._environment = environment
+        self._timeouts = timeouts
         self._limit = limit
         self._convergence = convergence
         self._progress = progress
         self._about = about
-        self._gift = gift
+        self._terms = terms
         self._number = number
         self._handover: SourceHandover | None = None
         self._log = Logger(source=about)
@@ -148,11 +153,11 @@ class Attempt:
         """Connect, and see that the destination's export is as large as the image, and can be
         written to.
         """
-        await self._gift.check_name()
-        self._gift.check_size()
-        await self._gift.check_readers()
-        session = await self._gift.wants_session()
-        proposal = MigrationProposal(self._gift, self._number, session=session)
+        await self._terms.check_name()
+        self._terms.check_size()
+        await self._terms.check_readers()
+        session = await self._terms.wants_session()
+        proposal = MigrationProposal(self._terms, self._number, session=session)
         self._earlier = proposal.opening.named
         client = self._client = await self._dial(proposal)
         overwrites = proposal.check(client)
@@ -162,18 +167,18 @@ class Attempt:
             raise MigrationError("the destination's export is read-only")
         self._bundle = Bundle(client, self._about)
         if client.flags & TransmissionFlag.CAN_MULTI_CONN:
-            for _ in range(self._allowances.connections - 1):
-                self._bundle.expect(self._ground.dial(self._allowances.hello_seconds, None))
+            for _ in range(self._timeouts.connections - 1):
+                self._bundle.expect(self._environment.dial(self._timeouts.hello_seconds, None))
         self._watchdog.start(WATCH_SECONDS, now=False)
         client.when_closed().addCallback(lambda _: self.hurry())
-        handover = SourceHandover(self._reactor, self._gift, self._number, client, self._about)
+        handover = SourceHandover(self._reactor, self._terms, self._number, client, self._about)
         await handover.begin()
         self._handover = handover
-        warnings = filter(None, (overwrites, self._gift.warning(session, handover.is_session)))
+        warnings = filter(None, (overwrites, self._terms.warning(session, handover.is_session)))
         self.warning = "; ".join(warnings) or None
         if self.warning is not None:
             self._log.warn("{warning}", warning=self.warning)
-        if self._gift.may_be_session:
+        if self._terms.may_be_session:
             self._log.info("handover: {kind}", kind=self.handover_kind)
 
     async def _dial(self, proposal: Proposal) -> NBDClientProtocol:
@@ -182,14 +187,14 @@ class Attempt:
         :raises FlexmigrateError: why there is no connection.
         """
         try:
-            return await self._ground.dial(self._allowances.hello_seconds, proposal)
+            return await self._environment.dial(self._timeouts.hello_seconds, proposal)
         except SessionDeclined as error:
             raise proposal.declined(error) from error
 
     @property
     def destination(self) -> str:
         """Return the destination as it calls itself, host and path, if it does; and its address."""
-        address = self._gift.address
+        address = self._terms.address
         if self._client is None or self._client.session is None:
             return address
         return f"{parse_answer(self._client.session).name} ({address})"
@@ -206,7 +211,7 @@ class Attempt:
         """The extent of verification: a `VerifyRule`, or "unable" if the destination can't
         compare.
         """
-        rule = self._gift.verify
+        rule = self._terms.verify
         if rule is VerifyRule.OFF or self._verifier is not None:
             return rule.value
         return "unable"
@@ -235,7 +240,7 @@ class Attempt:
         if self._handing_over.is_session and self._client.session is not None:
             answer = parse_answer(self._client.session)
         verifier = self._verifier = new_verifier(
-            self._gift.verify,
+            self._terms.verify,
             answer,
             export,
             self._client,
@@ -252,7 +257,7 @@ class Attempt:
             dirty,
             self._limit,
             self._progress,
-            self._allowances.drop_cache,
+            self._timeouts.drop_cache,
             lambda: export.turns,
         )
         self._undo.callback(self._stop_marking)
@@ -266,7 +271,7 @@ class Attempt:
         else:
             await self._copier.send_holes()
             self._found = dirty.dirtied
-        if verifier is not None and self._gift.verify is VerifyRule.FULL:
+        if verifier is not None and self._terms.verify is VerifyRule.FULL:
             self._copier.sending = verifier.sent
         self._last = await self._pass()
         if verifier is not None:
@@ -311,7 +316,7 @@ class Attempt:
         if obstacle is not None and self.passes == 1:
             return False  # the flush of so much says little about the next
         if obstacle is None and not self._has_looked():
-            await self._gift.check_name()
+            await self._terms.check_name()
             obstacle = await handover.obstacle()
             self._looked_at = None if obstacle else self._reactor.seconds()
         self._tell_obstacle(obstacle)
@@ -391,8 +396,8 @@ class Attempt:
 
     async def finish(self) -> None:
         """Park the clients, and send and flush the rest: both images are equal then."""
-        self._gift.check_size()
-        await self._gift.check_readers()
+        self._terms.check_size()
+        await self._terms.check_readers()
         left = self._copying.dirty.bytes
         self._log.info(
             "clients are parked for {left} bytes, which should take {seconds:.3f} s",
@@ -447,14 +452,14 @@ class Attempt:
         """
         if self._client is not None:
             return await self._handing_over.confirm()
-        record = self._gift.ownership.record
+        record = self._terms.ownership.record
         assert record is not None, "it is committed"
-        client = await self._dial(Proposal(settling(record, self._gift.name)))
+        client = await self._dial(Proposal(settling(record, self._terms.name)))
         if client.session is None:
             client.leave(ConnectionGone("it knows no sessions"))
             raise NotConfirmed("whoever listens there now knows no sessions")
         self._client = client
-        return await confirm(self._reactor, client, self._gift.ownership)
+        return await confirm(self._reactor, client, self._terms.ownership)
 
     def let_go(self, reason: str) -> None:
         """The destination was not heard of: it may own the image, so clients had better look there.
@@ -464,22 +469,22 @@ class Attempt:
         client, self._client = self._client, None
         if client is not None:
             client.leave(ConnectionGone(reason))
-        self._ground.dismiss()
+        self._environment.dismiss()
         self._free_lock()
 
     async def finish_giving(self) -> None:
         """The image is the destination's: let the clients go there, and clean up."""
-        self._ground.dismiss()
+        self._environment.dismiss()
         # Their connections end in the reactor's next turn: before that nothing else keeps it busy.
         await deferLater(self._reactor, 0)
         await self._handing_over.finish(self._client)
 
     async def _make_way(self) -> None:
-        await self._gift.check_name()
+        await self._terms.check_name()
         self._waits_for = "the serving address was not free yet"
-        await self._ground.lock.acquire(self)
+        await self._environment.lock.acquire(self)
         self._undo.callback(self._listen_again)
-        await self._ground.stop_listening()
+        await self._environment.stop_listening()
         self._waits_for = "the destination had not said that it is prepared"
         if self._handing_over.is_session:
             await self._handing_over.prepare(self.digest)
@@ -530,13 +535,13 @@ class Attempt:
 
     def _listen_again(self) -> None:
         # What goes wrong there must not keep those waiting who are connected.
-        maybeDeferred(self._ground.resume_listening).addErrback(
+        maybeDeferred(self._environment.resume_listening).addErrback(
             lambda failure: failures.tell(self._log, "listening again failed", failure)
         )
 
     def _free_lock(self) -> None:
-        if self._ground.lock.owner is self:
-            self._ground.lock.release(self)
+        if self._environment.lock.owner is self:
+            self._environment.lock.release(self)
 
     def _stop_watching(self) -> None:
         if self._watchdog.running:
@@ -592,7 +597,7 @@ class Attempt:
     async def _followed(self, sending: Coroutine[Any, Any, int]) -> None:
         """Send a pass; the first, which has the most to send, is compared as far as it is."""
         verifier, copying = self._verifier, self._copying
-        if verifier is None or self.passes > 1 or self._gift.verify is not VerifyRule.FULL:
+        if verifier is None or self.passes > 1 or self._terms.verify is not VerifyRule.FULL:
             await sending
             return
         following = Deferred.fromCoroutine(verifier.follow(lambda: copying.reached))
@@ -619,6 +624,6 @@ class Attempt:
         if client is None or bundle is None or not bundle.requests_in_flight:
             return
         silent = self._reactor.seconds() - bundle.last_progress
-        if silent > self._allowances.request_seconds:
+        if silent > self._timeouts.request_seconds:
             self._stop_watching()
             client.abort(Stalled(f"the destination made no progress for {silent:.0f} s"))

@@ -36,7 +36,7 @@ class Stalled(FlexmigrateError):
 
 
 @dataclass(frozen=True)
-class Allowances:
+class Timeouts:
     """The time that a destination may take for each step.
 
     :ivar hello_seconds: until the destination has said hello.
@@ -51,7 +51,7 @@ class Allowances:
     drop_cache: bool = False
 
 
-class Ground(Protocol):
+class MigrationEnvironment(Protocol):
     """The server whose image moves, as an attempt needs it."""
 
     @property

@@ -88,7 +88,7 @@ class NotConfirmed(MigrationError):
 
 
 @dataclass
-class Gift:
+class HandoverTerms:
     """The terms of a handover: the same for all attempts of one migration.
 
     :ivar mirror: the lines of the mirror command, for the journal.
@@ -292,19 +292,19 @@ class SourceHandover:
     def __init__(
         self,
         reactor: Any,
-        gift: Gift,
+        terms: HandoverTerms,
         attempt: int,
         client: NBDClientProtocol,
         about: object = None,
     ) -> None:
         self._reactor = reactor
-        self._gift = gift
+        self._terms = terms
         self._attempt = attempt
         self._client = client
         self._log = Logger(source=about)
-        self._keeps_journal = gift.action is not Action.NOTHING and gift.ownership.is_recorded
-        # Without a record the destination was only asked (see `Gift.opening`).
-        may_be = gift.may_be_session and gift.ownership.is_recorded
+        self._keeps_journal = terms.action is not Action.NOTHING and terms.ownership.is_recorded
+        # Without a record the destination was only asked (see `HandoverTerms.opening`).
+        may_be = terms.may_be_session and terms.ownership.is_recorded
         self.is_session = may_be and client.session is not None
 
     async def begin(self) -> None:
@@ -312,12 +312,12 @@ class SourceHandover:
 
         :raises MigrationError: a session was insisted on, or the journal can't be written.
         """
-        gift = self._gift
-        if gift.rule is HandoverRule.SESSION and not self.is_session:
+        terms = self._terms
+        if terms.rule is HandoverRule.SESSION and not self.is_session:
             raise MigrationError("the destination knows no sessions, and --handover says session")
-        if gift.had_session and not self.is_session:
+        if terms.had_session and not self.is_session:
             raise MigrationError("the destination knows no sessions any more")
-        gift.had_session = self.is_session
+        terms.had_session = self.is_session
         if not self._keeps_journal:
             return
         peer = ""
@@ -325,29 +325,29 @@ class SourceHandover:
             peer = parse_answer(self._client.session).name
         record = Record(
             State.SENDING,
-            session=gift.session,
+            session=terms.session,
             attempt=self._attempt,
             plain=not self.is_session,
-            unlink=gift.action is Action.UNLINK,
+            unlink=terms.action is Action.UNLINK,
             peer=peer,
-            address=gift.address,
-            mirror=gift.mirror,
-            secret=gift.secret if self.is_session else NO_KEY,
+            address=terms.address,
+            mirror=terms.mirror,
+            secret=terms.secret if self.is_session else NO_KEY,
         )
         try:
-            await gift.background.run(gift.ownership.send, record)
+            await terms.background.run(terms.ownership.send, record)
         except OSError as error:
-            raise _no_journal(gift.image, error) from error
+            raise _no_journal(terms.image, error) from error
 
     async def obstacle(self) -> str | None:
         """Return why the handover can't be recorded, before anybody waits for it; None: it can."""
-        gift = self._gift
+        terms = self._terms
         if not self._keeps_journal:
             return None
         try:
-            await gift.background.run(gift.ownership.probe)
+            await terms.background.run(terms.ownership.probe)
         except OSError as error:
-            return f"the journal of {gift.image.path} can't be written: {in_words(error)}"
+            return f"the journal of {terms.image.path} can't be written: {in_words(error)}"
         return None
 
     async def prepare(self, digest: str | None = None) -> None:
@@ -379,11 +379,11 @@ class SourceHandover:
         """
         if self._client.failure is not None:
             raise NotGiven(f"the destination is gone: {self._client.failure}")
-        await self._gift.check_name()
+        await self._terms.check_name()
         await self._record_commit(digest)
         if self.is_session:
             return False
-        if self._gift.action is Action.UNLINK:
+        if self._terms.action is Action.UNLINK:
             await self._remove()
         silence = ConnectionGone(f"it did not close the connection within {CLOSE_SECONDS:g} s")
         timer = self._reactor.callLater(CLOSE_SECONDS, self._client.abort, silence)
@@ -399,19 +399,19 @@ class SourceHandover:
     async def _record_commit(self, digest: str) -> None:
         if not self._keeps_journal:
             return
-        gift = self._gift
+        terms = self._terms
         try:
-            await gift.background.run(gift.ownership.commit, self._attempt, digest)
+            await terms.background.run(terms.ownership.commit, self._attempt, digest)
         except OSError as error:
-            reason = f"can't write the journal of {gift.image.path}: {in_words(error)}"
+            reason = f"can't write the journal of {terms.image.path}: {in_words(error)}"
             raise NotGiven(reason) from error
         except UncertainError as error:
             raise HandoverUncertain(str(error)) from error
 
     async def _remove(self) -> None:
-        image = self._gift.image
+        image = self._terms.image
         try:
-            await self._gift.background.run(image.unlink)
+            await self._terms.background.run(image.unlink)
         except ImageError as error:
             await self._take_back(str(error))
         except OSError as error:
@@ -423,15 +423,15 @@ class SourceHandover:
     async def _take_back(self, reason: str) -> None:
         if self._keeps_journal:
             try:
-                await self._gift.background.run(self._gift.ownership.take_back)
+                await self._terms.background.run(self._terms.ownership.take_back)
             except UncertainError as error:
                 raise HandoverUncertain(f"{reason}; {error}") from error
         raise NotGiven(reason)
 
     def _describe(self, error: object) -> str:
-        path = self._gift.image.path
+        path = self._terms.image.path
         fate = "was kept: use neither copy before the destination's marker was looked for"
-        if self._gift.action is Action.UNLINK:
+        if self._terms.action is Action.UNLINK:
             fate = "was removed: the destination's copy is canonical"
         return (
             "the destination has all data, flushed, but did not confirm that it took over "
@@ -440,7 +440,7 @@ class SourceHandover:
 
     async def confirm(self) -> None:
         """Tell the destination that it owns the image, and hear that it knows."""
-        await confirm(self._reactor, self._client, self._gift.ownership)
+        await confirm(self._reactor, self._client, self._terms.ownership)
 
     async def finish(self, client: NBDClientProtocol | None) -> None:
         """Clean up after the image was given away: no failure here denies that.
@@ -449,7 +449,7 @@ class SourceHandover:
         """
         if self._keeps_journal:
             of_session = client if self.is_session else None
-            await finish(self._reactor, self._gift, of_session, self._log)
+            await finish(self._reactor, self._terms, of_session, self._log)
 
 
 async def confirm(reactor: Any, client: NBDClientProtocol, ownership: Ownership) -> None:
@@ -487,20 +487,20 @@ def was_cut(fault: str) -> str:
 
 
 async def finish(
-    reactor: Any, gift: Gift, client: NBDClientProtocol | None, logger: Logger
+    reactor: Any, terms: HandoverTerms, client: NBDClientProtocol | None, logger: Logger
 ) -> None:
     """Record that the image is given away; if that was by a session, whose *client* it is, unlink
     it if that was asked for, and take leave.
     """
     try:
-        await gift.background.run(gift.ownership.done)
-        if gift.action is Action.UNLINK:
+        await terms.background.run(terms.ownership.done)
+        if terms.action is Action.UNLINK:
             if client is not None:
-                await gift.background.run(gift.image.unlink)
-            await gift.background.run(gift.ownership.unlinked)
+                await terms.background.run(terms.image.unlink)
+            await terms.background.run(terms.ownership.unlinked)
     except (OSError, ImageError) as error:
         logger.warn(
-            "{path} was given away, but: {error}", path=gift.image.path, error=in_words(error)
+            "{path} was given away, but: {error}", path=terms.image.path, error=in_words(error)
         )
     if client is None:
         return

@@ -30,8 +30,8 @@ from flexmigrate.migration.request import Action, ConvergeChange
 from flexmigrate.migration.source.attempt import Attempt
 from flexmigrate.migration.source.backoff import Backoff
 from flexmigrate.migration.source.convergence import Convergence
-from flexmigrate.migration.source.environment import Allowances, Ground
-from flexmigrate.migration.source.handover import Gift, HandoverUncertain, NotGiven
+from flexmigrate.migration.source.environment import MigrationEnvironment, Timeouts
+from flexmigrate.migration.source.handover import HandoverTerms, HandoverUncertain, NotGiven
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.server.export import Export
@@ -109,9 +109,9 @@ class Core:
 
     reactor: Any
     export: Export
-    ground: Ground
-    gift: Gift
-    allowances: Allowances
+    environment: MigrationEnvironment
+    terms: HandoverTerms
+    timeouts: Timeouts
     limit: RateLimit
     convergence: Convergence
     began: float
@@ -154,12 +154,12 @@ class Core:
         self.attempt = Attempt(
             self.reactor,
             self.export,
-            self.ground,
-            self.allowances,
+            self.environment,
+            self.timeouts,
             self.limit,
             self.convergence,
             self.progress,
-            self.gift,
+            self.terms,
             self.attempts,
             about=self,
         )
@@ -274,7 +274,7 @@ def _finish(source: Source, core: Core) -> Step:
 
 
 def _settle(source: Source, core: Core) -> Step:
-    if core.gift.action is Action.NOTHING:
+    if core.terms.action is Action.NOTHING:
         return _step(source, core, "settling", _nothing_to_do(), source._only_copied)
     return _step(source, core, "settling", core.current.settle(), source._prepared)
 
@@ -308,7 +308,7 @@ def _confirm(source: Source, core: Core) -> Step:
 def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
     error = core.last_error = failures.reason(failure)
-    path = core.gift.image.path
+    path = core.terms.image.path
     text = "{path} is not confirmed yet: {place} was asked {times} times, and answers the same"
     if core.failed.is_news(error):
         text = (
@@ -319,7 +319,7 @@ def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
         core.logger.error(
             text,
             path=path,
-            place=core.gift.address,
+            place=core.terms.address,
             error=error,
             times=core.failed.times,
             seconds=RETRY_SECONDS,
@@ -500,7 +500,7 @@ def _stay_committed(core: Core, reason: str) -> None:
     core.finished.errback(
         Failure(
             HandoverUncertain(
-                f"{core.gift.image.path} is committed to {core.gift.address}, which has not "
+                f"{core.terms.image.path} is committed to {core.terms.address}, which has not "
                 f"confirmed it ({reason}); a 'serve' of it will ask again"
             )
         )

@@ -13,7 +13,7 @@ from flexmigrate.client import NBDClientProtocol
 from flexmigrate.errors import MigrationError, SessionDeclined
 from flexmigrate.migration.request import HandoverRule
 from flexmigrate.migration.source.environment import SizeMismatch
-from flexmigrate.migration.source.handover import FIRST_WITH_KEYS, Gift
+from flexmigrate.migration.source.handover import FIRST_WITH_KEYS, HandoverTerms
 from flexmigrate.wire.client_options import SessionRequest
 from flexmigrate.wire.constants import ServerRole
 from flexmigrate.wire.handover import NO_ID, Answer, Opening, Purpose, State, parse_answer
@@ -88,26 +88,26 @@ class Proposal:
 class MigrationProposal(Proposal):
     """The proposal at the beginning of an attempt.
 
-    :param gift: what is given, and how.
+    :param terms: what is given, and how.
     :param attempt: its number.
     :param session: whether a session is wished for.
     """
 
-    def __init__(self, gift: Gift, attempt: int, *, session: bool) -> None:
-        super().__init__(gift.opening(attempt, session=session))
-        self._gift = gift
+    def __init__(self, terms: HandoverTerms, attempt: int, *, session: bool) -> None:
+        super().__init__(terms.opening(attempt, session=session))
+        self._terms = terms
         self._attempt = attempt
 
     def judge(self, answer: Answer) -> bytes | str | None:
         """Leave whoever doesn't know of keys; show that what is there was given up, if it was."""
-        if answer.version < FIRST_WITH_KEYS and not self._gift.old_peers:
+        if answer.version < FIRST_WITH_KEYS and not self._terms.old_peers:
             return (
                 "its version is too old to ask for a key, so that anybody who reaches it could "
                 "commit in our name: upgrade it, or say --allow-old-peers"
             )
         if not answer.refusal or self.opening.purpose is not Purpose.MIGRATE:
             return None
-        key = self._gift.retract_key(answer, self._attempt)
+        key = self._terms.retract_key(answer, self._attempt)
         if key == NO_KEY or key == self.opening.key:
             return None
         self.opening = replace(self.opening, key=key)
@@ -122,16 +122,16 @@ class MigrationProposal(Proposal):
             raise Declined("it serves its image to clients, and waits for no migration")
         if agreement.role is ServerRole.RECEIVING or self.answer is not None:
             return None
-        gift = self._gift
-        if gift.rule is HandoverRule.SESSION:
+        terms = self._terms
+        if terms.rule is HandoverRule.SESSION:
             return None  # without a session it is left anyway
-        may = gift.rule is HandoverRule.PLAIN or gift.old_peers
-        if not may and not (gift.rule is HandoverRule.FLEXNBD and agreement.oldstyle):
+        may = terms.rule is HandoverRule.PLAIN or terms.old_peers
+        if not may and not (terms.rule is HandoverRule.FLEXNBD and agreement.oldstyle):
             raise Declined(
-                f"{gift.address} doesn't say that it waits for a migration, and all that it has "
+                f"{terms.address} doesn't say that it waits for a migration, and all that it has "
                 "would be overwritten: if that is meant, say --handover plain"
             )
         return (
-            f"{gift.address} doesn't say that it waits for a migration: all that it has is "
+            f"{terms.address} doesn't say that it waits for a migration: all that it has is "
             "overwritten"
         )
