@@ -148,6 +148,8 @@ class ServerConfig:
             check_type("acl", entry, str)
             _check_text("acl", entry, lambda text: AccessList([text]))
         check_type("log", self.log, LogSettings)
+        if self.reread is not None and not callable(self.reread):
+            raise UsageError(f"reread={self.reread!r}: it must be a function, or None")
         check_type("tls", self.tls, TLSConfig)
         _check_tls(self.tls, oldstyle=self.oldstyle)
 

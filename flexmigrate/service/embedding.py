@@ -300,4 +300,6 @@ def _places(endpoints: Iterable[Place]) -> tuple[Place, ...]:
 def _export(name: str, of: Any) -> ExportConfig:
     if isinstance(of, str):
         return ExportConfig(name, of)
+    if of is None:
+        raise UsageError(f"exports={{{name!r}: None}}: it must be a path or an IBlockDevice")
     return ExportConfig(name, f"the device {name!r}", device=of)

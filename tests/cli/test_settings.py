@@ -123,6 +123,7 @@ class CheckTests(SynchronousTestCase):
             ("serve", "acl", "10.0.0.0/8"),
             ("serve", "tls", "on"),
             ("listen", "log", "json"),
+            ("serve", "reread", "settings.toml"),
             ("serve", "exports", ()),
             ("serve", "exports", ("disk",)),
             ("serve", "exports", DISK * 2),

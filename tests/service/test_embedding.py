@@ -261,6 +261,7 @@ class Beginnings(Embedded):
             ({"": path}, [], {}, "places=.*: there has to be at least one"),
             ({}, [ANYWHERE], {}, "exports=.*: there has to be at least one"),
             (path, [ANYWHERE], {}, "exports='.*': it must be Mapping"),
+            ({"": None}, [ANYWHERE], {}, "exports={'': None}: it must be a path or"),
             ({1: path}, [ANYWHERE], {}, "name=1: it must be a text"),
             ({"x" * 4097: path}, [ANYWHERE], {}, "name='x*': .* is not a name of at most 4096"),
         ):
