@@ -218,7 +218,7 @@ class Test06RebindRetriesOnceASecondWhileTheCauseMayPass:
             destination = servers.listen("--rebind-port", str(port))
             servers.start_mirroring()
             source.expect_exit(0)
-            # That a second passes between two, tests/migration/test_rebind.py checks by a clock.
+            # That a second passes between two, tests/service/test_rebind.py checks by a clock.
             seen = wait_until(servers.destination_sock, rebind_attempts="3")
             assert seen["listening_phase"] == "rebinding"
             assert "in%20use" in seen["rebind_error"]
