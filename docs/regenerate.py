@@ -39,6 +39,7 @@ from flexmigrate.migration.source import machine as source
 from flexmigrate.service import rebind
 from flexmigrate.telemetry.fields import documented
 from flexmigrate.telemetry.history import Sample
+from flexmigrate.telemetry.states import DestinationState, SourceState
 from flexmigrate.telemetry.status import Status
 from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER
 
@@ -293,6 +294,17 @@ MACHINES: dict[str, TypeMachineBuilder[Any, Any]] = {
     "rebind": rebind.builder,
 }
 
+
+def meanings(kind: type[SourceState] | type[DestinationState]) -> Callable[[], Iterator[str]]:
+    """Return what yields the table of the states that are told."""
+
+    def lines() -> Iterator[str]:
+        rows = [(f"``{each.label}``", f"``{each.phase}``", each.meaning) for each in kind]
+        yield from table(("state", "phase", "meaning"), rows)
+
+    return lines
+
+
 PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "commands": commands,
     "settings": settings,
@@ -301,6 +313,8 @@ PARTS: dict[str, Callable[[], Iterator[str]]] = {
     "limits": limits,
     "filesystems": filesystems,
     "metrics": metrics,
+    "source-meanings": meanings(SourceState),
+    "destination-meanings": meanings(DestinationState),
     **{name: states(builder) for name, builder in MACHINES.items()},
     **{f"path-{name}": path(name) for name in paths.PATHS},
 }

@@ -36,9 +36,10 @@ from flexmigrate.service.dialling import client_tls, dial
 from flexmigrate.service.host import Host, ImageHost
 from flexmigrate.service.port import ListeningPort
 from flexmigrate.service.shell import Shell, Step
-from flexmigrate.service.status_values import SettlingPhase, settling_status
+from flexmigrate.service.status_values import settling_status
 from flexmigrate.service.views import export_view, server_view
 from flexmigrate.telemetry.history import Tally
+from flexmigrate.telemetry.states import SourceState
 from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ServerView
 
@@ -69,7 +70,7 @@ class InDoubt:
         self._tls = client_tls(self._request.tls, self._request.address.host)
         self._asking: Deferred[None] | None = None
         self._began = shell.reactor.seconds()
-        self._phase: SettlingPhase = "committing"
+        self._state = SourceState.CONFIRMING
         self._given_up = False
 
     @property
@@ -107,7 +108,7 @@ class InDoubt:
             if client.session is None:
                 raise NotConfirmed("whoever listens there now knows no sessions")
             await confirm(reactor, client, self._host.ownership)
-            self._phase = "given"
+            self._state = SourceState.FINISHING
             await finish(reactor, self._terms(), client, log)
         finally:
             client.leave(ConnectionGone("the handover was asked about"))
@@ -149,7 +150,7 @@ class InDoubt:
             return succeed(1)
         ended: Deferred[int] = Deferred()
         self._asking.addCallback(lambda _: ended.callback(self._status))
-        if self._phase != "given":
+        if self._state is SourceState.CONFIRMING:
             self._given_up = True
             self._asking.cancel()
         return ended
@@ -183,7 +184,7 @@ class InDoubt:
         return settling_status(
             self._host.export,
             self._host.ownership.image_state,
-            self._phase,
+            self._state,
             self._shell.reactor.seconds() - self._began,
         )
 

@@ -34,6 +34,7 @@ from flexmigrate.image.file import Image
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
 from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.ending import Ending
 from flexmigrate.migration.source.environment import SizeMismatch, Timeouts
 from flexmigrate.migration.source.handover import HandoverTerms, was_cut
 from flexmigrate.migration.source.machine import Core, Source, SourceMachine
@@ -180,7 +181,7 @@ class MigratingExport:
         if self.host.ownership.is_recorded:
             return self.host.ownership.image_state.is_owned(serving=True)
         # Nothing is recorded before the first act that can't be taken back.
-        return self.migration is None or not self.migration.is_committing
+        return self.migration is None or not self.migration.state.may_be_given
 
     @property
     def is_mirroring(self) -> bool:
@@ -270,7 +271,7 @@ class MigratingExport:
         self.watch.start()
         self._source = SourceMachine(core)
         core.started.addErrback(self._not_started)
-        core.finished.addCallbacks(self._finished, self._unfinished)
+        core.finished.addCallback(self._finished)
         self._source.start()
         return core
 
@@ -364,28 +365,30 @@ class MigratingExport:
         assert self.watch is not None
         return self.watch
 
-    def _finished(self, given: bool) -> None:
+    def _finished(self, ending: Ending) -> None:
         self._source = None
-        self.last_migration = "complete" if given else "copied"
-        self._log_summary(self._watch_ended("complete" if given else "copied"))
-        if given:
-            self.given_away = True
-            self.front.given(self.host, 0, "the image was migrated away")
+        self.given_away = ending.gave_away
+        self.last_migration = ending.reason or ending.verdict
+        summary = self._watch_ended(ending.verdict, ending.reason)
+        if ending.reason is None:
+            self._log_summary(summary)
+        else:
+            self._log_failure(ending)
+        if ending.gave_away:
+            is_confirmed = ending.reason is None
+            self.front.given(
+                self.host,
+                0 if is_confirmed else 1,
+                "the image was migrated away" if is_confirmed else "the handover was not confirmed",
+            )
         self._watched.conclude()
 
-    def _unfinished(self, failure: Failure) -> None:
-        self._source = None
-        reason = self.last_migration = failure.getErrorMessage()
+    def _log_failure(self, ending: Ending) -> None:
         assert self.migration is not None
-        if self.migration.phase == "given":
-            self.given_away = True
-            self.migration.logger.error("{error}", error=reason)
-            self._watch_ended("unconfirmed", reason)
-            self.front.given(self.host, 1, "the handover was not confirmed")
+        if ending.gave_away:
+            self.migration.logger.error("{error}", error=ending.reason)
         else:
-            self._watch_ended("broken", reason)
-            self.migration.logger.warn("the migration ended: {error}", error=reason)
-        self._watched.conclude()
+            self.migration.logger.warn("the migration ended: {error}", error=ending.reason)
 
     def _watch_ended(self, verdict: Verdict, reason: str | None = None) -> Summary:
         summary = self._watched.ended(verdict, reason)

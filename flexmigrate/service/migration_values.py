@@ -5,6 +5,7 @@ from __future__ import annotations
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.server.export import Export
 from flexmigrate.telemetry.history import SUCCESSES, Sample, Summary, Verdict, shortened
+from flexmigrate.telemetry.states import SourceState
 
 
 def sample(core: Core, now: float) -> Sample:
@@ -13,13 +14,14 @@ def sample(core: Core, now: float) -> Sample:
         seconds=now - core.began,
         phase=core.phase,
         attempt=core.attempts,
-        pass_number=_passes(core),
+        pass_number=pass_number(core),
         bytes_sent=core.progress.sent,
         bytes_left=core.dirty.bytes if core.dirty is not None else None,
         bytes_dirtied=core.attempt.dirtied if core.attempt is not None else None,
-        write_limit=_write_limit(core),
+        write_limit=write_limit(core),
         speed_limit=core.limit.bytes_per_second or None,
-        error=shortened(core.last_error) if core.phase == "waiting" else None,
+        error=shortened(core.last_error) if core.state is SourceState.WAITING else None,
+        state=core.state.label,
     )
 
 
@@ -40,25 +42,28 @@ def summary(
         duration=duration,
         bytes_sent=core.progress.sent,
         speed=int(core.progress.sent / duration) if duration else 0,
-        passes=_passes(core),
+        passes=pass_number(core),
         attempts=core.attempts,
         parked=parked,
         verified=attempt.verification if attempt is not None else None,
         bytes_compared=core.progress.compared or None,
         digest=attempt.digest if attempt is not None else None,
-        flush_failed=_flush_failed(core.export),
+        flush_failed=flush_failure(core.export),
     )
 
 
-def _flush_failed(export: Export) -> str | None:
+def flush_failure(export: Export) -> str | None:
+    """Return when a flush of *export*'s image failed, and why; None where none has."""
     failure = export.image.flush_failure
     return None if failure is None else failure.text
 
 
-def _passes(core: Core) -> int:
+def pass_number(core: Core) -> int:
+    """Return which pass is sent, from 1 in each attempt; 0 before the first."""
     return core.attempt.passes if core.attempt else 0
 
 
-def _write_limit(core: Core) -> int | None:
+def write_limit(core: Core) -> int | None:
+    """Return what clients may dirty while they are slowed, in bytes a second; None: they aren't."""
     limit = core.convergence.write_limit
     return None if limit is None else int(limit)

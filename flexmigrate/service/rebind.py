@@ -73,6 +73,7 @@ class RebindCore:
     :ivar bound: fires once the address is open, or fails as the try that was hopeless.
     :ivar tries: how often it was tried.
     :ivar error: why the last try failed.
+    :ivar gave_up: whether no further try can come to anything.
     """
 
     def __init__(self, reactor: Any, listen: Callable[[], Deferred[Any]]) -> None:
@@ -81,6 +82,7 @@ class RebindCore:
         self.bound: Deferred[None] = Deferred()
         self.tries = 0
         self.error: str | None = None
+        self.gave_up = False
         self.since: float = reactor.seconds()
 
     def attempt(self, rebind: Rebind) -> Deferred[Any]:
@@ -136,6 +138,7 @@ def _bound(rebind: Rebind, core: RebindCore, attempt: Deferred[Any]) -> None:
 
 @trying.upon(Rebind._hopeless).to(hopeless)
 def _hopeless(rebind: Rebind, core: RebindCore, attempt: Deferred[Any], failure: Failure) -> None:
+    core.gave_up = True
     core.bound.errback(failure)
 
 

@@ -24,7 +24,7 @@ from flexmigrate.service.serving import Serving
 from flexmigrate.service.shell import Role, Shell, Step
 from flexmigrate.service.status_values import describe, listening_status
 from flexmigrate.service.views import receiving, receiving_view
-from flexmigrate.telemetry.status import ListeningPhase, Status
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ServerView
 
 log = Logger()
@@ -219,13 +219,7 @@ class Receiving:
         """Return what is told about the server."""
         if export is not None and export != self._config.export:
             raise CommandError(f"there is no export {export!r}; there is {self._config.export!r}")
-        phase: ListeningPhase = "receiving"
-        if self._core.phase == "waiting":
-            phase = "waiting"
-        elif self._core.handover.owned:
-            phase = "complete"
-        clients = len(self.intake.factory.clients)
-        return listening_status(self._core, self._core.export, clients, phase)
+        return listening_status(self._core, self._core.export, len(self.intake.factory.clients))
 
     def set_acl(self, acl: AccessList) -> None:
         """Change who may connect; a source that may no longer is closed at once."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from flexmigrate.migration.destination.machine import DestinationCore
 from flexmigrate.migration.ownership.status import ImageState
@@ -15,16 +15,14 @@ from flexmigrate.migration.request import Action
 from flexmigrate.migration.source.convergence import ConvergenceVerdict
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.server.export import Export
-from flexmigrate.service.migration_values import _flush_failed, _passes, _write_limit
-from flexmigrate.telemetry.status import ListeningPhase, Status
+from flexmigrate.service.migration_values import flush_failure, pass_number, write_limit
+from flexmigrate.telemetry.states import DestinationState, SourceState
+from flexmigrate.telemetry.status import Status
 
 if TYPE_CHECKING:
     from flexmigrate.service.front import ServingFront
     from flexmigrate.service.migrating import MigratingExport
     from flexmigrate.service.watch import Watch
-
-SettlingPhase = Literal["committing", "given"]
-"""What a source tells while it asks for the same, in ``migration.source``."""
 
 
 def serving_status(serving: ServingFront, about: MigratingExport, now: float) -> Status:
@@ -41,7 +39,7 @@ def serving_status(serving: ServingFront, about: MigratingExport, now: float) ->
         num_clients=len(serving.factory.clients),
         is_mirroring=about.is_mirroring,
         size_changed=_size_changed(export),
-        flush_failed=_flush_failed(export),
+        flush_failed=flush_failure(export),
         export=export.name or None,
         num_exports=len(serving.exports),
         poll_hits=serving.factory.poller.hits if serving.factory.poller else None,
@@ -52,7 +50,12 @@ def serving_status(serving: ServingFront, about: MigratingExport, now: float) ->
     watch = about.watch
     if about.is_mirroring and about.migration is not None and watch is not None:
         return _with_migration(status, about.migration, watch, now)
-    return replace(status, summary=watch.summary if watch is not None else None)
+    if about.migration is None or watch is None:
+        return status
+    over = about.migration.state
+    return replace(
+        status, migration_phase=over.phase, migration_state=over.label, summary=watch.summary
+    )
 
 
 def _with_storage(status: Status, export: Export) -> Status:
@@ -70,7 +73,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
     progress = core.progress
     speed = progress.rate.value(now)
     left = core.dirty.bytes if core.dirty is not None else status.size
-    passes = _passes(core)
+    number = pass_number(core)
     convergence = core.convergence
     downtime = convergence.downtime(left)
     return replace(
@@ -80,16 +83,17 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_speed_limit=core.limit.bytes_per_second or None,
         migration_seconds_left=_seconds_left(core, left, speed, now),
         migration_bytes_left=left,
-        migration_phase=core.phase,
-        migration_pass=passes,
+        migration_phase=core.state.phase,
+        migration_state=core.state.label,
+        migration_pass=number,
         migration_attempt=core.attempts,
         migration_error=core.last_error,
         migration_bytes_sent=progress.sent,
         migration_bytes_compared=progress.compared,
         migration_address=watch.address,
         migration_handover=_handover(core),
-        migration_pass_size=progress.pass_size if passes else None,
-        migration_pass_sent=progress.pass_sent if passes else None,
+        migration_pass_size=progress.pass_size if number else None,
+        migration_pass_sent=progress.pass_sent if number else None,
         migration_verdict=convergence.verdict.value,
         migration_warning=None if core.attempt is None else core.attempt.warning,
         migration_obstacle=core.obstacle,
@@ -98,7 +102,7 @@ def _with_migration(status: Status, core: Core, watch: Watch, now: float) -> Sta
         migration_allowed_downtime=round(convergence.allowed, 3),
         migration_send_rate=int(convergence.send_rate) or None,
         migration_dirty_rate=_dirty_rate(core, now),
-        migration_write_limit=_write_limit(core),
+        migration_write_limit=write_limit(core),
         migration_parked=watch.parked_seconds(now),
     )
 
@@ -128,9 +132,7 @@ def _dirty_rate(core: Core, now: float) -> int | None:
     return int(core.convergence.dirty_rate(now))
 
 
-def listening_status(
-    core: DestinationCore, export: Export, num_clients: int, phase: ListeningPhase
-) -> Status:
+def listening_status(core: DestinationCore, export: Export, num_clients: int) -> Status:
     """Return the status of a server that waits for, or receives, a migration."""
     status = Status(
         pid=os.getpid(),
@@ -140,9 +142,10 @@ def listening_status(
         num_clients=num_clients,
         is_mirroring=False,
         size_changed=_size_changed(export),
-        flush_failed=_flush_failed(export),
+        flush_failed=flush_failure(export),
         export=export.name or None,
-        listening_phase=phase,
+        listening_phase=core.state.phase,
+        listening_state=core.state.label,
         sender=core.sender.address if core.sender is not None else None,
         covered_bytes=core.coverage.covered,
         compared_bytes=core.digest.compared,
@@ -152,11 +155,12 @@ def listening_status(
 
 
 def settling_status(
-    export: Export, image_state: ImageState, phase: SettlingPhase, seconds: float
+    export: Export, image_state: ImageState, state: SourceState, seconds: float
 ) -> Status:
     """Return the status of a server that only has a handover confirmed which was begun before.
 
     :param image_state: the state of the image.
+    :param state: of a source that does the same.
     :param seconds: since it asks.
     """
     record = image_state.record
@@ -171,7 +175,8 @@ def settling_status(
         num_exports=1,
         migration_duration=int(seconds),
         migration_bytes_left=0,
-        migration_phase=phase,
+        migration_phase=state.phase,
+        migration_state=state.label,
         migration_address=None if record is None else record.address or None,
     )
 
@@ -181,14 +186,19 @@ def with_rebind(status: Status, serving: ServingFront, now: float) -> Status:
     (listening,) = serving.ports
     rebind = listening.rebind
     if rebind is None or listening.is_open:
-        return replace(status, listening_phase="serving")
+        return _with_state(status, DestinationState.SERVING)
     return replace(
-        status,
-        listening_phase="rebinding",
+        _with_state(
+            status, DestinationState.FAILED if rebind.gave_up else DestinationState.REBINDING
+        ),
         rebind_attempts=rebind.tries,
         rebind_error=rebind.error,
         rebind_seconds=int(now - rebind.since),
     )
+
+
+def _with_state(status: Status, state: DestinationState) -> Status:
+    return replace(status, listening_phase=state.phase, listening_state=state.label)
 
 
 def describe(statuses: Iterable[Status], places: Iterable[object]) -> str:
@@ -218,7 +228,7 @@ def describe(statuses: Iterable[Status], places: Iterable[object]) -> str:
 def _migration(status: Status) -> str:
     name = f"export {status.export}, " if status.export else ""
     text = (
-        f"migrating: {name}{status.migration_phase}, attempt {status.migration_attempt}, pass"
+        f"migrating: {name}{status.migration_state}, attempt {status.migration_attempt}, pass"
         f" {status.migration_pass}, {status.migration_bytes_left} bytes left"
     )
     if status.migration_seconds_left is not None:

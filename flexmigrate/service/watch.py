@@ -18,14 +18,11 @@ from flexmigrate.log import failures
 from flexmigrate.migration.source.machine import Core
 from flexmigrate.service import migration_values
 from flexmigrate.telemetry.history import History, Sample, Summary, Verdict
+from flexmigrate.telemetry.states import SourceState
 
 REPORT_SECONDS = 10.0
 """How long a report may take to be written. Its folder may be on a server that doesn't answer, and
 the process must not be kept from ending by it."""
-
-# The phases in which clients begin to wait, and those in which they do so no longer, or have to go.
-_PARKED = "parked"
-_NOT_PARKED = frozenset({"waiting", "ended", "given"})
 
 Report = Callable[[History, Summary], object]
 Look = Callable[[Sample], object]
@@ -97,10 +94,10 @@ class Watch:
         return waiter
 
     def _changed(self) -> None:
-        now, phase = self._reactor.seconds(), self._core.phase
-        if phase == _PARKED and self._parked_since is None:
+        now, state = self._reactor.seconds(), self._core.state
+        if state is SourceState.PARKED and self._parked_since is None:
             self._parked_since = now
-        elif phase in _NOT_PARKED:
+        elif not state.keeps_clients_waiting:
             self._parked_before = self.parked_seconds(now)
             self._parked_since = None
         self.history.change(self._sample(now))

@@ -38,7 +38,7 @@ class Sample:
     """The state of a migration at one moment. ``None``: not known, or not applicable."""
 
     seconds: float = field(metadata=about("time since the migration was asked for", "seconds"))
-    phase: str = field(metadata=about("name of the source's state"))
+    phase: str = field(metadata=about("name of the source's phase: see States"))
     attempt: int = field(metadata=about("connection to the destination, from 1"))
     pass_number: int = field(
         metadata=about(
@@ -68,6 +68,9 @@ class Sample:
     )
     error: str | None = field(
         default=None, metadata=about("reason why the attempt that ended now has failed")
+    )
+    state: str | None = field(
+        default=None, metadata=about("name of the source's state, finer than its phase: see States")
     )
 
 

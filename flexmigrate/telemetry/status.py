@@ -12,8 +12,6 @@ from typing import Literal
 from flexmigrate.telemetry.fields import about, format_fields, parse_fields, part
 from flexmigrate.telemetry.history import Summary
 
-ListeningPhase = Literal["waiting", "receiving", "complete", "rebinding", "serving", "failed"]
-
 
 @dataclass(frozen=True)
 class Status:
@@ -86,7 +84,12 @@ class Status:
     migration_bytes_left: int | None = field(
         default=None, metadata=about("data that is known to be still unsent", "bytes")
     )
-    migration_phase: str | None = field(default=None, metadata=about("name of the source's state"))
+    migration_phase: str | None = field(
+        default=None, metadata=about("name of the source's phase: see States")
+    )
+    migration_state: str | None = field(
+        default=None, metadata=about("name of the source's state, finer than its phase: see States")
+    )
     migration_pass: int | None = field(
         default=None, metadata=about("pass over the data to send, from 1 in each attempt")
     )
@@ -167,8 +170,12 @@ class Status:
     )
     summary: Summary | None = field(default=None, metadata=part("last_migration_"))
 
-    listening_phase: ListeningPhase | None = field(
-        default=None, metadata=about("name of the destination's state")
+    listening_phase: str | None = field(
+        default=None, metadata=about("name of the destination's phase: see States")
+    )
+    listening_state: str | None = field(
+        default=None,
+        metadata=about("name of the destination's state, finer than its phase: see States"),
     )
     sender: str | None = field(
         default=None, metadata=about("address of the sender, while there is one")

@@ -15,16 +15,11 @@ from flexmigrate import __version__
 from flexmigrate.server.measuring import MEASURED
 from flexmigrate.telemetry.fields import documented
 from flexmigrate.telemetry.history import Verdict
-from flexmigrate.telemetry.status import ListeningPhase, Status
+from flexmigrate.telemetry.states import DESTINATION_STATES, SOURCE_STATES
+from flexmigrate.telemetry.status import Status
 from flexmigrate.web.view import ExportView, ServerView
 
 PREFIX: Final = "flexmigrate_"
-
-PHASES: Final = (
-    *("new", "dialling", "copying", "converging", "parked", "settling", "committing"),
-    *("unanswered", "confirming", "finishing", "waiting", "redialling", "given", "ended"),
-)
-"""The states of ``migration.source``, which isn't imported here; a test compares them."""
 
 Values = Iterator[tuple[tuple[str, ...], Any]]
 
@@ -74,17 +69,18 @@ def _of_status(name: str, field: str, kind: Literal["counter", "gauge"] = "gauge
     return Metric(name, kind, _MEANING[field], (), values)
 
 
-def _one_of(name: str, label: str, field: str, known: tuple[str, ...]) -> Metric:
-    """Return a metric that is 1 for the current value of *field*, and 0 for its other values."""
+def _state(end: str, known: tuple[str, ...]) -> Metric:
+    """Return a metric that is 1 for the state and for the phase that an end of a migration is in,
+    and 0 for all others that are *known*.
+    """
 
     def values(view: ExportView) -> Values:
-        now = getattr(view.status, field)
+        now = (getattr(view.status, f"{end}_state"), getattr(view.status, f"{end}_phase"))
         for each in known:
-            yield (each,), int(each == now)
+            yield (each,), int(each in now)
 
-    return Metric(
-        name, "gauge", f"{_MEANING[field]}: 1 for this one, 0 for others", (label,), values
-    )
+    doc = f"{_MEANING[f'{end}_state']}; 1 for the state, and for its phase, 0 for others"
+    return Metric(f"{end}_phase", "gauge", doc, ("phase",), values)
 
 
 def _durations(view: ExportView) -> Values:
@@ -149,7 +145,7 @@ OF_EXPORTS: Final = (
         lambda view: view.waiting,
     ),
     _of_status("migration_running", "is_mirroring"),
-    _one_of("migration_phase", "phase", "migration_phase", PHASES),
+    _state("migration", SOURCE_STATES),
     _of_status("migration_duration_seconds", "migration_duration"),
     _of_status("migration_left_bytes", "migration_bytes_left"),
     _of_status("migration_speed_bytes_per_second", "migration_speed"),
@@ -184,7 +180,7 @@ OF_EXPORTS: Final = (
         ("verdict",),
         _ends,
     ),
-    _one_of("listening_phase", "phase", "listening_phase", get_args(ListeningPhase)),
+    _state("listening", DESTINATION_STATES),
     _of_status("received_bytes", "covered_bytes"),
     _of_status("rebind_attempts", "rebind_attempts"),
 )

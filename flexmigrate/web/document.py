@@ -19,7 +19,8 @@ from typing import Any, Final
 from flexmigrate import __version__
 from flexmigrate.telemetry.fields import values_of
 from flexmigrate.telemetry.history import History, Sample
-from flexmigrate.telemetry.report.plot import phases, rates
+from flexmigrate.telemetry.report.plot import rates, stages
+from flexmigrate.telemetry.states import Stage
 from flexmigrate.telemetry.terminal.progress import summary_line
 from flexmigrate.web.view import Blocks, ExportView, Look, Moving, ServerView, shown
 
@@ -36,7 +37,7 @@ BLOCKS_AT_ONCE: Final = 1 << 19
 """Blocks that are counted in one piece, in 0.2 to 0.4 ms."""
 
 COLUMNS: Final = 240
-"""Columns of a plot: intervals with one phase and one value of the remaining data each."""
+"""Columns of a plot: intervals with one stage and one value of the remaining data each."""
 
 MOST_FAILURES: Final = 20
 """Failed attempts that are listed: the last ones."""
@@ -44,8 +45,11 @@ MOST_FAILURES: Final = 20
 LEVELS: Final = 9
 """Shades of a cell: 0 if none of it is marked, 9 if all of it is."""
 
-# The phase that is shown for an interval with several phases: the first of these.
-_TELLING = ("parked", "waiting", "connecting", "converging", "copying")
+# The stage that is shown for an interval with several stages: the first of these.
+_TELLING = tuple(
+    stage.value
+    for stage in (Stage.PARKED, Stage.WAITING, Stage.CONNECTING, Stage.CONVERGING, Stage.COPYING)
+)
 
 
 class Document:
@@ -103,6 +107,7 @@ def _row(view: ExportView) -> dict[str, Any]:
         "has_control": status.has_control,
         "is_mirroring": status.is_mirroring,
         "listening_phase": status.listening_phase,
+        "listening_state": status.listening_state,
         "verdict": status.summary.verdict if status.summary else None,
     }
 
@@ -216,14 +221,14 @@ def _runs(samples: Sequence[Sample], name: str) -> list[list[tuple[float, float]
 
 
 def _strip(samples: Sequence[Sample], duration: float) -> list[tuple[str | None, int]]:
-    """Return the phases as (kind, columns) of one stretch after the other, None where none is
+    """Return the stages as (stage, columns) of one stretch after the other, None where none is
     known.
 
-    Even the shortest parking is visible: of a column's phases the first in _TELLING is shown.
+    Even the shortest parking is visible: of a column's stages the first in _TELLING is shown.
     """
     strip: list[str | None] = [None] * COLUMNS
     scale = (COLUMNS - 1) / duration if duration else 0.0
-    for begin, end, kind in sorted(phases(samples), key=lambda each: -_TELLING.index(each[2])):
+    for begin, end, kind in sorted(stages(samples), key=lambda each: -_TELLING.index(each[2])):
         first, last = int(begin * scale), int(end * scale)
         strip[first : last + 1] = [kind] * (last + 1 - first)
     return [(kind, len(list(each))) for kind, each in groupby(strip)]

@@ -161,7 +161,7 @@ class TestSentences:
         migrating = status(
             is_mirroring=True,
             export="b",
-            migration_phase="copying",
+            migration_state="copying",
             migration_attempt=1,
             migration_pass=2,
             migration_bytes_left=300,

@@ -22,6 +22,7 @@ from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.service import watch as watch_module
 from flexmigrate.service.watch import REPORT_SECONDS, Watch, in_own_thread
 from flexmigrate.telemetry.history import History, Summary
+from flexmigrate.telemetry.states import SourceState
 from support.processes import PATIENCE
 from support.scene import Scene, SceneCase
 
@@ -41,9 +42,13 @@ class HistoryTests(SceneCase):
         scene.world.result_of(scene.mirror(max_bps=MIB))
         scene.finish()
         history = self.watch(scene).history
+        states = [change.state for change in history.changes]
+        self.assertEqual(states[:3], ["dialling", "copying", "copying"])
+        last = ["parked", "settling", "committing", "confirming", "finishing", "given"]
+        self.assertEqual(states[-6:], last)
         phases = [change.phase for change in history.changes]
-        self.assertEqual(phases[:3], ["dialling", "copying", "copying"])
-        self.assertEqual(phases[-4:], ["parked", "settling", "committing", "given"])
+        last = ["parked", "settling", "committing", "committing", "given", "given"]
+        self.assertEqual(phases[-6:], last)
         samples = history.samples
         self.assertGreater(len(samples), 10)  # of about 2 s
         sent = [sample.bytes_sent for sample in samples]
@@ -145,14 +150,27 @@ class ParkedTests(SynchronousTestCase):
 
     def test_all_attempts_count(self) -> None:
         watch = self.watch()
-        for phase, seconds in (
-            *(("copying", 5.0), ("parked", 0.5), ("settling", 0.25), ("waiting", 1.0)),
-            *(("copying", 5.0), ("parked", 0.125), ("committing", 0.125)),
+        for state, seconds in (
+            (SourceState.COPYING, 5.0),
+            (SourceState.PARKED, 0.5),
+            (SourceState.SETTLING, 0.25),
+            (SourceState.WAITING, 1.0),
         ):
-            self.core.enter(phase)
+            self.core.enter(state)
+            self.clock.advance(seconds)
+        self.core.begin_attempt()
+        for state, seconds in (
+            (SourceState.REDIALLING, 5.0),
+            (SourceState.PARKED, 0.125),
+            (SourceState.COMMITTING, 0.0625),
+            (SourceState.CONFIRMING, 0.0625),
+            (SourceState.UNANSWERED, 5.0),  # clients were let go
+            (SourceState.CONFIRMING, 5.0),
+        ):
+            self.core.enter(state)
             self.clock.advance(seconds)
         self.assertEqual(watch.parked_seconds(self.clock.seconds()), 1.0)
-        self.core.enter("given")
+        self.core.enter(SourceState.GIVEN)
         self.assertEqual(watch.ended("complete").parked, 1.0)
         self.clock.advance(10)
         self.assertEqual(watch.parked_seconds(self.clock.seconds()), 1.0)

@@ -20,6 +20,7 @@ from flexmigrate.image.probe import Probed
 from flexmigrate.migration.request import Action, HandoverRule, MirrorRequest
 from flexmigrate.net.address import Address
 from flexmigrate.service.serving import Serving
+from flexmigrate.telemetry.states import DestinationState
 from flexmigrate.testing import Connection, Machine, World, Writer
 from flexmigrate.testing.disk import SimulatedDisk
 from flexmigrate.testing.servers import connect_to
@@ -565,7 +566,8 @@ class Stage:
         if not side.lives or side.role != "listen" or side.server is None:
             return True
         core = side.server.service.roles[0].intake.core
-        return core.phase not in ("waiting", "receiving") or core.handover.ownership.state not in (
+        begins = core.state in (DestinationState.WAITING, DestinationState.RECEIVING)
+        return not begins or core.handover.ownership.state not in (
             State.NONE,
             State.RECEIVING,
         )

@@ -7,11 +7,10 @@ import re
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.migration.source import machine as source
 from flexmigrate.server.measuring import MEASURED, Meter
 from flexmigrate.telemetry.history import Tally
 from flexmigrate.telemetry.status import Status
-from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER, PHASES
+from flexmigrate.web.catalogue import OF_EXPORTS, OF_SERVER
 from flexmigrate.web.exposition import Exposition
 from flexmigrate.web.view import ExportView, ServerView
 from support.processes import TESTS
@@ -36,10 +35,6 @@ class CatalogueTests(SynchronousTestCase):
         self.assertEqual(len(names), len(set(names)))
         for name in names:
             self.assertRegex(name, r"^flexmigrate_[a-z][a-z_]*[a-z]$")
-
-    def test_the_phases_are_those_of_the_source(self) -> None:
-        states = {state.name for state in source.builder._automaton.states()}
-        self.assertEqual(set(PHASES), states)
 
     def test_the_dashboard_asks_only_for_what_there_is(self) -> None:
         board = json.loads((DOCS / "grafana-dashboard.json").read_text())

@@ -24,6 +24,7 @@ from flexmigrate.migration.destination.handover import DestinationHandover, Disc
 from flexmigrate.migration.destination.write_back import Reception, WriteBack
 from flexmigrate.migration.ownership.journal import now
 from flexmigrate.server.export import Export
+from flexmigrate.telemetry.states import DestinationState
 from flexmigrate.wire.handover import Outcome, fit_text
 
 FIRST_REQUEST_SECONDS = 10.0
@@ -105,6 +106,7 @@ class Destination(Protocol):
 class DestinationCore:
     """The data that all states share.
 
+    :ivar state: of the machine; set by ``enter`` only.
     :ivar logger: for what is about the sender, or the last one there was.
     :ivar since: when the sender came, for people.
     :ivar coverage: what the attempt has brought.
@@ -119,7 +121,7 @@ class DestinationCore:
         self.export = export
         self.handover = handover
         self.complete: Deferred[None] = Deferred()
-        self.phase = "waiting"
+        self.state = DestinationState.WAITING
         self.coverage = Coverage(export.size)
         self.digest = ImageDigest(export.size)
         self.write_back = WriteBack(export, export.background, self._cannot_write)
@@ -132,18 +134,27 @@ class DestinationCore:
         self.logger = Logger()
         self._vacancies: list[Deferred[None]] = []
 
+    def enter(self, state: DestinationState) -> None:
+        """Keep which state the machine is in, and tell of it."""
+        self.state = state
+        self.logger.debug("receiving a migration: {state}", state=state.label)
+
     @property
     def busy(self) -> str | None:
         """Return why no sender is wanted now, or None."""
-        if self.phase == "waiting":
+        if self.state is DestinationState.WAITING:
             return None
-        if self.phase in ("sealed", "owning") or (
-            self.phase == "complete" and self.handover.by_session
+        if self.state in (DestinationState.SEALED, DestinationState.OWNING) or (
+            self.state is DestinationState.COMPLETE and self.handover.by_session
         ):
             return None  # it may have come to settle: who hasn't gets no further than the gate
-        if self.phase in ("receiving", "settling", "preparing"):
+        if self.state in (
+            DestinationState.RECEIVING,
+            DestinationState.SETTLING,
+            DestinationState.PREPARING,
+        ):
             return self.taken
-        if self.phase == "draining":
+        if self.state is DestinationState.DRAINING:
             return "the last sender's requests aren't over yet"
         return "the migration is over"
 
@@ -155,7 +166,7 @@ class DestinationCore:
 
     def vacant(self) -> Deferred[None]:
         """Fire once a sender may come, which may be now."""
-        if self.phase == "waiting":
+        if self.state is DestinationState.WAITING:
             return succeed(None)
         vacancy: Deferred[None] = Deferred()
         self._vacancies.append(vacancy)
@@ -181,7 +192,6 @@ class DestinationCore:
 
     def forget(self) -> None:
         """Discard the record of what was received."""
-        self.phase = "waiting"
         self.sender = None
         if self._vacancies:
             # Once the machine is in the state that leads to this.
@@ -211,11 +221,11 @@ class DestinationCore:
 
 
 def _receive(destination: Destination, core: DestinationCore, sender: Sender) -> IDelayedCall:
+    core.logger = Logger(source=sender)
+    core.enter(DestinationState.RECEIVING)
     core.forget()
-    core.phase = "receiving"
     core.sender = sender
     core.since = now()
-    core.logger = Logger(source=sender)
     core.attempts += 1
     delayed: IDelayedCall = core.reactor.callLater(FIRST_REQUEST_SECONDS, destination._silent)
     return delayed
@@ -223,7 +233,7 @@ def _receive(destination: Destination, core: DestinationCore, sender: Sender) ->
 
 def _drain(destination: Destination, core: DestinationCore, sender: Sender) -> Deferred[None]:
     """Finish the requests of a lost sender, before another one may send."""
-    core.phase = "draining"
+    core.enter(DestinationState.DRAINING)
     core.sender = None
     return core.export.idle().addCallback(lambda _: destination._drained())
 
@@ -232,7 +242,7 @@ def _decide(
     destination: Destination, core: DestinationCore, sender: Sender, answer: Deferred[bool]
 ) -> Deferred[None]:
     """Ask the handover; what comes of it is an input."""
-    core.phase = "settling"
+    core.enter(DestinationState.SETTLING)
     core.answer = answer
     core.export.observer = None
     core.write_back.end()
@@ -254,7 +264,7 @@ def _ask_to_prepare(
     claimed: str | None = None,
 ) -> Deferred[None]:
     """Ask the handover; the sender is answered, whatever comes of it."""
-    core.phase = "preparing"
+    core.enter(DestinationState.PREPARING)
     core.export.observer = None
     core.write_back.end()
 
@@ -287,7 +297,7 @@ def _own(
     destination: Destination, core: DestinationCore, outcome: Deferred[Outcome]
 ) -> Deferred[None]:
     """Ask the handover; what comes of it is an input."""
-    core.phase = "owning"
+    core.enter(DestinationState.OWNING)
     core.outcome = outcome
     core.export.observer = None
     core.write_back.end()
@@ -336,12 +346,13 @@ def _lost_preparing(
 def _nobody_is_answered(
     destination: Destination, core: DestinationCore, asked: Deferred[None]
 ) -> None:
+    core.enter(DestinationState.WAITING)
     core.forget()
 
 
 @preparing.upon(Destination._sealed).to(sealed)
 def _answered(destination: Destination, core: DestinationCore, asked: Deferred[None]) -> None:
-    core.phase = "sealed"
+    core.enter(DestinationState.SEALED)
 
 
 @receiving.upon(Destination._prepare).to(preparing)
@@ -359,12 +370,13 @@ def _said_prepare(
 @sealed.upon(Destination.sender_lost).to(waiting)
 def _lost_sealed(destination: Destination, core: DestinationCore, sender: Sender) -> None:
     """Nothing that it asked for is under way: it was sealed."""
+    core.enter(DestinationState.WAITING)
     core.forget()
 
 
 @sealed.upon(Destination.cancel).to(cancelled)
 def _cancel_sealed(destination: Destination, core: DestinationCore, reason: str = "") -> None:
-    core.phase = "cancelled"
+    core.enter(DestinationState.CANCELLED)
     sender, core.sender = core.sender, None
     if sender is not None:
         sender.dismiss(_ending(reason))
@@ -399,7 +411,7 @@ def _committed_too_late(
 
 @waiting.upon(Destination.resume).to(complete)
 def _resumed(destination: Destination, core: DestinationCore) -> None:
-    core.phase = "complete"
+    core.enter(DestinationState.COMPLETE)
     core.complete.callback(None)
 
 
@@ -407,7 +419,7 @@ def _resumed(destination: Destination, core: DestinationCore) -> None:
 def _owned_by_session(
     destination: Destination, core: DestinationCore, owning: Deferred[None]
 ) -> None:
-    core.phase = "complete"
+    core.enter(DestinationState.COMPLETE)
     core.logger.info("migration complete: {path} is here", path=core.export.image.path)
     core.complete.callback(None)
 
@@ -420,6 +432,7 @@ def _not_recorded(
     failures.tell(core.logger, "taking over failed", failure)
     refusal = fit_text(failures.reason(failure))
     outcome, core.outcome = core.outcome, None
+    core.enter(DestinationState.WAITING)
     core.forget()
     if outcome is not None:
         outcome.callback(Outcome(core.handover.ownership.state, refusal or "it failed"))
@@ -464,19 +477,20 @@ def _too_late(
 
 @draining.upon(Destination._drained).to(waiting)
 def _be_ready(destination: Destination, core: DestinationCore, drained: Deferred[None]) -> None:
+    core.enter(DestinationState.WAITING)
     core.forget()
 
 
 @waiting.upon(Destination.cancel).to(cancelled)
 def _cancel_waiting(destination: Destination, core: DestinationCore, reason: str = "") -> None:
-    core.phase = "cancelled"
+    core.enter(DestinationState.CANCELLED)
 
 
 @draining.upon(Destination.cancel).to(cancelled)
 def _cancel_draining(
     destination: Destination, core: DestinationCore, drained: Deferred[None], reason: str = ""
 ) -> None:
-    core.phase = "cancelled"
+    core.enter(DestinationState.CANCELLED)
 
 
 @receiving.upon(Destination.cancel).to(cancelled)
@@ -484,7 +498,7 @@ def _cancel_receiving(
     destination: Destination, core: DestinationCore, delayed: IDelayedCall, reason: str = ""
 ) -> None:
     _stop(delayed)
-    core.phase = "cancelled"
+    core.enter(DestinationState.CANCELLED)
     sender, core.sender = core.sender, None
     if sender is not None:
         sender.dismiss(_ending(reason))
@@ -492,13 +506,14 @@ def _cancel_receiving(
 
 @settling.upon(Destination._ours).to(complete)
 def _owned(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
-    core.phase = "complete"
+    core.enter(DestinationState.COMPLETE)
     core.logger.info("migration complete: {path} is here", path=core.export.image.path)
     core.complete.callback(None)
 
 
 @settling.upon(Destination._not_ours).to(waiting)
 def _refused(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
+    core.enter(DestinationState.WAITING)
     core.forget()
     core.confirm(False)
 
@@ -511,6 +526,7 @@ def _not_carried_out(
     told so.
     """
     failures.tell(core.logger, "taking over failed", failure)
+    core.enter(DestinationState.WAITING)
     core.forget()
     core.confirm(False)
 

@@ -31,6 +31,7 @@ from flexmigrate.migration.ownership.offer import (
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.factory import OpenSession
+from flexmigrate.telemetry.states import DestinationState
 from flexmigrate.wire.constants import ErrorCode, ServerRole
 from flexmigrate.wire.handover import (
     NO_ID,
@@ -160,7 +161,9 @@ class ReceivingSession(OpenSession):
     def _busy(self, opening: Opening | None) -> str | None:
         """Return who has the sender's place, if whoever says *opening* can't have it instead."""
         core, sender = self._core, self._core.sender
-        if core.phase == "waiting" or (opening is not None and self._may_replace(opening, sender)):
+        if core.state is DestinationState.WAITING or (
+            opening is not None and self._may_replace(opening, sender)
+        ):
             return None
         if sender is not None:
             sender.probe()  # so that one that is dead won't have it for long
@@ -168,7 +171,11 @@ class ReceivingSession(OpenSession):
 
     def _may_replace(self, opening: Opening, sender: Sender | None) -> bool:
         """Return whether *opening* shows that what is being received was given up."""
-        if self._core.phase not in ("receiving", "sealed", "draining"):
+        if self._core.state not in (
+            DestinationState.RECEIVING,
+            DestinationState.SEALED,
+            DestinationState.DRAINING,
+        ):
             return False
         earlier = opening_of(sender) if isinstance(sender, NBDServerProtocol) else None
         return self._ownership.retracts(opening, earlier)
@@ -181,7 +188,7 @@ class ReceivingSession(OpenSession):
         if opening is not None and opening.purpose is Purpose.SETTLE:
             self._settles(connection)
             return None
-        if self._core.phase == "waiting":
+        if self._core.state is DestinationState.WAITING:
             return self._enter(connection, opening)
         return Deferred.fromCoroutine(self._replace(connection, opening))
 
@@ -258,7 +265,7 @@ class ReceivingSession(OpenSession):
     def _verify(self, connection: NBDServerProtocol, payload: bytes) -> Deferred[bytes]:
         """Compare ranges with what their source says that they hold; what is equal is covered."""
         core = self._core
-        if not core.is_from(connection) or core.phase != "receiving":
+        if not core.is_from(connection) or core.state is not DestinationState.RECEIVING:
             return _refused("nothing is being received that could be verified")
         try:
             claims = parse_claims(payload)
@@ -295,7 +302,10 @@ class ReceivingSession(OpenSession):
         owner = object()  # a connection may ask again before it was answered
         await self._lock.acquire(owner)
         try:
-            if not self._core.is_from(connection) or self._core.phase != "receiving":
+            if (
+                not self._core.is_from(connection)
+                or self._core.state is not DestinationState.RECEIVING
+            ):
                 return self._refuse(connection, "there is nothing to prepare")
             outcome: Deferred[Outcome] = Deferred()
             self._destination._prepare(connection, outcome, claimed)

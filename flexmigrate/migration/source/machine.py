@@ -30,11 +30,13 @@ from flexmigrate.migration.request import Action, ConvergeChange
 from flexmigrate.migration.source.attempt import Attempt
 from flexmigrate.migration.source.backoff import Backoff
 from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.ending import Copied, Ending, GivenAway, Kept, Unconfirmed
 from flexmigrate.migration.source.environment import MigrationEnvironment, Timeouts
-from flexmigrate.migration.source.handover import HandoverTerms, HandoverUncertain, NotGiven
+from flexmigrate.migration.source.handover import HandoverTerms, NotGiven
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.server.export import Export
+from flexmigrate.telemetry.states import SourceState
 
 RETRY_SECONDS = 1.0
 """Between an attempt that failed and the next, where no client had to wait for it; where clients
@@ -103,8 +105,8 @@ class Core:
     :ivar migration_id: tells migrations apart, in logs of one server and of several.
     :ivar logger: for what is about this migration.
     :ivar started: fires when the destination agreed to the first attempt, or fails as that did.
-    :ivar finished: fires with what the clients may expect: True if the image is given away, False
-        if it was only copied; fails with why the migration ended otherwise.
+    :ivar finished: fires with how the migration has ended, if it had started; never fails.
+    :ivar state: of the machine; set by ``enter`` only.
     """
 
     reactor: Any
@@ -117,11 +119,11 @@ class Core:
     began: float
     progress: Progress
     started: Deferred[None] = field(default_factory=Deferred)
-    finished: Deferred[bool] = field(default_factory=Deferred)
+    finished: Deferred[Ending] = field(default_factory=Deferred)
     migration_id: str = field(default_factory=lambda: secrets.token_hex(4))
     attempt: Attempt | None = None
     attempts: int = 0
-    phase: str = "new"
+    state: SourceState = SourceState.NEW
     last_error: str | None = None
     failed: failures.Repeated = field(default_factory=failures.Repeated)
     in_vain: Backoff = field(default_factory=Backoff)
@@ -129,6 +131,7 @@ class Core:
 
     def __post_init__(self) -> None:
         self.logger = Logger(source=self)
+        self._entered = {self.state}  # in this attempt
 
     @property
     def log_about(self) -> Mapping[str, str]:
@@ -136,19 +139,30 @@ class Core:
         return {"migration": self.migration_id}
 
     @property
-    def is_committing(self) -> bool:
-        """Whether the destination may own the image by now."""
-        return self.phase in ("committing", "given")
+    def phase(self) -> str:
+        """The name of the state's phase."""
+        return self.state.phase
 
-    def enter(self, phase: str) -> None:
-        """Name the state that the migration is in now, for whoever looks on."""
-        if phase != self.phase:
-            self.phase = phase
+    def enter(self, state: SourceState) -> None:
+        """Keep which state the machine is in, and tell of it: of one that an attempt enters again
+        and again, as while the destination doesn't confirm, only once.
+        """
+        self.state = state
+        is_news = state not in self._entered
+        self._entered.add(state)
+        tell = self.logger.info if is_news else self.logger.debug
+        tell("migration: {state}", state=state.label)
+        if is_news:
             self.progress.changed()
+
+    def begin_attempt(self) -> None:
+        """Count another attempt, whose states are news."""
+        self.attempts += 1
+        self._entered = {self.state}
 
     def new_attempt(self) -> Attempt:
         """Begin another."""
-        self.attempts += 1
+        self.begin_attempt()
         self.convergence.restart(self.reactor.seconds())
         self.progress.restart(self.reactor.seconds())
         self.attempt = Attempt(
@@ -222,15 +236,13 @@ Step = Deferred[None]
 def _step(
     source: Source,
     core: Core,
-    phase: str,
+    state: SourceState,
     work: Coroutine[Any, Any, None],
     done: Callable[[], None],
     failed: Callable[[Failure], None] | None = None,
 ) -> Step:
-    """Run *work*; its end is an input, its failure another."""
-    if phase != core.phase:
-        core.logger.info("migration: {phase}", phase=phase)
-    core.enter(phase)
+    """Enter *state*, and run *work*; its end is an input, its failure another."""
+    core.enter(state)
     step = Deferred.fromCoroutine(work)
     step.addCallbacks(
         lambda _: done(), failed or (lambda failure: _fail(source, _placed(failure, core)))
@@ -258,25 +270,31 @@ def _fail(source: Source, failure: Failure) -> None:
 
 
 def _dial(source: Source, core: Core) -> Step:
-    return _step(source, core, "dialling", core.new_attempt().dial(), source._agreed)
+    work = core.new_attempt().dial()
+    return _step(source, core, SourceState.DIALLING, work, source._agreed)
+
+
+def _redial(source: Source, core: Core) -> Step:
+    work = core.new_attempt().dial()
+    return _step(source, core, SourceState.REDIALLING, work, source._agreed)
 
 
 def _copy(source: Source, core: Core) -> Step:
-    return _step(source, core, "copying", core.current.copy(), source._copied)
+    return _step(source, core, SourceState.COPYING, core.current.copy(), source._copied)
 
 
 def _converge(source: Source, core: Core) -> Step:
-    return _step(source, core, "converging", core.current.converge(), source._converged)
+    return _step(source, core, SourceState.CONVERGING, core.current.converge(), source._converged)
 
 
 def _finish(source: Source, core: Core) -> Step:
-    return _step(source, core, "parked", core.current.finish(), source._equal)
+    return _step(source, core, SourceState.PARKED, core.current.finish(), source._equal)
 
 
 def _settle(source: Source, core: Core) -> Step:
     if core.terms.action is Action.NOTHING:
-        return _step(source, core, "settling", _nothing_to_do(), source._only_copied)
-    return _step(source, core, "settling", core.current.settle(), source._prepared)
+        return _step(source, core, SourceState.SETTLING, _nothing_to_do(), source._only_copied)
+    return _step(source, core, SourceState.SETTLING, core.current.settle(), source._prepared)
 
 
 async def _nothing_to_do() -> None:
@@ -296,18 +314,24 @@ def _commit(source: Source, core: Core) -> Step:
         else:
             _fail(source, failure)
 
-    return _step(source, core, "committing", commit(), _nothing, failed)
+    return _step(source, core, SourceState.COMMITTING, commit(), _nothing, failed)
 
 
 def _confirm(source: Source, core: Core) -> Step:
     return _step(
-        source, core, "committing", core.current.confirm(), source._given, source._unanswered
+        source,
+        core,
+        SourceState.CONFIRMING,
+        core.current.confirm(),
+        source._given,
+        source._unanswered,
     )
 
 
 def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
     error = core.last_error = failures.reason(failure)
+    core.enter(SourceState.UNANSWERED)
     path = core.terms.image.path
     text = "{path} is not confirmed yet: {place} was asked {times} times, and answers the same"
     if core.failed.is_news(error):
@@ -335,7 +359,7 @@ def _finish_giving(source: Source, core: Core) -> Step:
     return _step(
         source,
         core,
-        "given",
+        SourceState.FINISHING,
         core.current.finish_giving(),
         source._finished,
         lambda failure: _finished_badly(source, core, failure),
@@ -355,9 +379,9 @@ def _nothing() -> None:
 def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Undo the attempt, and make another in a while."""
     core.last_error = failures.reason(failure)
+    core.enter(SourceState.WAITING)
     core.progress.restart(core.reactor.seconds())
     seconds = core.in_vain.failed() if core.current.has_parked else RETRY_SECONDS
-    core.enter("waiting")
     text = "attempt {number} failed as the {times} before: the next is in {seconds:.0f} s"
     if core.failed.is_news(core.last_error):
         text = "attempt {number} failed: {error}; the next is in {seconds:.0f} s"
@@ -389,7 +413,7 @@ confirming = builder.state("confirming", _confirm)
 unanswered = builder.state("unanswered", _ask_again)
 finishing = builder.state("finishing", _finish_giving)
 waiting = builder.state("waiting", _again)
-redialling = builder.state("redialling", _dial)
+redialling = builder.state("redialling", _redial)
 given = builder.state("given")
 ended = builder.state("ended")
 
@@ -438,8 +462,7 @@ def _first_agreed(source: Source, core: Core) -> None:
 @dialling.upon(Source._hopeless).to(ended)
 def _first_failed(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """The first attempt's failure is the answer to the command, and the end."""
-    core.enter("ended")
-    core.abandon(failure.getErrorMessage())
+    _keep(core, failure.getErrorMessage())
     core.started.errback(failure)
 
 
@@ -452,32 +475,26 @@ def _first_failed(source: Source, core: Core, step: Step, failure: Failure) -> N
 def _given_up(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """Serve on, and don't try it again."""
     core.last_error = failure.getErrorMessage()
-    core.enter("ended")
-    core.abandon(core.last_error)
-    core.finished.errback(failure)
+    _keep(core, core.last_error)
+    core.finished.callback(Kept(core.last_error))
 
 
 @settling.upon(Source._only_copied).to(ended)
 def _copied_only(source: Source, core: Core, step: Step) -> None:
     """Without a handover: the destination has a copy, and the image stays here."""
-    core.enter("ended")
-    core.abandon("the copy is complete")
-    core.finished.callback(False)
+    _keep(core, "the copy is complete")
+    core.finished.callback(Copied())
 
 
 @finishing.upon(Source._finished).to(given)
 def _handed_over(source: Source, core: Core, step: Step) -> None:
-    # Before the lock is free: who waits for it asks then what came of this.
-    core.finished.callback(True)
-    core.current.close()
+    _give(core, GivenAway())
 
 
 @committing.upon(Source._failed).to(given)
 def _not_confirmed(source: Source, core: Core, step: Step, failure: Failure) -> None:
     """Keep the image closed whatever the reason: it may be the destination's."""
-    core.enter("given")
-    core.finished.errback(failure)
-    core.current.close()
+    _give(core, Unconfirmed(failures.reason(failure)))
 
 
 @confirming.upon(Source.leave).to(given)
@@ -496,27 +513,23 @@ def _stay_committed(core: Core, reason: str) -> None:
     """The image is the destination's, or will be once it is told: whoever serves it next here is
     told so by the journal.
     """
-    core.enter("given")
-    core.finished.errback(
-        Failure(
-            HandoverUncertain(
-                f"{core.terms.image.path} is committed to {core.terms.address}, which has not "
-                f"confirmed it ({reason}); a 'serve' of it will ask again"
-            )
-        )
+    text = (
+        f"{core.terms.image.path} is committed to {core.terms.address}, which has not confirmed it "
+        f"({reason}); a 'serve' of it will ask again"
     )
-    core.current.close()
+    _give(core, Unconfirmed(text))
 
 
 @new.upon(Source.cancel).to(ended)
 def _never_began(source: Source, core: Core, reason: str) -> None:
-    core.enter("ended")
+    _keep(core, reason)
     core.started.errback(Failure(Broken(reason)))
 
 
 @dialling.upon(Source.cancel).to(ended)
 def _break_first(source: Source, core: Core, step: Step, reason: str) -> None:
-    _stop(core, step, reason)
+    step.cancel()
+    _keep(core, reason)
     core.started.errback(Failure(Broken(reason)))
 
 
@@ -526,21 +539,31 @@ def _break_first(source: Source, core: Core, step: Step, reason: str) -> None:
 @parked.upon(Source.cancel).to(ended)
 @settling.upon(Source.cancel).to(ended)
 def _break(source: Source, core: Core, step: Step, reason: str) -> None:
-    _stop(core, step, reason)
-    core.finished.errback(Failure(Broken(reason)))
+    step.cancel()
+    _keep(core, reason)
+    core.finished.callback(Kept(reason))
 
 
 @waiting.upon(Source.cancel).to(ended)
 def _break_waiting(source: Source, core: Core, retry: IDelayedCall, reason: str) -> None:
     retry.cancel()
-    core.enter("ended")
-    core.finished.errback(Failure(Broken(reason)))
+    _keep(core, reason)
+    core.finished.callback(Kept(reason))
 
 
-def _stop(core: Core, step: Step, reason: str) -> None:
-    core.enter("ended")
-    step.cancel()
+def _keep(core: Core, reason: str) -> None:
+    """Enter ``ended``: clients go on."""
+    core.enter(SourceState.ENDED)
     core.abandon(reason)
+
+
+def _give(core: Core, ending: Ending) -> None:
+    """Enter ``given``, and tell so before the lock is free: who waits for it asks then what came
+    of this.
+    """
+    core.enter(SourceState.GIVEN)
+    core.finished.callback(ending)
+    core.current.close()
 
 
 SourceMachine = builder.build()

@@ -7,8 +7,9 @@ from html import escape
 
 from flexmigrate.telemetry.fields import values_of
 from flexmigrate.telemetry.history import History, Sample, Summary
-from flexmigrate.telemetry.report.plot import PHASES, draw
+from flexmigrate.telemetry.report.plot import STAGES, draw
 from flexmigrate.telemetry.report.subject import Subject
+from flexmigrate.telemetry.states import SourceState
 from flexmigrate.telemetry.terminal.progress import summary_line
 from flexmigrate.telemetry.units import count_text, duration_text, rate_text, size_text
 
@@ -78,7 +79,7 @@ def as_html(subject: Subject, history: History, summary: Summary) -> str:
             *_verdict(summary),
             *_key(),
             draw(history),
-            '<p class="soft">Above: rates. The strip: phases. Below: what was left to send.</p>',
+            '<p class="soft">Above: rates. The strip: stages. Below: what was left to send.</p>',
             *_facts(subject, summary),
             *_changes(history),
             "</body></html>",
@@ -101,7 +102,7 @@ def _key() -> Iterator[str]:
         line = f'<line class="{name} line" x1="0" y1="6" x2="24" y2="6"/>'
         yield f'<span><svg viewBox="0 0 24 12" aria-hidden="true">{line}</svg>{text}</span>'
     yield '</p><p class="key">'
-    for name in PHASES:
+    for name in STAGES:
         box = f'<rect class="{name}" width="24" height="12"/>'
         label = "clients parked, and the handover" if name == "parked" else name
         yield f'<span><svg viewBox="0 0 24 12" aria-hidden="true">{box}</svg>{label}</span>'
@@ -146,9 +147,11 @@ def _changes(history: History) -> Iterator[str]:
 def _event(change: Sample) -> str:
     if change.error is not None:
         return f"attempt failed: {change.error}"
-    if change.phase in ("copying", "converging") and change.pass_number:
-        return f"{change.phase}, pass {change.pass_number}"
-    return change.phase
+    name = change.state or change.phase
+    state = SourceState.named(name)
+    if state is not None and state.sends_passes and change.pass_number:
+        return f"{name}, pass {change.pass_number}"
+    return name
 
 
 def _text(text: str) -> str:

@@ -1,6 +1,6 @@
 """A migration's history as a plot in SVG: its rates, the remaining data, and its phases.
 
-One time axis carries three things: the rates, the remaining data, and between them the phases.
+One time axis carries three things: the rates, the remaining data, and between them the stages.
 Colours are the page's (``page.py``), by class, so that they fit a dark page as well as a light one.
 """
 
@@ -13,6 +13,7 @@ from html import escape
 from itertools import pairwise
 
 from flexmigrate.telemetry.history import History, Sample
+from flexmigrate.telemetry.states import SourceState, Stage
 from flexmigrate.telemetry.units import duration_text, rate_text, size_text
 
 # Pixels: the left margin has the numbers of the axes.
@@ -26,23 +27,13 @@ HEIGHT = 470
 # the noise of single requests.
 BINS, LEAST_BIN = 160, 0.2
 
-# A phase that is shorter than a pixel is the one that matters most: the one with clients parked.
+# A stage that is shorter than a pixel is the one that matters most: the one with clients parked.
 LEAST_WIDTH = 3.0
 
-_KNOWN = {
-    "dialling": "connecting",
-    "redialling": "connecting",
-    "copying": "copying",
-    "converging": "converging",
-    "waiting": "waiting",
-}
-PHASES = ("connecting", "copying", "converging", "parked", "waiting")
-"""The kinds of phases that are told apart by colours; all that are not known are ``parked``: parts
-of the handover."""
+STAGES = tuple(stage.value for stage in Stage)
+"""What is told apart by colours."""
 
-_LABEL = "rates, phases, and what was left to be sent, over time"
-
-_OVER = frozenset({"given", "ended"})
+_LABEL = "rates, stages, and what was left to be sent, over time"
 
 
 @dataclass(frozen=True)
@@ -103,20 +94,25 @@ def rates(
     return [run for run in found if run]
 
 
-def kind_of(phase: str) -> str:
-    """Return the one of `PHASES` as which a phase is drawn."""
-    return _KNOWN.get(phase, "parked")
+def stage_of(sample: Sample) -> str | None:
+    """Return the one of `STAGES` as which a sample is drawn; None where the migration is over.
+
+    States of another version are drawn as parts of the handover.
+    """
+    state = SourceState.named(sample.state or sample.phase)
+    stage = Stage.PARKED if state is None else state.stage
+    return None if stage is None else stage.value
 
 
-def phases(samples: Sequence[Sample]) -> Iterator[tuple[float, float, str]]:
-    """Yield the intervals with one kind of phase, as (begin, end, kind)."""
+def stages(samples: Sequence[Sample]) -> Iterator[tuple[float, float, str]]:
+    """Yield the intervals with one stage, as (begin, end, stage)."""
     begin: Sample | None = None
     for before, sample in pairwise([*samples, samples[-1]] if samples else []):
         begin = begin or before
-        same = kind_of(sample.phase) == kind_of(begin.phase) and sample.phase not in _OVER
-        if not same or sample is samples[-1]:
-            if begin.phase not in _OVER:
-                yield begin.seconds, sample.seconds, kind_of(begin.phase)
+        stage = stage_of(begin)
+        if stage_of(sample) != stage or sample is samples[-1]:
+            if stage is not None:
+                yield begin.seconds, sample.seconds, stage
             begin = None
 
 
@@ -168,7 +164,7 @@ def _left(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
 
 def _strip(samples: Sequence[Sample], time: Scale) -> Iterator[str]:
     # The shortest are drawn last, on top of their neighbours.
-    for begin, end, kind in sorted(phases(samples), key=lambda each: each[0] - each[1]):
+    for begin, end, kind in sorted(stages(samples), key=lambda each: each[0] - each[1]):
         width = max(time(end) - time(begin), LEAST_WIDTH)
         x = min(time(begin), WIDTH - RIGHT - width)
         yield (

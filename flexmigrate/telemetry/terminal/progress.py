@@ -1,6 +1,6 @@
 """A migration in a few lines, as far as its server's status tells: said honestly.
 
-What is known of the end differs from phase to phase, and so does what is shown. The first pass has
+What is known of the end differs from state to state, and so does what is shown. The first pass has
 so many bytes to send, and sends them: that is a bar, which only grows. What clients change
 meanwhile is the next pass's. From then on nobody knows how much will have to be sent, and there is
 no bar but the question itself: how long clients would be parked for what is left, and how long they
@@ -12,17 +12,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 
 from flexmigrate.telemetry.fields import Value
+from flexmigrate.telemetry.states import SourceState, Stage
 from flexmigrate.telemetry.units import count_text, duration_text, rate_text, size_text
 
 BAR = 24  # characters
 
-_DIALLING = frozenset({"dialling", "redialling"})
 _NO_END = "not converging"
 
 
 def topic_of(status: Mapping[str, Value]) -> tuple[Value | None, ...]:
     """Return the subject of a migration's lines; a new subject begins a new line."""
-    names = ("attempt", "phase", "pass", "write_limit", "verdict")
+    names = ("attempt", "state", "pass", "write_limit", "verdict")
     return tuple(_get(status, name) for name in names)
 
 
@@ -44,19 +44,23 @@ def _number(status: Mapping[str, Value], name: str) -> float:
 
 
 def _headline(status: Mapping[str, Value]) -> str:
-    phase = _get(status, "phase")
+    name = _get(status, "state") or _get(status, "phase")
+    state = SourceState.named(name)
     attempt = _number(status, "attempt")
     again = f"attempt {attempt:.0f}: " if attempt > 1 else ""
-    if phase in _DIALLING:
+    if state is SourceState.UNANSWERED:
+        return f"handed over, but not confirmed: {_get(status, 'error')}; it is asked again"
+    stage = Stage.PARKED if state is None else state.stage
+    if stage is Stage.CONNECTING:
         return f"{again}connecting to {_get(status, 'address')}"
-    if phase == "copying":
+    if stage is Stage.COPYING:
         return again + _copying(status)
-    if phase == "converging":
+    if stage is Stage.CONVERGING:
         return again + _converging(status)
-    if phase == "waiting":
+    if stage is Stage.WAITING:
         return f"attempt {attempt:.0f} failed, another follows: {_get(status, 'error')}"
     parked = duration_text(_number(status, "parked"))
-    return f"{again}handing over ({phase}); clients have been parked for {parked}"
+    return f"{again}handing over ({name}); clients have been parked for {parked}"
 
 
 def _copying(status: Mapping[str, Value]) -> str:

@@ -39,7 +39,7 @@ def _doing(status: Mapping[str, Value]) -> Iterator[str]:
         waited = duration_text(_number(status, "rebind_seconds"))
         yield f"can't open the serving address for {waited} now: {status.get('rebind_error')}"
     elif phase is not None:
-        yield str(phase)
+        yield str(status.get("listening_state", phase))
     yield from _before(status)
 
 

@@ -5,7 +5,6 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 640, COLUMNS = 64;
-const PHASES = ["connecting", "copying", "converging", "parked", "waiting"];
 
 const byId = (id) => document.getElementById(id);
 
@@ -41,14 +40,14 @@ function duration(seconds) {
 // One migration
 
 function progress(status, map) {
-  if (/^(given|ended)$/.test(status.migration_phase || "")) return null;
+  if (!status.is_mirroring && map.received === undefined) return null; // it is over
   if (status.migration_pass_size) return status.migration_pass_sent / status.migration_pass_size;
   return map.received === undefined ? null : status.covered_bytes / status.size;
 }
 
 const FACTS = [
-  ["phase", "migration_phase", String],
-  ["state", "listening_phase", String],
+  ["state", "migration_state", String],
+  ["state", "listening_state", String],
   ["sender", "sender", String],
   ["received", "covered_bytes", bytes],
   ["pass", "migration_pass", String],
@@ -176,8 +175,8 @@ function article(told) {
     made.append(element("h3", {}, "Over time"), plot(told.plot));
     made.append(key(["sent", "sent a second"], ["changed", "changed by clients a second"],
       ["bytes_left", "still to send"]));
-    const there = PHASES.filter((kind) => told.plot.phases.some(([each]) => each === kind));
-    made.append(key(...there.map((kind) => [`phase-${kind}`, kind])));
+    const there = new Set(told.plot.phases.map(([kind]) => kind).filter((kind) => kind !== null));
+    made.append(key(...[...there].map((kind) => [`phase-${kind}`, kind])));
     for (const [at, error] of told.plot.failures) {
       made.append(element("p", { class: "note bad" }, `after ${duration(at)}: ${error}`));
     }
@@ -198,7 +197,7 @@ function article(told) {
 // The server
 
 function state(each) {
-  if (each.listening_phase && !each.has_control) return each.listening_phase;
+  if (each.listening_state && !each.has_control) return each.listening_state;
   if (each.is_mirroring) return "migrating";
   return each.verdict ? `migration ${each.verdict}` : "served";
 }

@@ -12,6 +12,7 @@ from twisted.trial.unittest import SynchronousTestCase
 from flexmigrate.errors import Broken, ImageLost, MigrationError
 from flexmigrate.migration.request import Action, ConvergeChange, ConvergeConfig
 from flexmigrate.migration.source.convergence import Convergence
+from flexmigrate.migration.source.ending import Copied, GivenAway, Kept, Unconfirmed
 from flexmigrate.migration.source.environment import Timeouts
 from flexmigrate.migration.source.handover import (
     HandoverTerms,
@@ -22,6 +23,7 @@ from flexmigrate.migration.source.handover import (
 from flexmigrate.migration.source.machine import RETRY_SECONDS, Core, Source, SourceMachine
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.migration.source.rate import RateLimit
+from flexmigrate.telemetry.states import SOURCE_STATES, SourceState
 from support.machines import state_of, states, undeclared
 
 STEPS = ("dial", "copy", "converge", "finish", "settle", "commit", "confirm", "finish_giving")
@@ -36,7 +38,6 @@ STATES = {
     "confirm": "confirming",
     "finish_giving": "finishing",
 }
-PHASES = {**STATES, "confirm": "committing", "finish_giving": "given"}
 
 
 class RecordedAttempt:
@@ -116,7 +117,7 @@ class RecordedCore(Core):
     plain: bool
 
     def new_attempt(self) -> Any:
-        self.attempts += 1
+        self.begin_attempt()
         attempt: Any = RecordedAttempt(self.log, self.instant, self.plain)
         self.attempt = attempt
         return attempt
@@ -155,7 +156,10 @@ class Scene:
 
     @property
     def state(self) -> str:
-        return state_of(self.source)
+        """The machine's state, which the core has to tell as it is."""
+        state = state_of(self.source)
+        assert self.core.state.label == state, (self.core.state, state)
+        return state
 
     @property
     def attempt(self) -> RecordedAttempt:
@@ -241,6 +245,10 @@ UNREACHABLE: dict[str, tuple[str, set[str]]] = {
 
 
 class TableTests(SynchronousTestCase):
+    def test_every_state_can_be_told(self) -> None:
+        self.assertEqual({state.label for state in SourceState}, states(SourceMachine))
+        self.assertEqual({state.phase for state in SourceState} - set(SOURCE_STATES), set())
+
     def test_every_pair_is_declared_or_has_a_reason_not_to_be(self) -> None:
         explained = {(state, name) for name, (_, where) in UNREACHABLE.items() for state in where}
         self.assertEqual(undeclared(SourceMachine, Source), explained)
@@ -253,19 +261,18 @@ class WayTests(SynchronousTestCase):
             steps = [step for step in STEPS if step != "confirm" or not plain]
             for step in steps:
                 self.assertEqual(scene.state, STATES[step])
-                self.assertEqual(scene.core.phase, PHASES[step])
                 self.assertEqual(len(scene.outcomes["started"]), step != "dial")
                 self.assertEqual(scene.outcomes["finished"], [])
                 scene.succeed()
             self.assertEqual(scene.state, "given")
-            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [GivenAway()]})
             self.assertEqual(scene.log, [*steps, "close"])
 
     def test_an_image_that_is_lost_is_not_tried_again(self) -> None:
         for step in ("copy", "converge", "finish", "settle", "commit"):
             scene = Scene().until(step).fail(ImageLost("it is gone"))
             self.assertEqual(scene.state, "ended")
-            self.assertIsInstance(scene.error("finished"), ImageLost)
+            self.assertEqual(scene.outcomes["finished"], [Kept("it is gone")])
             self.assertEqual(scene.core.last_error, "it is gone")
             self.assertEqual(scene.log[-1], "abandon: it is gone")
             self.assertEqual(scene.clock.getDelayedCalls(), [])
@@ -279,13 +286,24 @@ class WayTests(SynchronousTestCase):
         self.assertEqual(scene.state, "ended")
         self.assertIsInstance(scene.error("started"), ImageLost)
 
-    def test_whoever_looks_on_is_told_of_each_phase(self) -> None:
+    def test_whoever_looks_on_is_told_of_each_state(self) -> None:
         scene = Scene()
         seen: list[str] = []
-        scene.core.progress.changed = lambda: seen.append(scene.core.phase)
+        scene.core.progress.changed = lambda: seen.append(scene.core.state.label)
         scene.start().until("copy").fail()
         scene.clock.advance(RETRY_SECONDS)
-        self.assertEqual(seen, ["dialling", "copying", "waiting", "dialling"])
+        self.assertEqual(seen, ["dialling", "copying", "waiting", "redialling"])
+
+    def test_that_it_is_asked_again_and_again_is_told_once(self) -> None:
+        scene = Scene().until("commit")
+        seen: list[str] = []
+        scene.core.progress.changed = lambda: seen.append(scene.core.state.label)
+        scene.succeed()
+        for _ in range(3):
+            scene.fail(NotConfirmed("silence"))
+            scene.clock.advance(RETRY_SECONDS)
+        scene.succeed().succeed()
+        self.assertEqual(seen, ["confirming", "unanswered", "finishing", "given"])
 
     def test_what_came_of_it_is_told_before_the_lock_is_free(self) -> None:
         for step, end in (("finish_giving", Scene.succeed), ("commit", Scene.fail)):
@@ -301,13 +319,13 @@ class WayTests(SynchronousTestCase):
         scene = Scene(Action.NOTHING).until("finish").succeed()
         self.assertEqual(scene.state, "ended")
         self.assertEqual(scene.log, [*STEPS[:4], "abandon: the copy is complete"])
-        self.assertEqual(scene.outcomes["finished"], [False])
+        self.assertEqual(scene.outcomes["finished"], [Copied()])
 
     def test_with_steps_that_end_at_once(self) -> None:
         for plain in (False, True):
             scene = Scene(plain=plain, **dict.fromkeys(STEPS)).start()
             self.assertEqual(scene.state, "given")
-            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [GivenAway()]})
 
     def test_with_steps_of_which_one_fails_at_once(self) -> None:
         for failing in UNDONE:
@@ -354,7 +372,7 @@ class FirstAttemptTests(SynchronousTestCase):
             self.assertEqual(scene.state, "waiting")
             scene.clock.advance(RETRY_SECONDS)
             scene.until("finish_giving").succeed()
-            self.assertEqual(scene.outcomes, {"started": [None], "finished": [True]})
+            self.assertEqual(scene.outcomes, {"started": [None], "finished": [GivenAway()]})
             self.assertEqual(scene.core.attempts, 3)
 
     def test_those_that_clients_had_to_wait_for_are_retried_later_and_later(self) -> None:
@@ -404,12 +422,15 @@ class HandoverTests(SynchronousTestCase):
         self.assertEqual(scene.log[-1], "abandon: the file is busy")
 
     def test_that_may_have_happened_ends_serving(self) -> None:
-        for error in (HandoverUncertain("who knows"), OSError(5, "I/O error"), CancelledError()):
+        for error, reason in (
+            (HandoverUncertain("who knows"), "who knows"),
+            (OSError(5, "I/O error"), "I/O error"),
+            (CancelledError(), "CancelledError"),
+        ):
             scene = Scene().until("commit").fail(error)
             self.assertEqual(scene.state, "given")
-            self.assertIs(scene.error("finished"), error)
+            self.assertEqual(scene.outcomes["finished"], [Unconfirmed(reason)])
             self.assertEqual(scene.log[-1], "close")
-            self.assertEqual(scene.core.phase, "given")
             self.assertNotIn("abandon", " ".join(scene.log))
 
     def test_can_not_be_broken_off_once_it_was_begun(self) -> None:
@@ -420,19 +441,19 @@ class HandoverTests(SynchronousTestCase):
             self.assertNotIn("cancelled", " ".join(scene.log))
             scene.until("finish_giving").succeed()
             scene.source.cancel("much too late")
-            self.assertEqual(scene.outcomes["finished"], [True])
+            self.assertEqual(scene.outcomes["finished"], [GivenAway()])
 
     def test_is_asked_about_each_second_until_it_is_confirmed(self) -> None:
         scene = Scene().until("confirm")
         for _ in range(100):
             scene.fail(NotConfirmed("silence"))
-            self.assertEqual((scene.state, scene.core.phase), ("unanswered", "committing"))
+            self.assertEqual(scene.state, "unanswered")
             self.assertEqual(scene.log[-1], "let go: silence")
             scene.source.cancel("too late")
             scene.clock.advance(RETRY_SECONDS)
-            self.assertEqual((scene.state, scene.core.phase), ("confirming", "committing"))
+            self.assertEqual(scene.state, "confirming")
         scene.until("finish_giving").succeed()
-        self.assertEqual(scene.outcomes["finished"], [True])
+        self.assertEqual(scene.outcomes["finished"], [GivenAway()])
         self.assertNotIn("abandon", " ".join(scene.log))
         self.assertEqual(scene.core.attempts, 1)
 
@@ -443,7 +464,7 @@ class HandoverTests(SynchronousTestCase):
 
     def test_an_error_in_cleaning_up_does_not_deny_it(self) -> None:
         scene = Scene().until("finish_giving").fail(ZeroDivisionError())
-        self.assertEqual(scene.outcomes["finished"], [True])
+        self.assertEqual(scene.outcomes["finished"], [GivenAway()])
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
     def test_a_process_that_ends_leaves_it_committed(self) -> None:
@@ -451,9 +472,10 @@ class HandoverTests(SynchronousTestCase):
         for scene in (asked, waiting):
             scene.source.cancel("SIGTERM")
             scene.source.leave("SIGTERM")
-            self.assertEqual((scene.state, scene.core.phase), ("given", "given"))
-            text = str(scene.error("finished"))
-            self.assertRegex(text, "disk.img is committed to 192.0.2.2:1, .*SIGTERM")
+            self.assertEqual(scene.state, "given")
+            (ending,) = scene.outcomes["finished"]
+            self.assertEqual((ending.verdict, ending.gave_away), ("unconfirmed", True))
+            self.assertRegex(ending.reason, "disk.img is committed to 192.0.2.2:1, .*SIGTERM")
             self.assertEqual(scene.clock.getDelayedCalls(), [])
             self.assertEqual(scene.log[-1], "close")
 
@@ -466,9 +488,12 @@ class HandoverTests(SynchronousTestCase):
 
 class CancelTests(SynchronousTestCase):
     def assert_broken(self, scene: Scene, which: str) -> None:
-        self.assertEqual((scene.state, scene.core.phase), ("ended", "ended"))
-        self.assertIsInstance(scene.error(which), Broken)
-        self.assertEqual(str(scene.error(which)), "because")
+        self.assertEqual(scene.state, "ended")
+        if which == "finished":
+            self.assertEqual(scene.outcomes[which], [Kept("because")])
+        else:
+            self.assertIsInstance(scene.error(which), Broken)
+            self.assertEqual(str(scene.error(which)), "because")
         self.assertEqual(scene.clock.getDelayedCalls(), [])
         scene.source.cancel("again")
         scene.clock.advance(10 * RETRY_SECONDS)

@@ -13,8 +13,9 @@ from flexmigrate.telemetry.fields import documented
 from flexmigrate.telemetry.history import History, Sample, Summary
 from flexmigrate.telemetry.report.document import FORMAT, VERSION, as_json
 from flexmigrate.telemetry.report.page import MOST_ROWS, as_html
-from flexmigrate.telemetry.report.plot import HEIGHT, WIDTH, draw, kind_of, phases, rates
+from flexmigrate.telemetry.report.plot import HEIGHT, WIDTH, draw, rates, stage_of, stages
 from flexmigrate.telemetry.report.subject import Subject
+from flexmigrate.telemetry.states import SourceState
 
 MIB = 1 << 20
 SUBJECT = Subject("0.1", "/images/<vm>&.img", "", 64 * MIB, "exit", "2025-01-31T12:00:00+00:00")
@@ -67,7 +68,7 @@ class PlotTests(SynchronousTestCase):
         )
 
     def test_phases_follow_each_other_without_gaps(self) -> None:
-        found = list(phases(list(history().changes)))
+        found = list(stages(list(history().changes)))
         self.assertEqual(
             [kind for _, _, kind in found],
             ["connecting", "copying", "waiting", "connecting", "copying", "converging", "parked"],
@@ -76,8 +77,11 @@ class PlotTests(SynchronousTestCase):
             [end for _, end, _ in found], [begin for begin, _, _ in found[1:]] + [10.0]
         )
 
-    def test_a_phase_that_is_not_known_is_a_part_of_the_handover(self) -> None:
-        self.assertEqual(kind_of("of a later version"), "parked")
+    def test_each_state_is_drawn_but_those_in_which_it_is_over(self) -> None:
+        for state in SourceState:
+            stage = stage_of(sample(0.0, state.phase, state=state.label))
+            self.assertEqual(stage is None, state.is_over)
+        self.assertEqual(stage_of(sample(0.0, "of a later version")), "parked")
 
     def test_everything_is_drawn_inside_the_drawing(self) -> None:
         for each in (history(), History(), one_sample()):
