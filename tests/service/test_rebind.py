@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from twisted.internet.defer import CancelledError, Deferred, fail, succeed
@@ -140,14 +141,14 @@ class CancelTests(SynchronousTestCase):
         self.assertNoResult(scene.core.bound)
 
     def test_in_a_try_that_ends_all_the_same(self) -> None:
-        for end in (
+        ends: tuple[Callable[[Deferred[Any]], None], ...] = (
             lambda d: d.callback(None),
             lambda d: d.errback(cannot_listen(errno.EADDRINUSE)),
             lambda d: d.errback(cannot_listen(errno.EAFNOSUPPORT)),
-        ):
+        )
+        for end in ends:
             scene = Scene()
-            scene._listen = lambda end=end: Deferred(end)  # type: ignore[method-assign]
-            scene.core.listen = scene._listen
+            scene.core.listen = partial(Deferred, end)
             scene.rebind.start()
             scene.rebind.cancel()
             self.assert_over(scene, 0)
