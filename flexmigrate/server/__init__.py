@@ -1,3 +1,3 @@
-"""Serving exports to NBD clients: Twisted protocols and factories over the sans-IO wire and an
+"""The NBD server: Twisted protocols and factories that connect ``wire`` with an
 image.
 """

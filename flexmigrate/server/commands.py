@@ -1,9 +1,9 @@
-"""The commands that may wait for the disk, or that come seldom: carried out off the reactor's
+"""The commands that may wait for the disk, or are rare: carried out off the reactor's
 thread, then answered.
 
-Each begins at ``begin``; its answer goes out by itself, in whatever order they end. A change is
+Each begins with ``begin``, and is answered when it ends, in any order. A change is
 marked with the export's observer after it is done, or failed in part, and before it is answered.
-Requests were judged before they come here.
+Requests were checked before they come here.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ SMALL_READ = 64 * 1024
 # have more under way; the rest waits in its socket.
 MAX_UNDER_WAY = 64
 
-# What long reads of one connection may hold of this process's memory, in bytes, before no further
+# Bytes of this process's memory that long reads of one connection may hold before no further
 # request is taken: as much as the longest request that we advertise. Such reads are those of
-# devices; what is in a file is sent from the page cache. A request that was taken with nearly all
+# devices; a file is sent from the page cache. A request that was taken with nearly all
 # of this in use may hold MAX_REQUEST bytes more.
 MOST_HELD = MAX_PAYLOAD
 
@@ -60,31 +60,31 @@ class Requests(Protocol):
     """The transmission whose commands these are."""
 
     def hold(self, reason: int) -> None:
-        """Take no further request."""
+        """Take no more requests."""
 
     def release(self, reason: int) -> None:
-        """Go on."""
+        """Go on taking requests."""
 
     def changed(self, length: int) -> None:
-        """A change of so many bytes is done."""
+        """Note that a change of so many bytes is done."""
 
     def idle(self) -> None:
-        """Nothing is under way any more."""
+        """Note that no request is in progress any more."""
 
 
 class FailingWrite(Protocol):
-    """A write that arrives in pieces."""
+    """A write whose payload arrives in pieces."""
 
     def fail(self, error: OSError) -> None:
-        """One of them could not be written."""
+        """Note that a piece could not be written."""
 
 
 class Commands:
     """The requests of one connection that are not answered yet.
 
     :param about: the connection, for logs.
-    :ivar under_way: requests that are with the thread pool.
-    :ivar cold: short reads that would have to wait for the disk, for ``begin_reads``.
+    :ivar under_way: the number of requests that are with the thread pool.
+    :ivar cold: short reads that have to wait for the disk, for ``begin_reads``.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class Commands:
         self.under_way = 0
 
     def begin(self, command: int, flags: int, cookie: int, offset: int, length: int) -> None:
-        """Begin a request that was judged acceptable and has no payload."""
+        """Begin a request that was accepted and has no payload."""
         if not length and command != Command.FLUSH:
             self._reply_empty(command, cookie, offset)
         else:
@@ -232,7 +232,7 @@ class Commands:
             outlet.send(closing)
 
     def read_cold(self, cookie: int, offset: int, length: int) -> None:
-        """Take note of a short read that would have had to wait for the disk; ``begin_reads``
+        """Queue a short read that has to wait for the disk; ``begin_reads``
         begins it.
         """
         cold = self.cold
@@ -241,7 +241,7 @@ class Commands:
             self._requests.hold(Holds.UNDER_WAY)
 
     def begin_reads(self) -> None:
-        """Read what ``read_cold`` took note of, all of it at a time; there must be something."""
+        """Begin all queued short reads at once; there must be some."""
         cold, self.cold = self.cold, []
         self._more(len(cold))
         whole = not self._style.fragments
@@ -266,7 +266,7 @@ class Commands:
             self._fewer(len(outcomes))
 
     def reply_hole(self, cookie: int, offset: int, length: int) -> None:
-        """Answer a read of nothing but a hole."""
+        """Answer a read that lies in a hole."""
         self._send(self._hole(cookie, offset, length))
 
     def _hole(self, cookie: int, offset: int, length: int) -> bytes:
@@ -346,7 +346,7 @@ class Commands:
         self._later(cookie, offset, length, self._sync(), self._reply_ok)
 
     def _sync(self) -> Deferred[None]:
-        """Flush, and tell the observer if that fails: nobody knows which change was lost."""
+        """Flush, and tell the observer if that fails: it is unknown which change was lost."""
 
         def spoil(failure: Failure) -> Failure:
             if self._export.observer is not None and failure.value is not None:
@@ -421,7 +421,7 @@ class Commands:
         result: Deferred[Any],
         answer: Callable[[int, int, Any], None],
     ) -> None:
-        """Answer once *result* is there; the others go on meanwhile."""
+        """Answer once *result* is there; other requests go on meanwhile."""
         self._begun(result)
         result.addCallbacks(
             lambda value: answer(cookie, offset, value),
@@ -485,7 +485,7 @@ class Commands:
         self._send(self._style.ok(cookie, offset))
 
     def refuse(self, cookie: int, offset: int, refusal: Refusal) -> None:
-        """Tell the client that a request isn't carried out, and why."""
+        """Refuse a request, with a reason for the client."""
         self._log.info("request refused: {text}", text=refusal.text)
         self._send(self._style.error(cookie, offset, refusal.code, refusal.text))
 
@@ -497,7 +497,7 @@ class Commands:
         error.
         """
         if isinstance(error, NotBegun):
-            return  # and nobody is there to be told
+            return  # the client is gone
         self._export.look()
         code = to_nbd(error)
         self._log.error(
@@ -510,7 +510,7 @@ class Commands:
         self._send(self._style.error(cookie, offset, code, os.strerror(code)))
 
     def _as_os_error(self, failure: Failure) -> OSError:
-        """Return what to tell the client; logged where it is not the disk's error but our bug."""
+        """Return the error for the client; log it if it is a bug instead of the disk's error."""
         if isinstance(failure.value, OSError):
             return failure.value
         self._log.failure("a request failed with an unexpected error", failure)

@@ -1,9 +1,9 @@
-"""One client: a Twisted protocol that negotiates, then lets requests through to its export.
+"""A client's connection: a Twisted protocol that negotiates, then passes requests to an export.
 
-It owns what belongs to the transport: where received bytes go, when receiving stops and goes on,
-and when the connection ends. It works on any transport: a stream transport fills its buffer
-(``get_buffer``), any other calls ``dataReceived``, which fills the same buffer by copying. From
-there on there is one way.
+It handles the transport: the buffer for received bytes, pausing and resuming reception,
+and the connection's end. It works on any transport: a stream transport fills its buffer
+(``get_buffer``), any other calls ``dataReceived``, which copies into the same buffer. From
+there on both are the same.
 """
 
 from __future__ import annotations
@@ -36,29 +36,29 @@ from flexmigrate.wire.requests import Refusal
 if TYPE_CHECKING:
     from flexmigrate.server.factory import NBDServerFactory
 
-# Bytes that are received at once while negotiating, and TLS records, too: what stands behind an
+# Bytes that are received at once while negotiating, also of TLS records: data after an
 # option is kept until its answer is read.
 HAGGLED_AT_ONCE = 16 * 1024
 
-# How long a connection that we close may take to read what was sent to it before, in seconds.
+# Seconds in which a peer may still read sent data when we close the connection.
 LINGER_SECONDS = 5.0
 
-# The same for one whose client said DISC, with replies that it asked for still on their way: as
+# The same for a client that sent DISC, with replies still on their way: as
 # long as it takes to notice that it has vanished (net.tuning).
 GOODBYE_SECONDS = 60.0
 
 
 DISMISS_SECONDS = 1.0
-"""How long a sender that is dismissed may take to read why, and to leave."""
+"""Seconds in which a dismissed sender may read the reason, and disconnect."""
 
 
 @implementer(IBufferedProtocol, IGatheringProtocol, IPushProducer)
 class NBDServerProtocol(Protocol):
     """A client's connection.
 
-    :ivar number: tells connections of one server apart, in logs.
-    :ivar address: where the client is, for logs: host and port, or ``unix``.
-    :ivar export: the export that it reached, or None while it negotiates.
+    :ivar number: the number of the connection, in logs.
+    :ivar address: the client's address, for logs: host and port, or ``unix``.
+    :ivar export: the export that it uses, or None while it negotiates.
     :ivar agreement: what was negotiated, or None until then.
     :ivar age: ticks of the factory's clock for which its current request has been incomplete.
     """
@@ -85,10 +85,10 @@ class NBDServerProtocol(Protocol):
         self._handshake = handshake
         self._transmission: Transmission | None = None
         self._outlet: Any = None  # an IOutlet, once there is a transmission
-        self._left = b""  # received, but not a whole request yet, or held back
-        self._behind = memoryview(b"")  # received behind that, where it was more than is served
-        self._gathered: list[bytes] | None = None  # received, while more is about to come
-        self._has_begun = False  # its first request was let through
+        self._left = b""  # received, but incomplete or held back
+        self._behind = memoryview(b"")  # received after that, if it was too much to serve
+        self._gathered: list[bytes] | None = None  # received, while more is coming
+        self._has_begun = False  # its first request was accepted
         self._serving = False
         self._resumed = False  # a hold was released
         self._paused = False
@@ -108,13 +108,13 @@ class NBDServerProtocol(Protocol):
 
     @property
     def log_about(self) -> Mapping[str, str]:
-        """Its number and address: see ``log.layouts.About``."""
+        """The connection's number and address: see ``log.layouts.About``."""
         return {"client": f"{self.number} {self.address}"}
 
     # The beginning
 
     def connectionMade(self) -> None:
-        """Greet the client, and give it a limited time to choose an export."""
+        """Send the greeting, and start the time limit for choosing an export."""
         self._connected = True
         tune(self.transport)
         self.factory.connected(self)
@@ -145,7 +145,7 @@ class NBDServerProtocol(Protocol):
             self._negotiate(b"")
 
     def _answers_are_read(self) -> None:
-        """All that was answered has left."""
+        """Go on with the negotiation: all answers have left."""
         self._unread = False
         if self._ending:
             return
@@ -159,7 +159,7 @@ class NBDServerProtocol(Protocol):
 
     def _negotiation_timed_out(self) -> None:
         self._negotiation_timeout = None
-        self.end("it did not choose an export in time")
+        self.end("the client did not choose an export in time")
 
     def _react(self, events: list[Any]) -> None:
         for event in events:
@@ -179,7 +179,7 @@ class NBDServerProtocol(Protocol):
                 self.end(event.reason)
 
     def _transmit(self, agreement: Agreement) -> None:
-        """Negotiation is over: the first requests may have come behind it."""
+        """Begin the transmission phase; the first requests may have come already."""
         if self._negotiation_timeout is not None:
             self._negotiation_timeout.cancel()
             self._negotiation_timeout = None
@@ -199,13 +199,13 @@ class NBDServerProtocol(Protocol):
             self._serve_left()
 
     def _take_records(self, size: int) -> None:
-        """Have a stream transport receive so many bytes of TLS records at once."""
+        """Make a stream transport receive so many bytes of TLS records at once."""
         stream: Any = self.transport
         if IOutlet.providedBy(self.transport) and stream.TLS:
             stream.bufferSize = size
 
     def _wait_for(self, recorded: Deferred[None] | None) -> None:
-        """Take no request before what the session has to do first is done."""
+        """Hold requests until the session's preparations are done."""
         if recorded is None:
             return
         assert self._transmission is not None
@@ -217,7 +217,7 @@ class NBDServerProtocol(Protocol):
             self._transmission.release(reason)
 
     def _not_recorded(self, failure: Failure) -> None:
-        failures.tell(self.log, "what it agreed on can't be kept", failure)
+        failures.tell(self.log, "cannot keep to what was negotiated", failure)
         self.abort(failures.reason(failure))
 
     # Receiving
@@ -234,18 +234,18 @@ class NBDServerProtocol(Protocol):
 
     @property
     def waits(self) -> bool:
-        """Whether something of this client's is with the disk."""
+        """Whether a request of this client waits for the disk."""
         return self._transmission is not None and self._transmission.commands.under_way > 0
 
     def buffer_updated(self, size: int) -> None:
-        """*size* bytes were received behind what was left."""
+        """Take *size* received bytes, after those left from before."""
         if self._transmission is None:
             self._negotiate(self._scratch.received_view[:size])
         else:
             self._serve(len(self._left) + size)
 
     def dataReceived(self, data: bytes) -> None:
-        """Any other transport's way: copy into the same buffer, as often as it takes."""
+        """Copy data from any other transport into the same buffer, piece by piece."""
         if self._gathered is None:
             self._receive(data)
         else:
@@ -275,11 +275,11 @@ class NBDServerProtocol(Protocol):
             rest = rest[size:]
             self.buffer_updated(size)
         if rest and not self._transmission.holds & Holds.ENDING:
-            # Such a transport may hand over more than was asked for; it is paused now.
+            # Such a transport may deliver more data although it is paused.
             self._behind = memoryview(b"".join((self._behind, rest)))
 
     def _serve(self, end: int) -> None:
-        """Let the transmission have the buffer's first *end* bytes, and keep what it leaves."""
+        """Let the transmission serve the buffer's first *end* bytes, and keep the rest."""
         transmission = self._transmission
         assert transmission is not None
         assert self.export is not None
@@ -302,7 +302,7 @@ class NBDServerProtocol(Protocol):
             self._apply_holds(transmission.holds)
 
     def _serve_left(self) -> None:
-        """Go on with what was held back, buffer by buffer: a plain transport may leave more."""
+        """Serve held back data, buffer by buffer: a plain transport may leave more."""
         transmission = self._transmission
         assert transmission is not None
         buffer = self._scratch.received_view
@@ -317,7 +317,7 @@ class NBDServerProtocol(Protocol):
             if not self._behind or transmission.holds or not progress:
                 return
 
-    # Holding: the transmission says when, the transport does it
+    # Holding: the transmission decides, the transport does it
 
     def pause(self) -> None:
         """See ``transmission.TransmissionHost``; while requests are served, ``_serve`` sees to it
@@ -358,7 +358,7 @@ class NBDServerProtocol(Protocol):
                 self.transport.resumeProducing()
 
     def pauseProducing(self) -> None:
-        """The transport can't send: the client doesn't read its replies, so it isn't read from
+        """Stop receiving: the client doesn't read its replies, so its requests aren't read,
         either.
         """
         if self._transmission is not None:
@@ -367,14 +367,14 @@ class NBDServerProtocol(Protocol):
             self._unread = True
 
     def resumeProducing(self) -> None:
-        """The transport can send again."""
+        """Go on receiving: the transport can send again."""
         if self._transmission is not None:
             self._transmission.release(Holds.OUTPUT)
         else:
             self._answers_are_read()
 
     def stopProducing(self) -> None:
-        """The transport is gone; ``connectionLost`` follows."""
+        """Do nothing: the transport is gone, and ``connectionLost`` follows."""
 
     def park(self) -> None:
         """See ``export.Gated``."""
@@ -412,7 +412,7 @@ class NBDServerProtocol(Protocol):
         self._drop_backlog()
         self._transmission.gone()
         if not self._ending:
-            self.abort("its client has hung up, and another is here")
+            self.abort("its client has hung up, and has another connection")
 
     def _drop_backlog(self) -> None:
         self._left = b""
@@ -447,7 +447,7 @@ class NBDServerProtocol(Protocol):
         return True
 
     def probe(self) -> None:
-        """Find out soon whether the client is there still."""
+        """Check soon whether the client is still there."""
         probe(self.transport)
 
     def fail_changes(self, error: OSError) -> None:
@@ -470,7 +470,7 @@ class NBDServerProtocol(Protocol):
         """
         if not self._connected or self._ending or self._dismissal is not None:
             return
-        self.log.info("turning it away: {reason}", reason=reason)
+        self.log.info("refusing all requests: {reason}", reason=reason)
         self.turn_away(ErrorCode.ESHUTDOWN, reason)
         self._dismissal = self.factory.reactor.callLater(DISMISS_SECONDS, self._dismissed, reason)
 
@@ -484,7 +484,7 @@ class NBDServerProtocol(Protocol):
         return self._transmission.served if self._transmission is not None else 0
 
     def changed(self, length: int) -> None:
-        """The client changed something: where a migration limits that, it pays by waiting."""
+        """Charge the client for a change: if a migration throttles writers, it has to wait."""
         assert self.export is not None
         if self.export.throttle is not None and self._connected:
             self.export.throttle.charge(self)
@@ -521,7 +521,7 @@ class NBDServerProtocol(Protocol):
     # The end
 
     def disconnect_requested(self) -> None:
-        """The client said DISC, and all it asked for is done: the session decides what that
+        """Handle DISC, once all requests are done: the session decides what it
         means.
         """
         settled: Deferred[bool] = self.factory.session.disconnecting(self)
@@ -533,12 +533,12 @@ class NBDServerProtocol(Protocol):
             self.log.info("disconnected")
             self._close(GOODBYE_SECONDS)
         else:
-            # A reset, where a peer that waits for the outcome would read a plain close as consent.
+            # A reset: a peer that waits for the result would take a plain close for consent.
             self.abort("its DISC is not accepted")
 
     def _settling_failed(self, failure: Failure) -> None:
-        failures.tell(self.log, "it said DISC, and settling that failed", failure)
-        self.abort("its DISC could not be settled")
+        failures.tell(self.log, "DISC could not be handled", failure)
+        self.abort("its DISC could not be handled")
 
     def broken(self, reason: str) -> None:
         """See ``transmission.TransmissionHost``."""
@@ -550,14 +550,14 @@ class NBDServerProtocol(Protocol):
         """
         if self._dismissal is not None:
             return
-        self.log.info("closing it: {reason}", reason=reason)
+        self.log.info("closing the connection: {reason}", reason=reason)
         self._close(LINGER_SECONDS)
 
     def _close(self, linger: float) -> None:
         """Close the connection once what was sent has left, or after *linger* seconds."""
         if self._stop():
             self._linger = self.factory.reactor.callLater(
-                linger, self.abort, "it doesn't read its replies"
+                linger, self.abort, "the client doesn't read its replies"
             )
             if self._outlet is not None:
                 self._outlet.finish()
@@ -566,13 +566,13 @@ class NBDServerProtocol(Protocol):
                 self.transport.loseConnection()
 
     def abort(self, reason: str) -> None:
-        """Close the connection at once."""
-        self.log.info("closing it at once: {reason}", reason=reason)
+        """Abort the connection."""
+        self.log.info("aborting the connection: {reason}", reason=reason)
         self._stop()
         self.transport.abortConnection()
 
     def _stop(self) -> bool:
-        """Take nothing more; return whether the connection is there and was not ending before."""
+        """Stop receiving; return whether the connection is open and was not ending before."""
         if not self._connected or self._ending:
             return False
         self._ending = True
@@ -583,7 +583,7 @@ class NBDServerProtocol(Protocol):
         return True
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
-        """Nothing of this client's remains but what is under way at the disk."""
+        """Clean up; only calls that are with the disk go on."""
         self._connected = False
         self._drop_backlog()
         for timer in (self._negotiation_timeout, self._turn, self._linger, self._dismissal):

@@ -1,6 +1,6 @@
 """The answers to BLOCK_STATUS: the extents of a range as a meta context describes them.
 
-No I/O: the extents were looked up before, where that might have waited for the disk.
+No I/O: the extents were looked up before.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from flexmigrate.image.extents import Extent
 from flexmigrate.wire.constants import AllocationFlag
 
 # Descriptors in one answer. The specification's limit is 2**20; this many are 8 KiB (16 KiB
-# extended) in one reply, and a client asks again from where it ended. To make the answer takes half
+# extended) in one reply, and a client asks again for the rest. To make the answer takes half
 # a millisecond, for which others wait.
 MAX_DESCRIPTORS = 1024
 
@@ -28,9 +28,9 @@ _HOLE = int(AllocationFlag.HOLE | AllocationFlag.ZERO)
 
 
 def parse_filter(payload: bytes, known: Container[int]) -> tuple[int, list[int]]:
-    """Return the effect length (bytes) and the context ids that a BLOCK_STATUS payload asks for.
+    """Return the effect length (bytes) and the context ids in a BLOCK_STATUS payload.
 
-    There are no ids where it isn't a list of different ones that are all *known*.
+    Without ids if it isn't a list of different ids that are all *known*.
     """
     rest = payload[_EFFECT_LENGTH.size :]
     if not rest or len(rest) % _ID.size:

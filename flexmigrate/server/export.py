@@ -1,7 +1,7 @@
-"""An export: an image offered under a name, and how a migration takes part in it.
+"""An export: an image under a name, with the means for a migration to observe and park clients.
 
-A migration *watches* what clients change, *slows them down* where they are too quick for it, and at
-the end *parks* them. None of this is known to the image below or to the wire; the connections above
+A migration *observes* the clients' changes, *throttles* clients that write too fast, and at
+the end *parks* them. The image below and the wire know nothing of this; the connections above
 ask here.
 """
 
@@ -23,8 +23,8 @@ from flexmigrate.wire.handshake import ExportInfo
 DIRTY_CONTEXT = "flexmigrate:dirty"
 
 MOST_AHEAD = 16 * 1024 * 1024
-"""Bytes that are kept of connections of one export, in all, which were read only to see whether
-their peer's end is behind them: a little more than one connection has in both kernels (tcp(7),
+"""Bytes that are kept for all connections of one export, which were read only to see whether
+their peer's end follows: a little more than one connection has in both kernels (tcp(7),
 ``tcp_rmem`` and ``tcp_wmem``)."""
 
 _FLAGS = (
@@ -45,24 +45,24 @@ class ChangeObserver(Protocol):
     """An observer of all changes to an export; called on the reactor's thread, often."""
 
     def mark(self, offset: int, length: int) -> None:
-        """*length* bytes from *offset* were changed; the client isn't told before this returns."""
+        """Note a change of *length* bytes from *offset*; the client is answered afterwards."""
 
     def failed(self, offset: int, length: int, error: BaseException) -> None:
-        """A change failed and may have happened in part."""
+        """Note that a change failed, and may have happened in part."""
 
     def refused(self, text: str) -> None:
-        """A change was refused before it began; *text* says why."""
+        """Note that a change was refused before it began; *text* has the reason."""
 
     def flush_failed(self, error: BaseException) -> None:
-        """A flush failed: of all that was changed before, nobody knows what is on the disk. What is
-        read is as it was.
+        """Note that a flush failed: it is unknown which earlier changes are on the disk. Data that
+        is read is unaffected.
         """
 
 
 class Gated(Payer, Protocol):
     """A connection, as an export sees it.
 
-    :ivar transport: below it: what tells whether its peer has hung up.
+    :ivar transport: its transport, which shows whether its peer has hung up.
     """
 
     transport: Any
@@ -71,24 +71,24 @@ class Gated(Payer, Protocol):
         """Take no further request."""
 
     def unpark(self) -> None:
-        """Go on with the requests that waited."""
+        """Go on with waiting requests."""
 
     @property
     def backlog(self) -> int:
-        """Bytes that were read and are kept, since no request is taken."""
+        """The number of bytes that were read and kept while no request is taken."""
 
     def has_hung_up(self, most: int) -> bool:
-        """Read what there is to be read, and keep it, up to *most* bytes; return whether the peer's
-        end is behind it.
+        """Read and keep received data, up to *most* bytes; return whether the peer's
+        end follows it.
         """
 
     def abandon(self) -> None:
-        """The peer has hung up, and others are here: begin nothing more, tell ``orphaned`` of the
-        changes that are under way, and end.
+        """End, since the peer has hung up and others are here: begin nothing more, tell
+        ``orphaned`` of the changes that are in progress.
         """
 
     def wait_for_orphans(self) -> None:
-        """Take no request yet."""
+        """Hold the first request."""
 
     def orphans_gone(self) -> None:
         """Go on."""
@@ -97,14 +97,14 @@ class Gated(Payer, Protocol):
 class Export:
     """One image under one name.
 
-    :ivar name: what clients ask for; the empty name is the default export.
-    :ivar observer: who is told of changes, or None. One at most: a migration.
-    :ivar throttle: what writers pay to, or None where they are free.
-    :ivar takes_several: whether it is said that a client may use several connections.
-    :ivar turns: how often requests of clients were served, one or many at a time.
-    :ivar dirty_runs: gives the dirty (offset, length) runs of a running migration, or None.
-    :ivar look: called when somebody is about to be told the size, and when a request has failed:
-        the image may have another by now.
+    :ivar name: the name that clients ask for; the empty name is the default export.
+    :ivar observer: the observer of changes, or None. One at most: a migration.
+    :ivar throttle: the throttle of writers, or None.
+    :ivar takes_several: whether it is advertised that a client may use several connections.
+    :ivar turns: the number of times that requests were served, one or many at a time.
+    :ivar dirty_runs: yields the dirty (offset, length) runs of a running migration, or None.
+    :ivar look: called before a client is told the size, and when a request has failed:
+        the image may have another size now.
     """
 
     def __init__(
@@ -159,14 +159,14 @@ class Export:
     # Connections
 
     def join(self, connection: Gated) -> None:
-        """*connection* begins to send requests; it waits where the export is parked."""
+        """Add *connection*, which begins to send requests; it waits if the export is parked."""
         self._connections[connection] = None
         self._hang_ups.add(connection, connection.transport)
         if self.parked:
             connection.park()
 
     def begin(self, connection: Gated) -> None:
-        """*connection*'s first request is about to be taken. Its client may be one that comes back
+        """Prepare for *connection*'s first request. Its client may be one that comes back
         and asks again for what its last connection asked for, and an old change must not be done
         after a newer one was answered.
 

@@ -1,4 +1,4 @@
-"""Everything below, assembled into services of ``twisted.application``."""
+"""The servers, as services of ``twisted.application``, assembled from the packages below."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from flexmigrate.service.supervisor import Supervisor
 
 
 def process_reactor() -> Any:
-    """Return the reactor of this process, with a clock that nobody can set."""
+    """Return the reactor of this process, with a monotonic clock."""
     from twisted.internet import reactor
 
     use_monotonic_clock(reactor)
@@ -32,9 +32,9 @@ def process_reactor() -> Any:
 
 
 def make_service(config: ServeConfig | ListenConfig) -> IService:
-    """Return the service for twistd, whose process will exit with its status.
+    """Return a service for twistd, which makes the process exit with the server's status.
 
-    :raises FlexmigrateError: what stands in its way.
+    :raises FlexmigrateError: the server can't be started.
     """
     reactor = process_reactor()
     raise_limit()
@@ -53,8 +53,8 @@ def build(
     """Return the service that *config* describes, which ends by *lifetime*.
 
     :param pool: the threads for its images, not yet started; None for its own.
-    :param open_image: opens its images, and gives each the disk that its records are on.
-    :raises FlexmigrateError: what stands in its way.
+    :param open_image: opens its images, each with the disk of its records.
+    :raises FlexmigrateError: the server can't be started.
     """
     shell = Shell(reactor, config, lifetime, pool or new_pool())
     with ExitStack() as undo:

@@ -1,9 +1,9 @@
-"""Confirming the sources of images that are here, and served here, but of which they don't know.
+"""Confirmation of ownership to sources that don't know yet that their images arrived here.
 
-Such a source was cut off before its destination's answer came. It asks where it had sent the image,
-which may be another address than clients are served at: the ``listen`` that received it has ended,
-so that it could be served. Whoever serves it listens there, too, until the source has been told.
-Not for ever, though: the next image may be meant to come that way.
+Such a source was cut off before its destination's answer came. It asks at the address to which it
+sent the image, which may not be the one that clients are served at: the ``listen`` that received it
+has ended, so that it could be served. So the server listens there, too, until the source has been
+told. It stops after a while: the next image may be meant to come to that address.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from flexmigrate.wire.handshake import ExportInfo
 log = Logger()
 
 CONFIRMING_SECONDS = 3600.0
-"""How long that may take, from when the server is started."""
+"""Seconds from the server's start for which it waits for sources."""
 
 
 class _AnyName(ExportDirectory):
-    """One export, whatever it is asked for as: the image may be served under another name than it
-    was received under. Nothing is done to it: its connections only settle.
+    """A directory with one export under any name: the image may be served under another name than
+    it was received under. Its connections only ask for confirmation.
     """
 
     def __init__(self, export: Export) -> None:
@@ -40,16 +40,16 @@ class _AnyName(ExportDirectory):
         self._export = export
 
     def export(self, name: str) -> Export:
-        """Return it."""
+        """Return the export."""
         return self._export
 
     def find(self, name: str) -> ExportInfo | None:
-        """Return what to tell about it."""
+        """Return the export's description."""
         return self._export.info
 
 
 class _Place(NamedTuple):
-    """An address at which sources may ask, as the journals have it, and who listens there."""
+    """An address at which sources may ask, from a journal, with its port and factory."""
 
     text: str
     listening: ListeningPort
@@ -57,9 +57,9 @@ class _Place(NamedTuple):
 
 
 class Confirming:
-    """The addresses at which sources may ask, as far as they can be had.
+    """The addresses at which sources may ask, as far as they can be opened.
 
-    :param factories: of the server.
+    :param factories: the server's factories.
     """
 
     def __init__(self, reactor: Any, hosts: Sequence[Host], factories: Factories) -> None:
@@ -70,9 +70,9 @@ class Confirming:
         self._end: IDelayedCall | None = None
 
     def open(self, served_at: Iterable[Address | None]) -> None:
-        """Listen for the sources; what can't be had is told of, and no more.
+        """Listen for the sources; an address that can't be opened is only logged.
 
-        :param served_at: the server's own addresses, where they are answered anyway.
+        :param served_at: the server's own addresses, where sources are answered anyway.
         """
         known = {str(each) for each in served_at}
         texts = {text for host in self._hosts for text in host.ownership.awaited_at}
@@ -80,7 +80,7 @@ class Confirming:
             try:
                 self._listen(text, parse_shown(text))
             except BadAddress as error:
-                log.warn("where a source may ask: {error}", error=error)
+                log.warn("cannot listen for a source that may ask: {error}", error=error)
         if self._places:
             self._end = self._reactor.callLater(CONFIRMING_SECONDS, self._give_up)
 
@@ -104,7 +104,7 @@ class Confirming:
         )
 
     def look(self) -> None:
-        """A source may have been told: leave the addresses at which none is awaited any more."""
+        """Close the addresses at which no source is expected any more: one may have been told."""
         for place in self._places:
             if not any(place.text in host.ownership.awaited_at for host in self._hosts):
                 place.listening.close()
@@ -115,7 +115,7 @@ class Confirming:
             place.listening.close()
 
     async def close(self) -> None:
-        """Answer no more."""
+        """Stop answering."""
         if self._end is not None:
             self._end.cancel()
             self._end = None

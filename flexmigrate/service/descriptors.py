@@ -1,7 +1,7 @@
-"""File descriptors: as many as this process may have, and how many clients that is enough for.
+"""The limit of file descriptors, and the number of clients that it allows.
 
-A server that has none left can't write a journal, connect to a destination, or answer its operator.
-So clients never get the last ones, however many are allowed.
+A server without descriptors can't write a journal, connect to a destination, or answer its
+operator. So clients never get the last ones, whatever their limit.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from flexmigrate.net.accepting import ENOUGH, queue_length
 log = Logger()
 
 SPARE = 256
-"""Descriptors that a server keeps for other things than clients: standard streams, its reactor,
-images and their records, 16 connections of a migration, operators, and those who look on by HTTP.
+"""Descriptors that a server reserves: for standard streams, its reactor,
+images and their records, 16 connections of a migration, operators, and HTTP.
 """
 
 
 def raise_limit() -> None:
-    """Let this process have as many descriptors as its hard limit allows (setrlimit(2)).
+    """Raise the limit of this process to its hard limit (setrlimit(2)).
 
     The usual soft limit, 1024, is there for programs that use select(2), which we don't.
     """
-    # A filter of system calls may forbid it, and Python makes a ValueError of that.
+    # A filter of system calls may forbid it, which Python reports as a ValueError.
     with contextlib.suppress(OSError, ValueError):
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         if soft != hard:
@@ -34,7 +34,7 @@ def raise_limit() -> None:
 
 
 def clients_for(limit: int) -> int:
-    """Return how many clients a process can have that may have *limit* descriptors.
+    """Return the number of clients for which *limit* descriptors are enough.
 
     :param limit: ``resource.RLIM_INFINITY`` for any number.
     """
@@ -44,8 +44,8 @@ def clients_for(limit: int) -> int:
 
 
 def fitting(clients: int) -> int:
-    """Return how many of the *clients* that are allowed this process can have; it logs why they are
-    fewer, and that not enough of them may wait to be accepted.
+    """Return the number of *clients* that this process can have. Log the reason if they are
+    fewer, and if the accept queue is too short for them.
     """
     limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
     places = min(clients, clients_for(limit))

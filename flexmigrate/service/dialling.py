@@ -1,4 +1,4 @@
-"""Connects a source to its destination."""
+"""Connections of a source to its destination."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from flexmigrate.wire.client_handshake import ClientOptions
 from flexmigrate.wire.handover import Purpose
 
 CONNECT_SECONDS = 5.0
-"""For a connection to the destination to stand: a few lost packets' time."""
+"""Seconds for a connection to the destination: time for a few lost packets."""
 
 
 def dial(
@@ -28,9 +28,9 @@ def dial(
 ) -> Deferred[NBDClientProtocol]:
     """Connect to the destination that *request* names.
 
-    :param proposal: what is said of ourselves, if anything is.
-    :param hello_seconds: from the connection's start to the end of its negotiation.
-    :param tls: what ``startTLS`` takes, or None.
+    :param proposal: the session to propose, or None.
+    :param hello_seconds: the time from the connection's start to the end of its negotiation.
+    :param tls: the context for ``startTLS``, or None.
     """
     options = ClientOptions(
         name=request.remote_export,
@@ -46,7 +46,7 @@ def dial(
 
 
 def client_tls(config: TLSConfig, host: str) -> Any:
-    """Return what a client's ``startTLS`` takes, or None where *config* wants no TLS.
+    """Return the context for a client's ``startTLS``, or None if *config* wants no TLS.
 
     :param host: the server's address; empty for a UNIX socket.
     :raises UsageError: the certificates can't be used.

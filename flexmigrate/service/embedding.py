@@ -1,7 +1,7 @@
-"""The servers as services of somebody else's program: what ``flexmigrate`` itself offers by name.
+"""The servers as services of an embedding program: the public classes of ``flexmigrate``.
 
-A program that embeds a server goes on when that has ended: nothing here stops the reactor, exits,
-or heeds a signal. What the command line says by an exit status is a Deferred here.
+The program goes on when a server has ended: nothing here stops the reactor, exits,
+or handles a signal. Instead of an exit status there is a Deferred.
 """
 
 from __future__ import annotations
@@ -33,9 +33,9 @@ _T = TypeVar("_T")
 class Ended:
     """The end of a server.
 
-    :ivar status: what its process would have exited with: 0 if the image was migrated away, or was
+    :ivar status: the exit status of such a process: 0 if the image was migrated away, or was
         received; 1 for any failure.
-    :ivar reason: why, for people.
+    :ivar reason: the reason, for people.
     """
 
     status: int
@@ -43,26 +43,26 @@ class Ended:
 
 
 class NeverServed(FlexmigrateError):
-    """A server ended before anybody could connect to it; the text says why."""
+    """A server ended before anybody could connect to it; the text has the reason."""
 
 
 class StartedBefore(FlexmigrateError):
-    """A service was started that had been before: a server lives from one start to one end."""
+    """A service was started a second time: each server needs a new one."""
 
 
 class _Event(Generic[_T]):
-    """Happens once, or fails to; as many as like can wait for it, and nobody has to."""
+    """An event that happens once, or fails; any number of callers may wait for it."""
 
     def __init__(self) -> None:
         self._outcome: Callable[[], Deferred[_T]] | None = None
         self._waiting: list[Deferred[_T]] = []
 
     def happen(self, value: _T) -> None:
-        """Fire; what comes after the first is ignored."""
+        """Make it happen; only the first call counts."""
         self._settle(lambda: succeed(value))
 
     def fail(self, error: BaseException) -> None:
-        """Fail, likewise."""
+        """Make it fail; only the first call counts."""
         self._settle(lambda: fail(error))
 
     def _settle(self, outcome: Callable[[], Deferred[_T]]) -> None:
@@ -74,7 +74,7 @@ class _Event(Generic[_T]):
             outcome().chainDeferred(each)
 
     def wait(self) -> Deferred[_T]:
-        """Return what fires when it happens, or at once if it has."""
+        """Return a Deferred that fires when it happens, or at once if it has."""
         if self._outcome is not None:
             return self._outcome()
         waiting: Deferred[_T] = Deferred(self._waiting.remove)
@@ -83,10 +83,10 @@ class _Event(Generic[_T]):
 
 
 class _Lifetime(Lifetime):
-    """A server's life inside a program that goes on.
+    """The lifetime of a server inside a program that goes on.
 
-    :ivar opened: happens once it can be connected to; an error is NeverServed.
-    :ivar ended: happens once it has nothing more to do.
+    :ivar opened: happens once clients can connect; fails with NeverServed.
+    :ivar ended: happens once the server has ended.
     """
 
     def __init__(self, reactor: Any) -> None:
@@ -97,7 +97,7 @@ class _Lifetime(Lifetime):
     def heed_signals(
         self, terminate: Callable[[str], Deferred[int]], reload: Reload | None = None
     ) -> None:
-        """Signals are the program's."""
+        """Do nothing: the program handles signals."""
 
     def ready(self, describe: Describe, *, serving: bool = True) -> None:
         if self.status is None and serving:
@@ -117,7 +117,7 @@ class _Lifetime(Lifetime):
 class Migration:
     """A migration that has begun: the destination has agreed.
 
-    :ivar result: fires with the Summary once it is over, however it went; cancelling it changes
+    :ivar result: fires with the Summary once it is over, whatever its result; cancelling it changes
         nothing about the migration.
     """
 
@@ -126,7 +126,7 @@ class Migration:
         self.result: Deferred[Summary] = migrating.wait()
 
     def stop(self) -> None:
-        """End it; the image stays here, and clients go on.
+        """Stop the migration; the image stays here, and clients go on.
 
         :raises CommandError: it is over, or the image is being handed over.
         """
@@ -209,15 +209,15 @@ class _Embedded(Service):
 
 
 class ExportService(_Embedded):
-    """Offers images to NBD clients, and can send them away while they are used.
+    """A server that offers images to NBD clients, and can migrate them while they are used.
 
     :param reactor: Twisted's.
-    :param exports: by name: the path of a file or block device, or what provides
+    :param exports: by name: the path of a file or block device, or a provider of
         :class:`~flexmigrate.IBlockDevice`. Clients that name none get the export named "", or the
         only one.
-    :param endpoints: where to listen: descriptions as ``serverFromString`` takes them, or
+    :param endpoints: the places to listen on: descriptions for ``serverFromString``, or
         :class:`flexmigrate.net.address.Address`.
-    :param settings: others of :class:`flexmigrate.config.ServeConfig`, by name: ``acl``, ``tls``,
+    :param settings: other fields of :class:`flexmigrate.config.ServeConfig`: ``acl``, ``tls``,
         ``read_only``, ``sock``, ``max_clients`` …
     :raises ImageError: an image can't be opened, is in use, was migrated away, or is no device.
     :raises UsageError: (a ValueError) an argument or a setting is of another type, out of its
@@ -252,9 +252,9 @@ class ExportService(_Embedded):
     ) -> Deferred[Migration]:
         """Begin to send an export to another server.
 
-        :param request: where to, and how; see there.
-        :param progress: called several times a second with how it is going, and when it is over;
-            what it raises is logged, and harms nothing.
+        :param request: the address, and the settings of the migration.
+        :param progress: called with a Sample several times a second, and when it is over;
+            its exceptions are logged and otherwise ignored.
         :return: fires once the destination has agreed; fails with CommandError if it can't begin.
         :raises UsageError: (a ValueError) an argument is of another type.
         """
@@ -272,16 +272,16 @@ class ExportService(_Embedded):
 
 
 class ListenService(_Embedded):
-    """Receives an image, then goes on as its server if it is told where.
+    """A server that receives an image, and then serves it if it is told where.
 
-    :param path: of the file or device that is to be received; it exists, and has the right size.
-    :param endpoints: where the source connects to; see `ExportService`.
-    :param settings: others of :class:`flexmigrate.config.ListenConfig`, by name: ``rebind``,
+    :param path: the file or device to receive into; it must exist, and have the right size.
+    :param endpoints: the places that the source connects to; see `ExportService`.
+    :param settings: other fields of :class:`flexmigrate.config.ListenConfig`: ``rebind``,
         ``coverage``, ``acl``, ``tls``, ``sock`` …
     :raises ImageError: the image can't be opened, or must not be overwritten.
     :raises UsageError: as of `ExportService`.
 
-    ``ended`` has the status 0 if the image is here.
+    ``ended`` has the status 0 if the image was received.
     """
 
     def __init__(
@@ -291,7 +291,7 @@ class ListenService(_Embedded):
 
 
 def _places(endpoints: Iterable[Place]) -> tuple[Place, ...]:
-    """Return *endpoints* as a configuration has them; one text is not several."""
+    """Return *endpoints* as a tuple; a single text is refused."""
     if isinstance(endpoints, str):
         raise UsageError(f"endpoints={endpoints!r}: it must be a list of places")
     return tuple(endpoints)

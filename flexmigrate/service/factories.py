@@ -1,7 +1,7 @@
-"""The factories of one server's connections: the one place where they are made.
+"""The factories of a server's connections; they are made only here.
 
-All of a server's have the same access list and the same certificates. What clients get is decided
-here by the server's settings, whether the image was here from the start or was received.
+All factories of a server have the same access list and the same certificates. The server's settings
+apply to clients whether the image was here from the start or was received.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from flexmigrate.wire.handshake import HandshakeStyle
 
 
 class Factories:
-    """Makes the factories of one server, and changes who may connect to any of them.
+    """The factories of one server, and their common access list.
 
-    :ivar certificates: of the server; None without TLS.
-    :ivar meter: measures the requests of all of them, where there are metrics.
+    :ivar certificates: the server's certificates; None without TLS.
+    :ivar meter: the counters of all their requests, if there are metrics.
     :raises UsageError: the certificates can't be used.
     """
 
@@ -47,7 +47,7 @@ class Factories:
         self.meter = Meter()
 
     def for_clients(self, exports: Iterable[Export], session: Session) -> NBDServerFactory:
-        """Return what serves *exports* to clients, with all that the server was told."""
+        """Return a factory that serves *exports* to clients, with the server's settings."""
         config = self._config
         limits = Limits(
             request_seconds=KILLSWITCH_SECONDS if config.killswitch else None,
@@ -59,8 +59,8 @@ class Factories:
     def for_source(
         self, export: Export, session: Session, negotiation_seconds: float
     ) -> NBDServerFactory:
-        """Return what receives *export*. A source is bound by the timeouts of a migration, not by
-        the limits for clients.
+        """Return a factory that receives *export*. A source is bound by the timeouts of a
+        migration, not by the limits for clients.
         """
         limits = Limits(negotiation_seconds=negotiation_seconds)
         return self._for_exports([export], session, limits, None)
@@ -86,7 +86,7 @@ class Factories:
         )
 
     def for_confirming(self, directory: ExportDirectory, session: Session) -> NBDServerFactory:
-        """Return what only confirms to sources that their image is here; they need not use TLS."""
+        """Return a factory that only confirms handovers to sources; TLS is optional."""
         return self._kept(
             NBDServerFactory(
                 self._reactor,
@@ -103,14 +103,14 @@ class Factories:
         return factory
 
     def set_acl(self, acl: AccessList) -> None:
-        """Change who may connect; clients that may no longer are closed at once."""
+        """Change the access list; clients that it doesn't admit are disconnected at once."""
         self._acl = acl
         for each in self._made:
             each.set_acl(acl)
 
 
 def _transmission(log: LogSettings, meter: Meter | None) -> Callable[..., Transmission]:
-    """Return what carries out the requests of a connection, and logs or measures them."""
+    """Return the class that carries out a connection's requests, and logs or measures them."""
     if meter is not None:
         return meter.transmission(logged=log.requests)
     return LoggedTransmission if log.requests else Transmission

@@ -1,7 +1,7 @@
-"""The front of a server's exports: at which addresses clients reach them, and until when.
+"""The front of a server's exports: the addresses at which clients reach them.
 
-Migrations withdraw an export from it, restore it, or dismiss its clients. When the last export has
-been migrated away, the server is done.
+Migrations withdraw an export from it, restore it, or dismiss its clients. Once the last export has
+been migrated away, the server ends.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ log = Logger()
 
 
 class ServingFront:
-    """See the module.
+    """The front; see the module.
 
     :param ended: called with an exit status and a reason once nothing is left to serve.
-    :param lock: the migration lock of the first export, where it exists already.
-    :ivar instance: tells this server from every other; said to destinations.
+    :param lock: the migration lock of the first export, if it exists already.
+    :ivar instance: a random id of this server, which destinations are told.
     :ivar ports: the addresses.
     """
 
@@ -62,7 +62,7 @@ class ServingFront:
         return all(each.is_open for each in self.ports)
 
     def open(self) -> Deferred[Any]:
-        """Open all addresses, or fail as the first that can't be opened."""
+        """Open all addresses, or fail like the first one that can't be opened."""
         return gatherResults([each.open() for each in self.ports], consumeErrors=True)
 
     def find(self, name: str | None) -> MigratingExport:
@@ -88,20 +88,20 @@ class ServingFront:
         return [each.host for each in self.exports.values()]
 
     def withdraw(self, host: Host) -> Deferred[None]:
-        """Let no new client reach the export; where it was the only one, free the addresses."""
+        """Close the export for new clients; if it is the only one, close the addresses."""
         self._directory.withdraw(host.export.name)
         if self._directory.is_empty:
             return _all(each.close() for each in self.ports)
         return _all(())
 
     def restore(self, host: Host) -> Deferred[None]:
-        """Take that back; addresses that can't be opened are tried again once a second."""
+        """Undo `withdraw`; addresses that can't be opened are tried again once a second."""
         self._directory.restore(host.export)
         closed = [each for each in self.ports if not each.is_open]
         return _all(each.open_persistently() for each in closed)
 
     def is_own_connection(self, transport: Any, address: Address) -> bool:
-        """Return whether what *transport* connected to, at *address*, is this very server."""
+        """Return whether *transport* is connected to this very server, at *address*."""
         if address.is_unix:
             path = os.path.realpath(address.path)
             ours = (each.socket_path for each in self.ports)
@@ -114,13 +114,13 @@ class ServingFront:
         )
 
     def dismiss(self, host: Host) -> None:
-        """Close the export's clients: they find the image elsewhere, or soon will."""
+        """Disconnect the export's clients: the image is, or soon will be, elsewhere."""
         leaving = self.factory.close_clients("the image is elsewhere", host.export)
         leaving.addErrback(self._not_let_go, host)
 
     def given(self, host: Host, status: int, reason: str) -> None:
-        """End, if nothing is left to serve; else only the export's own clients have to go, and
-        then its image is free for whoever comes next.
+        """End the server if nothing is left to serve; else disconnect only the export's own
+        clients, and close its image.
         """
         self._status = max(self._status, status)
         if all(each.given_away for each in self.exports.values()):
@@ -142,16 +142,16 @@ class ServingFront:
     # The end of the process
 
     def concluded(self) -> Deferred[None]:
-        """Fire once nothing of a migration that has ended is left to do, like its report."""
+        """Fire once the ended migrations have finished all work, such as their reports."""
         return _all(each.concluded() for each in self.exports.values())
 
     def terminate(self, reason: str) -> Deferred[int]:
-        """Let no migration start, end those that run, and fire with the exit status."""
+        """Start no more migrations, end running ones, and fire with the exit status."""
         ended = [each.terminate(reason) for each in self.exports.values()]
         return gatherResults(ended).addCallback(lambda statuses: max(self._status, *statuses))
 
     async def close(self) -> None:
-        """Refuse new clients, let what is under way end, close the clients."""
+        """Refuse new clients, finish current requests, disconnect the clients."""
         for listening in self.ports:
             await listening.close()
         for each in self.exports.values():
@@ -160,9 +160,9 @@ class ServingFront:
 
 
 def _all(results: Iterable[Deferred[None]]) -> Deferred[None]:
-    """Fire when all *results* have, or fail as the first that fails; so it is with cancelling."""
+    """Fire when all *results* have, or fail like the first that fails; cancelling cancels all."""
     return gatherResults(list(results), consumeErrors=True).addCallback(_nothing)
 
 
 def _nothing(_: object) -> None:
-    """Turn a result that says nothing into None."""
+    """Replace a result by None."""

@@ -1,4 +1,4 @@
-"""An image that is open in this process, with the threads that do its slow work, until it is
+"""An image that is open in this process, with its threads and its export, until it is
 closed in good order.
 """
 
@@ -26,15 +26,15 @@ log = Logger()
 
 
 def new_pool() -> ThreadPool:
-    """Return the threads of one server, not yet started: see `ImageThreads`."""
+    """Return the thread pool of one server, not yet started."""
     return ImageThreads()
 
 
 class Host:
-    """An image, what lies beside it, and the export of it.
+    """An open image, its records, and its export.
 
-    :ivar ownership: whose it is.
-    :ivar keeps_size: tells whether clients must not be told another size now: while the image is
+    :ivar ownership: the records of its ownership.
+    :ivar keeps_size: returns whether clients must not be told another size now: while the image is
         received, or sent.
     """
 
@@ -61,8 +61,8 @@ class Host:
         self._size_fault: str | None = None
 
     def look_at_size(self) -> None:
-        """See whether the file or device has another size by now. If it has grown, new clients are
-        told; else what it hasn't any more can't be read. Never waits.
+        """Check whether the file or device has another size now. If it has grown, new clients are
+        told; if it has shrunk, the missing part can't be read. Never waits.
         """
         if self.image.is_closed:
             return
@@ -82,14 +82,14 @@ class Host:
 
     @property
     def full_name(self) -> str:
-        """The host's name and the image's path: what tells people which copy is meant."""
+        """The host's name and the image's path, which tell people which copy is meant."""
         return f"{os.uname().nodename}:{self.image.real_path}"
 
     def close(self) -> Deferred[None]:
-        """Wait for what is under way, flush, and let go of the image; no request may come any
+        """Wait for current calls, flush, and close the image; no request may come any
         more.
 
-        Fails with OSError where the image can't be flushed; it is closed all the same. Twice is
+        Fails with OSError if the image can't be flushed; it is closed all the same. Repeating is
         allowed: the second call waits for the first.
         """
         return self._closing.run(lambda: Deferred.fromCoroutine(self._close()))
@@ -115,7 +115,7 @@ class Host:
         await maybeDeferred(self.image.close)
 
     async def _keep_attribute(self) -> None:
-        """Make durable what the file's attribute says: all else of it was flushed."""
+        """Make the file's attribute durable: everything else was flushed."""
         if not self.ownership.is_recorded or self.export.read_only:
             return
         try:
@@ -134,7 +134,7 @@ class ImageHost(Host):
     :raises ImageError: the image can't be opened or locked, or its journal can't be trusted.
     """
 
-    #: It waits for the image, and serves it only once that is here.
+    #: Whether it waits for the image, and serves it only once it is here.
     is_destination = False
 
     image: Image
@@ -217,7 +217,7 @@ class ImageHost(Host):
         await super()._let_go()
 
     def trust_cache(self) -> None:
-        """See that what is read is what the disk has: where a flush has failed, empty the page
+        """Make sure that reads return the disk's content: if a flush has failed, empty the page
         cache. Waits for the disk.
 
         :raises ImageError: it can't be emptied.
@@ -243,7 +243,7 @@ class ImageHost(Host):
 
 
 def tell_trust(image: Image) -> None:
-    """Tell the log what is believed of the filesystem below the image."""
+    """Log whether the image's filesystem is trusted."""
     trust = image.trust
     if image.is_block_device:
         return
@@ -267,7 +267,7 @@ class DeviceHost(Host):
     """A device that a program has made: storage that isn't a file.
 
     :param device: provides IBlockDevice.
-    :param path: what it is called, in logs.
+    :param path: its name in logs.
     :raises ImageError: it can't be served.
     """
 

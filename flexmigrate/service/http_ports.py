@@ -1,6 +1,6 @@
 """The HTTP server of a server that was told to have one: it is opened and closed with it.
 
-Nothing of it is imported, or measured, by a server that wasn't.
+A server without it imports and measures nothing for it.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from flexmigrate.service.port import ListeningPort
 from flexmigrate.web.view import Look
 
 FAREWELL_SECONDS = 1.0
-"""For those who look on to be told how the process ends, and again for their connections to end:
-the process must not be kept from ending by them.
+"""Seconds for viewers to get the process's result, and again for their connections to end:
+they must not delay its end.
 """
 
 
 class Publishing:
     """The HTTP of one server.
 
-    :param metrics: where its metrics are offered, or None.
-    :param web: where its page is offered, or None.
-    :param look: returns what there is to see.
+    :param metrics: the place to serve metrics at, or None.
+    :param web: the place to serve the page at, or None.
+    :param look: returns the current view of the server.
     :raises UsageError: a place describes no endpoint.
     """
 
@@ -66,7 +66,7 @@ class Publishing:
         return opened.addCallbacks(lambda _: None, _first_cause)
 
     def close(self, status: int | None, reason: str | None) -> Deferred[None]:
-        """Stop listening, and begin to tell those who look on how the process ends."""
+        """Stop listening, and begin to send the process's result to viewers."""
         if self._feed is not None:
             from flexmigrate.web.page import farewell
 
@@ -75,7 +75,7 @@ class Publishing:
         return gatherResults(closing).addCallback(lambda _: None)
 
     def finish(self) -> Deferred[None]:
-        """Close the connections, of those who haven't heard of the end in time too."""
+        """Close the connections, also of viewers that haven't read the result in time."""
         return Deferred.fromCoroutine(self._finish())
 
     async def _finish(self) -> None:

@@ -1,4 +1,4 @@
-"""Open the images of a server that is to serve them, and see that it may."""
+"""Opening of a server's images, with checks that it may serve them."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ log = Logger()
 
 
 def beyond_oldstyle(host: Host) -> str | None:
-    """Return which bytes an oldstyle client doesn't learn of, in words; None if there are none."""
+    """Return the bytes that an oldstyle client can't see, in words; None if there are none."""
     left = host.size % SECTOR
     if not left:
         return None
@@ -65,7 +65,7 @@ def open_images(
             )
         hosts.append(host)
         if config.oldstyle and (text := beyond_oldstyle(host)) is not None:
-            log.warn("{text} are out of reach", text=text)
+            log.warn("{text} are not accessible", text=text)
     return hosts
 
 
@@ -82,7 +82,7 @@ def _open_file(
     )
     host.ownership.allows_old_peers = config.allow_old_peers
     try:
-        # Asked once it is locked: before, a migration into it could have been about to end.
+        # Checked with the lock held: before, a migration into it could have been about to end.
         may, reason = host.ownership.image_state.to_serve()
         if may is MayServe.SETTLE and len(config.exports) > 1:
             reason += ", which has not confirmed it: 'serve' it alone, to have that settled"
@@ -102,7 +102,7 @@ def _open_file(
 
 
 def _warn_of_writers(host: ImageHost) -> None:
-    """The operator decides; but perhaps it wasn't meant."""
+    """Warn if an image that was read-only at its source becomes writable here."""
     record = host.ownership.record
     if record is not None and record.read_only:
         log.warn(

@@ -1,9 +1,9 @@
 """The role of a server whose image was handed over, and whose destination has not confirmed that:
 the image isn't served, and the destination is asked once.
 
-Meanwhile the operator's socket and the metrics are where they would be: whoever looks sees that the
-image isn't owned, and what is being done. A place that can't be opened is only told of, since
-nothing that has to be settled depends on it.
+Meanwhile the operator's socket and the metrics are open, and show that the
+image isn't owned, and what the server does. A place that can't be opened is only logged, since
+the confirmation doesn't depend on it.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from flexmigrate.web.view import ServerView
 log = Logger()
 
 HELLO_SECONDS = 5.0
-"""For the destination to agree to the session, once it is connected to."""
+"""Seconds for the destination to agree to the session, once the connection is established."""
 
 
 class InDoubt:
-    """Asks the destination once; the process ends with 0 if it says that it owns the image.
+    """The role; it asks the destination once, and ends with 0 if the destination owns the image.
 
     :param host: the image, whose journal says that it is committed by a session.
-    :raises ImageError: the journal doesn't say how the destination is reached.
+    :raises ImageError: the journal doesn't have the destination's address.
     :raises UsageError: the certificates that it names can't be used.
     """
 
@@ -80,21 +80,21 @@ class InDoubt:
 
     @property
     def ports(self) -> list[ListeningPort]:
-        """No client is let in."""
+        """No ports: no client is admitted."""
         return []
 
     def open(self) -> Deferred[None]:
-        """Nothing is opened."""
+        """Open nothing."""
         return succeed(None)
 
     def opened(self) -> None:
-        """Begin to ask."""
+        """Ask the destination."""
         self._began = self._shell.reactor.seconds()
         self._asking = Deferred.fromCoroutine(self._settle())
         self._asking.addCallbacks(self._settled, self._unsettled)
 
     def describe(self) -> str:
-        """Return what is being done, in a sentence."""
+        """Return a description of the current work."""
         return f"asking {self._record.other_side} to confirm a handover"
 
     async def _settle(self) -> None:
@@ -106,7 +106,7 @@ class InDoubt:
             raise proposal.declined(error) from error
         try:
             if client.session is None:
-                raise NotConfirmed("whoever listens there now knows no sessions")
+                raise NotConfirmed("the server that listens there now doesn't support sessions")
             await confirm(reactor, client, self._host.ownership)
             self._state = SourceState.FINISHING
             await finish(reactor, self._terms(), client, log)
@@ -128,9 +128,9 @@ class InDoubt:
 
     def _unsettled(self, failure: Failure) -> None:
         if self._given_up:
-            return  # whoever told it to end says how
+            return  # the reason is logged where it was told to end
         if not failure.check(FlexmigrateError, OSError):
-            log.failure("the error was not one that is expected here", failure)
+            log.failure("unexpected error", failure)
         path = self._host.image.path
         self._shell.lifetime.end(
             1,
@@ -143,8 +143,8 @@ class InDoubt:
     # The end
 
     def terminate(self, reason: str) -> Deferred[int]:
-        """Stop asking, and fire with the exit status: what was answered already is brought to its
-        end, and is the truth.
+        """Stop asking, and fire with the exit status: an answer that has come already is still
+        acted upon.
         """
         if self._asking is None:
             return succeed(1)
@@ -160,24 +160,24 @@ class InDoubt:
         return 1 if self._shell.lifetime.status is None else self._shell.lifetime.status
 
     def closing(self) -> list[Step]:
-        """Nobody is connected."""
+        """Return no steps: nobody is connected."""
         return []
 
     def concluded(self) -> Deferred[None]:
-        """Nothing of it is left to do."""
+        """Fire at once: nothing is left to do."""
         return succeed(None)
 
-    # What is seen of it, and what it can be told
+    # The views of it, and the commands to it
 
     def view(self) -> ServerView:
-        """Return what is seen of it over HTTP."""
+        """Return the view for HTTP."""
         shell = self._shell
         meter = shell.factories.meter
         view = export_view(self._host.export, 0, meter, self.status(None), Tally(), None)
         return server_view([view], (), shell.pool)
 
     def status(self, export: str | None) -> Status:
-        """Return what is told about an image that is the destination's, which has to say so."""
+        """Return the status of an image whose destination has to confirm that it owns it."""
         name = self._host.export.name
         if export is not None and export != name:
             raise CommandError(f"there is no export {export!r}; there is {name!r}")
@@ -189,18 +189,18 @@ class InDoubt:
         )
 
     def find(self, export: str | None) -> NoReturn:
-        """Nothing here can be sent away.
+        """Refuse: nothing here can be migrated.
 
         :raises CommandError: always.
         """
         self._refuse()
 
     def set_acl(self, acl: AccessList) -> NoReturn:
-        """There is nobody whom a list could let in."""
+        """Refuse: no client is admitted anyway."""
         self._refuse()
 
     def mirror(self, request: MirrorRequest) -> NoReturn:
-        """The image is given away already."""
+        """Refuse: the image has been handed over already."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

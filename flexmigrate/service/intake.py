@@ -1,4 +1,4 @@
-"""An image that is received: opened, marked as incomplete, and what its source may do with it."""
+"""The intake of an image: it is opened, marked as incomplete, and given a state machine."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from flexmigrate.wire.handover import State
 class Intake:
     """The image of a destination, and its state machine.
 
-    :param undo: closes the image, until the caller takes that over.
+    :param undo: closes the image, unless the caller takes that over.
     :raises ImageError: the image can't be opened, must not be overwritten, or is longer than can be
         received by the oldstyle handshake.
     :ivar lock: the migration lock.
-    :ivar machine: takes the inputs.
-    :ivar core: what all its states share.
-    :ivar session: its policy.
-    :ivar factory: of the connections of its source.
+    :ivar machine: its inputs.
+    :ivar core: the data that all its states share.
+    :ivar session: its policy for connections.
+    :ivar factory: the factory of its source's connections.
     """
 
     def __init__(
@@ -51,7 +51,8 @@ class Intake:
             raise ImageError(f"{text} could not be received")
         if host.ownership.state is State.OWNER:
             host.trust_cache()  # it may be served, and isn't received
-        # While it is received, for one sender: nothing would tell another's connections from his.
+        # While it is received there is one sender: other connections could not be told from its
+        # own.
         host.export.takes_several = False
         handover = DestinationHandover(
             host.image, host.background, host.ownership, full_coverage=config.coverage == "full"

@@ -1,4 +1,4 @@
-"""When the process ends and with which exit status: decided once, told to the supervisor
+"""The end of the process and its exit status: decided once, and reported to the supervisor
 truthfully.
 
 | status | meaning |
@@ -33,11 +33,11 @@ Reload = Callable[[], None]
 
 
 class Lifetime:
-    """One process's life, as its supervisor sees it: when it is ready, and how it ends.
+    """The lifetime of a process, as its supervisor sees it: its readiness, and its end.
 
-    :param supervisor: who is told of it before the end, if anybody.
+    :param supervisor: the supervisor to notify, if there is one.
     :ivar status: the exit status, once it is decided; the first decision stands.
-    :ivar reason: for it, in words.
+    :ivar reason: its reason, in words.
     """
 
     def __init__(self, reactor: Any, supervisor: Supervisor | None = None) -> None:
@@ -48,17 +48,17 @@ class Lifetime:
         self._settled = False
 
     def ready(self, describe: Describe, *, serving: bool = True) -> None:
-        """The process does what it is there for; *describe* tells from now on what that is.
+        """Report readiness; *describe* returns a description of the current work from now on.
 
-        :param serving: whether it can be connected to: not where it only settles a handover.
+        :param serving: whether clients can connect; not while it only has a handover confirmed.
         """
         if self.status is None:
             self._supervisor.ready(describe)
 
     def end(self, status: int, reason: str, *, settled: bool = True) -> None:
-        """End the process with *status*, for a *reason* that the log tells.
+        """End the process with *status*, and log the *reason*.
 
-        :param settled: whether what the status says is done, whatever happens from now on, as with
+        :param settled: whether the status is final, whatever happens from now on, as with
             an image that has changed its owner.
         """
         if self.status is not None:
@@ -71,10 +71,10 @@ class Lifetime:
         self._reactor.callWhenRunning(self._reactor.stop)
 
     def failed(self, reason: str) -> None:
-        """Something went wrong while the process was ending: no success may be told any more.
+        """Replace success by failure: something went wrong while the process was ending.
 
-        Unless it is settled: an image that is elsewhere, or here, stays so, and a supervisor that
-        read otherwise would start a second owner.
+        Not if the status is final: an image that has changed its owner stays there, and a
+        supervisor that read otherwise would start a second owner.
         """
         log.error("{reason}", reason=reason)
         if self._settled:
@@ -153,7 +153,7 @@ def exit_with_status_of(lifetime: Lifetime) -> None:
     def leave() -> None:
         if lifetime.status:
             for stream in (sys.stdout, sys.stderr):
-                # One may be closed, or full; the status is told all the same.
+                # One may be closed, or full; the status is returned all the same.
                 with contextlib.suppress(AttributeError, OSError, ValueError):
                     stream.flush()
             os._exit(lifetime.status)

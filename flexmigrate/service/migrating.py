@@ -1,8 +1,8 @@
-"""One export that can be sent away: the operator's commands about it, and what becomes of it in
-the end.
+"""One export that can be migrated: the operator's commands about it, and the actions at
+a migration's end.
 
-It keeps the export's migration lock, and is the environment on which a migration's source works.
-Which addresses are open, and when the process ends, is ``serving``'s affair.
+It keeps the export's migration lock, and provides the environment of a migration's source.
+``front`` opens the addresses, and ends the process.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ _ANSWERS: tuple[tuple[type[Exception], str], ...] = (
 
 
 def timeouts() -> Timeouts:
-    """Return what a migration may take; the environment may say how long a request may stall.
+    """Return a migration's timeouts; an environment variable may set that of a request.
 
-    A variable that isn't a number of seconds above 0 is told of, and has no effect.
+    A variable that isn't a number of seconds above 0 is logged, and has no effect.
     """
     text = os.environ.get(REQUEST_LIMIT_VARIABLE)
     if text is None:
@@ -92,22 +92,22 @@ class Front(Protocol):
 
     @property
     def instance(self) -> bytes:
-        """Return what tells it from every other server."""
+        """Return the random id of this server."""
 
     def withdraw(self, host: Host) -> Deferred[None]:
-        """Let no new client reach the export; where it was the only one, free the addresses."""
+        """Close the export for new clients; if it is the only one, close the addresses."""
 
     def restore(self, host: Host) -> Deferred[None]:
-        """Take that back."""
+        """Undo `withdraw`."""
 
     def is_own_connection(self, transport: Any, address: Address) -> bool:
-        """Return whether what *transport* connected to, at *address*, is this very server."""
+        """Return whether *transport* is connected to this very server, at *address*."""
 
     def dismiss(self, host: Host) -> None:
-        """Close the export's clients: they find the image elsewhere, or soon will."""
+        """Disconnect the export's clients: the image is, or soon will be, elsewhere."""
 
     def given(self, host: Host, status: int, reason: str) -> None:
-        """The export is not ours any more, or may not be: its clients have to go.
+        """Give up an export that is not ours any more, or may not be: disconnect its clients.
 
         :param status: what this means for the process's exit status.
         """
@@ -132,7 +132,7 @@ class _Environment:
         return dialled.addCallback(self._not_ourselves)
 
     def _not_ourselves(self, client: NBDClientProtocol) -> NBDClientProtocol:
-        """Refuse to be our own destination: what is sent late would undo what clients wrote."""
+        """Refuse to migrate to ourselves: data that is sent late would undo clients' writes."""
         if self._migrating.front.is_own_connection(client.transport, self._request.address):
             error = OwnDestination("the destination is this server itself")
             client.leave(error)
@@ -150,11 +150,11 @@ class _Environment:
 
 
 class MigratingExport:
-    """See the module.
+    """The export; see the module.
 
     :ivar lock: the migration lock.
     :ivar migration: the migration that runs, or ran last.
-    :ivar watch: what is seen of it.
+    :ivar watch: its observers and its history.
     """
 
     def __init__(
@@ -175,7 +175,7 @@ class MigratingExport:
 
     @property
     def owns(self) -> bool:
-        """Whether the image is ours, which it isn't any more once its handover is committed."""
+        """Whether the image is ours; not any more once its handover is committed."""
         if self.given_away:
             return False
         if self.host.ownership.is_recorded:
@@ -193,7 +193,7 @@ class MigratingExport:
     def mirror(self, request: MirrorRequest, look: Look | None = None) -> Deferred[str]:
         """Start a migration; see ``control.server.Operator``.
 
-        :param look: called with each sample that is taken of it.
+        :param look: called with each sample.
         """
         return Deferred.fromCoroutine(self._mirror(request, look))
 
@@ -289,7 +289,7 @@ class MigratingExport:
         return Keeper(request.report, subject)
 
     def _check_unlink(self) -> None:
-        """Refuse to promise what can't be done, or would lose something."""
+        """Refuse an action that can't be carried out, or would lose something."""
         image = self.host.image
         if image.is_block_device:
             raise CommandError(f"{image.path} is a device and can't be unlinked")
@@ -355,7 +355,7 @@ class MigratingExport:
     # The end of a migration
 
     def concluded(self) -> Deferred[None]:
-        """Fire once nothing of the last migration is left to do, like its report."""
+        """Fire once all work of the last migration is finished, such as its report."""
         if self.watch is None or self.watch.summary is None:
             return succeed(None)
         return self.watch.wait().addCallback(lambda _: None)
@@ -396,7 +396,7 @@ class MigratingExport:
         return summary
 
     def tally(self, now: float) -> Tally:
-        """Return what all migrations came to until *now*, the reactor's time in seconds."""
+        """Return the totals of all migrations until *now*, the reactor's time in seconds."""
         core, watch = self.migration, self.watch
         if core is None or watch is None or watch.summary is not None:
             return self._ended
@@ -433,7 +433,7 @@ class MigratingExport:
     # The end of the process
 
     def terminate(self, reason: str) -> Deferred[int]:
-        """Let no migration start, end one that runs, and fire with the exit status."""
+        """Start no more migrations, end a running one, and fire with the exit status."""
         self._terminating = True
         return Deferred.fromCoroutine(self._terminate(reason))
 
@@ -444,7 +444,7 @@ class MigratingExport:
         source.cancel(reason)
         if not self.is_mirroring:
             return 1
-        # The handover has begun, and holds the lock: what it comes to is the truth.
+        # The handover has begun, and holds the lock: its result decides.
         await self.lock.acquire(self)
         self.lock.release(self)
         source.cancel(reason)  # it may have come to nothing

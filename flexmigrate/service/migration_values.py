@@ -9,7 +9,7 @@ from flexmigrate.telemetry.states import SourceState
 
 
 def sample(core: Core, now: float) -> Sample:
-    """Return a migration as it is now."""
+    """Return a sample of a migration."""
     return Sample(
         seconds=now - core.began,
         phase=core.phase,
@@ -28,12 +28,12 @@ def sample(core: Core, now: float) -> Sample:
 def summary(
     core: Core, address: str, verdict: Verdict, reason: str | None, parked: float, now: float
 ) -> Summary:
-    """Return what a migration came to that ended now.
+    """Return the summary of a migration that has just ended.
 
-    :param parked: for how long clients were, in seconds.
+    :param parked: the time for which clients were parked, in seconds.
     """
     duration = now - core.began
-    # What was compared until it came to nothing proves nothing.
+    # Comparisons of a migration that failed prove nothing.
     attempt = core.attempt if verdict in SUCCESSES else None
     return Summary(
         verdict=verdict,

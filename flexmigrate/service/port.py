@@ -1,4 +1,4 @@
-"""A serving address: opened, freed for its next owner, taken again."""
+"""A serving address: it can be opened, closed for its next owner, and opened again."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ log = Logger()
 
 
 class ListeningPort:
-    """One address for one factory.
+    """An address with its factory.
 
-    :param option: by which *place* was given, for errors.
-    :param what: is offered there, for the log; empty for the images.
+    :param option: the option that gave *place*, for errors.
+    :param what: the service that is offered there, for the log; empty for the images.
     :raises UsageError: *place* describes no endpoint.
-    :ivar place: where it listens; with the port that the kernel chose, once that is known.
-    :ivar rebind: what is known of an address that can't be opened yet, or None.
+    :ivar place: the place, with the port that the kernel chose, once it is known.
+    :ivar rebind: the attempts to open an address that can't be opened yet, or None.
     """
 
     def __init__(
@@ -90,7 +90,7 @@ class ListeningPort:
             log.info("listening on {place}", place=shown(self.place, bound))
 
     def open_persistently(self) -> Deferred[None]:
-        """Listen, now or once a second until it works; fails only where it can't ever."""
+        """Listen, now or once a second until it works; fail only if it can't ever work."""
         self.rebind = RebindCore(self._reactor, self.open)
         self._rebinding = RebindMachine(self.rebind)
         self._rebinding.start()
@@ -108,22 +108,22 @@ class ListeningPort:
             log.info("{what} no longer at {place}", what=self._what, place=self.place)
         else:
             log.info("no longer listening on {place}", place=self.place)
-        # The caller may give up waiting, but must not take the closing back: cancelling a port's
+        # The caller may stop waiting, but must not cancel the closing: cancelling a port's
         # own Deferred leaves its socket open, and the address taken for ever.
         closed: Deferred[None] = Deferred(lambda given_up: None)
         stopping = maybeDeferred(port.stopListening)
-        stopping.addErrback(lambda failure: log.failure("a port was closed badly", failure))
+        stopping.addErrback(lambda failure: log.failure("closing a port failed", failure))
         stopping.addBoth(lambda _: None if closed.called else closed.callback(None))
         return closed
 
 
 def shown(place: Place, bound: Any) -> str:
-    """Return where clients connect to, for the log: what an endpoint's description comes to."""
+    """Return the address of a place for the log, also if an endpoint's description gave it."""
     return str(place if isinstance(place, Address) else _address_of(bound) or "")
 
 
 def _address_of(bound: Any) -> Address | None:
-    """Return what a port's ``getHost`` comes to; None for a UNIX socket without a name."""
+    """Return the address in a port's ``getHost``; None for a UNIX socket without a name."""
     if not isinstance(bound, UNIXAddress):
         return Address.tcp(bound.host, bound.port)
     return Address.unix(os.fsdecode(bound.name)) if bound.name else None

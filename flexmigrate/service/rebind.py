@@ -1,9 +1,9 @@
-"""Opening the serving address after a migration: at once, then once a second while what prevents
-it may pass.
+"""Opening of the serving address after a migration: at once, then once a second while the obstacle
+may pass.
 
 A supervisor may still be ending the old server, or moving the address from the old host to this
-one: that takes a moment. An address of another kind than this host has will never work: that is
-told at once.
+one: that takes a moment. An address of a family that this host doesn't have will never work: that
+is an error at once.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MAY_PASS = frozenset(
 
 
 def error_number(error: BaseException | None) -> int | None:
-    """Return the errno of a failure to listen, or None where it has none."""
+    """Return the errno of a failure to listen, or None if it has none."""
     if isinstance(error, CannotListenError):
         error = error.socketError
     number = getattr(error, "errno", None)
@@ -45,35 +45,35 @@ def error_number(error: BaseException | None) -> int | None:
 
 
 class Rebind(Protocol):
-    """Inputs."""
+    """The inputs of the state machine."""
 
     def start(self) -> None:
-        """Begin. Once."""
+        """Begin; to be called once."""
 
     def cancel(self) -> None:
         """Give up."""
 
     def _try(self) -> None:
-        """It's time to try again."""
+        """Try again: the pause is over."""
 
     def _bound(self) -> None:
-        """The address is open."""
+        """Note that the address is open."""
 
     def _failed(self, failure: Failure) -> None:
-        """It could not be opened for now."""
+        """Note that it could not be opened for now."""
 
     def _hopeless(self, failure: Failure) -> None:
-        """It can't ever be opened."""
+        """Note that it can't ever be opened."""
 
 
 class RebindCore:
     """The data that all states share.
 
     :param listen: opens the address; fails with OSError or CannotListenError.
-    :ivar bound: fires once the address is open, or fails as the try that was hopeless.
-    :ivar tries: how often it was tried.
-    :ivar error: why the last try failed.
-    :ivar gave_up: whether no further try can come to anything.
+    :ivar bound: fires once the address is open, or fails like the hopeless try.
+    :ivar tries: the number of tries.
+    :ivar error: the error of the last try.
+    :ivar gave_up: whether further tries are of no use.
     """
 
     def __init__(self, reactor: Any, listen: Callable[[], Deferred[Any]]) -> None:
@@ -86,7 +86,7 @@ class RebindCore:
         self.since: float = reactor.seconds()
 
     def attempt(self, rebind: Rebind) -> Deferred[Any]:
-        """Try to open the address; its outcome is an input."""
+        """Try to open the address; the result is an input."""
         self.tries += 1
 
         def failed(failure: Failure) -> None:
@@ -153,4 +153,4 @@ def _cancel_wait(rebind: Rebind, core: RebindCore, delayed: IDelayedCall) -> Non
 
 
 RebindMachine = builder.build()
-"""Makes a Rebind of a RebindCore."""
+"""The class that makes a Rebind from a RebindCore."""

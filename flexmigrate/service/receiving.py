@@ -1,4 +1,4 @@
-"""The role of a server that receives an image: once that is complete, the process ends with 0, or
+"""The role of a server that receives an image: once it is complete, the process ends with 0, or
 goes on as its server (`flexmigrate.service.serving`).
 """
 
@@ -30,11 +30,11 @@ from flexmigrate.web.view import ServerView
 log = Logger()
 
 LOOK_SECONDS = 1.0
-"""Between two looks whether what is received into still has its name."""
+"""Seconds between two checks that the image still has its name."""
 
 
 class Receiving:
-    """See the module.
+    """The role; see the module.
 
     :ivar intake: the image.
     :raises ImageError: its marker can't be written.
@@ -58,7 +58,7 @@ class Receiving:
         self._looking = LoopingCall(handover.look)
         self._looking.clock = shell.reactor
         self._core.complete.addCallback(lambda _: self._complete())
-        # The last thing here: a command line that is wrong says nothing about the image.
+        # Last, so that a wrong command line leaves the image as it is.
         intake.expect()
 
     @property
@@ -71,7 +71,7 @@ class Receiving:
         return gatherResults([each.open() for each in self.ports], consumeErrors=True)
 
     def opened(self) -> None:
-        """Go on where a process before us ended: the image may be ours, and its source may not
+        """Go on where an earlier process ended: the image may be ours, and its source may not
         know.
         """
         if self._core.handover.owned:
@@ -84,7 +84,7 @@ class Receiving:
         return [str(each.address) for each in self.ports if each.address is not None]
 
     def _lost(self, reason: str) -> None:
-        """The file that is received into has no name any more: end, before more is sent."""
+        """End, before more is sent, because the image has lost its name."""
         self._stop_looking()
         self.terminate(reason).addCallback(lambda status: self._shell.lifetime.end(status, reason))
 
@@ -95,13 +95,13 @@ class Receiving:
     # The migration is complete
 
     def _complete(self) -> None:
-        """The image is ours: serve it, or leave that to whoever reads our exit status."""
+        """Serve the image, which is ours now, or end: the supervisor decides what follows."""
         self._stop_looking()
         finishing = Deferred.fromCoroutine(self._take_over())
         finishing.addErrback(self._took_over_badly)
 
     def _took_over_badly(self, failure: Failure) -> None:
-        """The image is ours all the same, and its sender has to be told."""
+        """Log an error after the handover; the image is ours, and the sender is told so."""
         failures.tell(self._core.logger, "after the migration", failure)
         self._core.confirm(True)
         self._end_unserved()
@@ -123,15 +123,17 @@ class Receiving:
             self._shell.lifetime.end(0, f"migration complete, the image is at {self._config.file}")
 
     async def _wait_for_the_source(self, *, serving: bool) -> None:
-        """Stay where the source can ask again, until it knows that the image is here: for a while,
-        or, if we go on serving, for as long as we do.
+        """Listen where the source can ask again, until it knows that the image is here: for a
+        while, or, if we go on serving, for as long as we do.
         """
         known = await self.intake.session.acknowledged(at_once=serving)
         if not known and serving:
-            # Where the serving address is the same, whoever serves there answers as well.
+            # If the serving address is the same, the server there answers, too.
             await gatherResults([self._reopen(each) for each in self.ports])
         elif not known:
-            log.warn("the source has not said that it knows; its journal may say 'committed'")
+            log.warn(
+                "the source has not confirmed the handover; its journal may still say 'committed'"
+            )
 
     def _reopen(self, listening: ListeningPort) -> Deferred[None]:
         return listening.open().addErrback(
@@ -159,7 +161,7 @@ class Receiving:
             await listening.close()
 
     def _cannot_serve(self, failure: Failure) -> None:
-        """The image is here, whatever became of its address: a status of 1 would deny that."""
+        """End with 0 although the address can't be opened: the image is here."""
         log.error(
             "can't serve on {address}: {error}",
             address=self._config.rebind,
@@ -173,22 +175,22 @@ class Receiving:
     # The end
 
     def terminate(self, reason: str) -> Deferred[int]:
-        """Give up what is being received, and fire with the exit status."""
+        """Stop receiving, and fire with the exit status."""
         return Deferred.fromCoroutine(self._give_up(reason))
 
     async def _give_up(self, reason: str) -> int:
-        # A handover that is being settled holds the lock, and what it comes to is the truth.
+        # A handover that has begun holds the lock, and its result decides.
         await self.intake.lock.acquire(self)
         try:
             self.intake.machine.cancel(reason)
         finally:
             self.intake.lock.release(self)
-        if self._successor is not None:  # it came to be while we waited
+        if self._successor is not None:  # made while we waited
             return await self._successor.terminate(reason)
         return 0 if self._core.handover.owned else 1
 
     def closing(self) -> list[Step]:
-        """Return the steps that refuse and close the source, and leave no trace of a start that
+        """Return the steps that disconnect the source, and remove the marker of a start that
         was in vain.
         """
         return [
@@ -199,41 +201,41 @@ class Receiving:
         ]
 
     def concluded(self) -> Deferred[None]:
-        """Nothing of it is left to do."""
+        """Fire at once: nothing is left to do."""
         return succeed(None)
 
-    # What is seen of it, and what it can be told
+    # The views of it, and the commands to it
 
     def describe(self) -> str:
-        """Return what is being done, in a sentence."""
+        """Return a description of the current work."""
         return describe([self.status(None)], (each.place for each in self.ports))
 
     def view(self) -> ServerView:
-        """Return what is seen of it over HTTP."""
+        """Return the view for HTTP."""
         shell = self._shell
         return receiving_view(
             self._core, self.intake.factory, shell.factories.meter, self.status(None), shell.pool
         )
 
     def status(self, export: str | None) -> Status:
-        """Return what is told about the server."""
+        """Return the status of the server."""
         if export is not None and export != self._config.export:
             raise CommandError(f"there is no export {export!r}; there is {self._config.export!r}")
         return listening_status(self._core, self._core.export, len(self.intake.factory.clients))
 
     def set_acl(self, acl: AccessList) -> None:
-        """Change who may connect; a source that may no longer is closed at once."""
+        """Change the access list; a source that it doesn't admit is disconnected at once."""
         self._shell.factories.set_acl(acl)
 
     def find(self, export: str | None) -> MigratingExport:
-        """Nothing can be sent away before it is here.
+        """Refuse: an image can't be migrated before it is here.
 
         :raises CommandError: always.
         """
         raise CommandError("Not mirroring")
 
     def mirror(self, request: MirrorRequest) -> Deferred[str]:
-        """Nothing can be sent away before it is here.
+        """Refuse: an image can't be migrated before it is here.
 
         :raises CommandError: always.
         """

@@ -1,9 +1,9 @@
-"""Read the certificates and the access list again while a server runs: when SIGHUP comes.
+"""Reloading of the certificates and the access list while a server runs, upon SIGHUP.
 
 Certificates come from their folder, the access list from the configuration file, if there is one.
-Either all is taken over or nothing. Connections over TLS stay as they are; clients that the access
-list doesn't allow any more are closed. Whatever else has changed in the file waits for the next
-start, and the log says what that is.
+Either everything is reloaded or nothing. Connections over TLS stay as they are; clients that the
+access list doesn't admit any more are disconnected. Other changes of the file take effect at the
+next start, and are logged.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ _KEYS = {
 
 
 class Reloading:
-    """See the module.
+    """The reloading; see the module.
 
-    :param config: of the server, as it was started.
-    :param certificates: its own, or None without TLS.
-    :param use_acl: called with the access list that counts from now on.
-    :ivar default_deny: whether an empty access list lets nobody in.
+    :param config: the configuration with which the server was started.
+    :param certificates: the server's certificates, or None without TLS.
+    :param use_acl: called with the new access list.
+    :ivar default_deny: whether an empty access list admits nobody.
     """
 
     def __init__(
@@ -55,13 +55,13 @@ class Reloading:
 
     @property
     def when_told(self) -> Reload | None:
-        """Reloads; None where there is nothing that could be."""
+        """The function that reloads; None if there is nothing to reload."""
         if self._certificates is None and self._config.reread is None:
             return None
         return self.reload
 
     def reload(self) -> None:
-        """Take over what is new, or log what is wrong with it and leave all as it was."""
+        """Reload, or log the error and change nothing."""
         reread = self._config.reread
         certificates = self._certificates
         context = None
@@ -71,7 +71,7 @@ class Reloading:
             if certificates is not None and new.tls.certificates is not None:
                 context = certificates.read(new.tls.certificates)
         except FlexmigrateError as error:
-            log.error("not reloaded, all stays as it was: {error}", error=error)
+            log.error("not reloaded, nothing was changed: {error}", error=error)
             return
         taken_over = []
         if certificates is not None and context is not None:
@@ -86,7 +86,7 @@ class Reloading:
             log.warn("other changes of the configuration need a restart: {others}", others=others)
 
     def _others(self, new: ServeConfig | ListenConfig) -> Iterator[str]:
-        """Yield the keys of the settings that have changed and are not taken over."""
+        """Yield the keys of changed settings that need a restart."""
         for each in fields(self._config):
             before, now = getattr(self._config, each.name), getattr(new, each.name)
             if each.name == "tls":

@@ -15,9 +15,9 @@ from flexmigrate.telemetry.report.subject import Subject
 
 
 def check_report(path: str, images: Iterable[tuple[int, int]]) -> None:
-    """See that a report can be kept at *path*: now, rather than when there is one. Blocks.
+    """Check that a report can be written to *path*, before the migration begins. Blocks.
 
-    :param path: ends like one of `flexmigrate.telemetry.report.subject.SUFFIXES`.
+    :param path: has one of `flexmigrate.telemetry.report.subject.SUFFIXES`.
     :param images: (device, inode) of each image that is served.
     :raises CommandError: it can't.
     """
@@ -39,9 +39,9 @@ def check_report(path: str, images: Iterable[tuple[int, int]]) -> None:
 
 
 class Keeper:
-    """Keeps the report of one migration at *path*; blocks.
+    """The writer of a migration's report to *path*; blocks.
 
-    A report that is there already is replaced, at once and as a whole.
+    An existing report is replaced atomically.
     """
 
     def __init__(self, path: str, subject: Subject) -> None:
@@ -49,7 +49,7 @@ class Keeper:
         self._subject = subject
 
     def __call__(self, history: History, summary: Summary) -> None:
-        """Write it.
+        """Write the report.
 
         :raises OSError: it can't be.
         """

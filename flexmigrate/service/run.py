@@ -13,7 +13,7 @@ from flexmigrate.service.supervisor import Supervisor
 
 
 def later(seconds: float, call: Callable[[], None]) -> None:
-    """Have the process's reactor call *call* after so many seconds; from any thread."""
+    """Make the process's reactor call *call* after so many seconds; from any thread."""
     the_reactor = process_reactor()
     the_reactor.callFromThread(the_reactor.callLater, seconds, call)
 
@@ -21,7 +21,7 @@ def later(seconds: float, call: Callable[[], None]) -> None:
 def run_service(config: ServeConfig | ListenConfig) -> int:
     """Run a server until it ends.
 
-    :raises FlexmigrateError: what stands in its way.
+    :raises FlexmigrateError: the server can't be started.
     """
     the_reactor = process_reactor()
     raise_limit()

@@ -164,7 +164,9 @@ class Shell(Service):
         publishing = self._publishing.open()
         if not role.is_reachable:
             publishing.addErrback(
-                lambda failure: log.warn("no HTTP: {error}", error=failure.getErrorMessage())
+                lambda failure: log.warn(
+                    "cannot serve HTTP: {error}", error=failure.getErrorMessage()
+                )
             )
         opened = gatherResults([publishing, role.open()], consumeErrors=True)
         opened.addCallbacks(lambda _: self._opened(), self._not_opened)

@@ -83,7 +83,7 @@ class Supervisor:
             # One that is slow to read misses a status; it's told again.
             if not self._failed:
                 self._failed = True
-                log.warn("the supervisor can't be told: {error}", error=error)
+                log.warn("cannot notify the supervisor: {error}", error=error)
 
 
 def _address(name: str) -> str | bytes | None:

@@ -138,7 +138,7 @@ class Writer:
         address = self._addresses[0]
         self._addresses.append(self._addresses.pop(0))
         connect_to(self._machine, address).addCallbacks(self._connected, self._lost).addErrback(
-            lambda failure: log.failure("a bug of the writer", failure)
+            lambda failure: log.failure("the writer failed with an unexpected error", failure)
         )
 
     def stop(self) -> None:

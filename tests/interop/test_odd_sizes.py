@@ -68,7 +68,7 @@ class TestServing:
         client = servers.client(server)
         assert client.size == ODD - TAIL
         assert client.read(0, client.size) == servers.image.read_bytes()[:-TAIL]
-        server.wait_for(rf"warn .*its last {TAIL} bytes are out of reach")
+        server.wait_for(rf"warn .*its last {TAIL} bytes are not accessible")
 
 
 class TestOthers:

@@ -56,7 +56,7 @@ class TestTheDestination:
         servers.start_mirroring()
         told = f"what is sent can't be recorded: {servers.copy}.handover: {NO_ROOM}"
         source.wait_for(f"attempt 1 failed: at the destination, .*{told}")
-        destination.wait_for(f"what it agreed on can't be kept: {told}")
+        destination.wait_for(f"cannot keep to what was negotiated: {told}")
         source.wait_for("attempt 5 failed as the 3 before")
         in_full = [line for line in source.lines if NO_ROOM in line]
         assert len(in_full) == 2, source.story()  # as it was sent, and from then on refused

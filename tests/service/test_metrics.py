@@ -229,7 +229,7 @@ class TestSettling:
             sock = str(servers.source_sock)
             # That a place for it is taken is no reason not to settle it.
             taken = servers.start(*self.serve(servers), "--metrics", str(address))
-            taken.wait_for("no HTTP: .*in use")
+            taken.wait_for("cannot serve HTTP: .*in use")
             taken.send(signal.SIGTERM)
             taken.expect_exit(1)
             asking = servers.start(*self.serve(servers), "--metrics", "127.0.0.1:0", "--sock", sock)

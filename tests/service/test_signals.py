@@ -107,7 +107,7 @@ class TestSIGHUP:
             old = before.getpeercert(binary_form=True)
             (folder / "server-key.pem").write_text("nonsense")
             server.send(signal.SIGHUP)
-            server.wait_for("error .*not reloaded, all stays as it was: .*server-key.pem")
+            server.wait_for("error .*not reloaded, nothing was changed: .*server-key.pem")
             with tls_client(server, pki.ours) as same:
                 assert same.getpeercert(binary_form=True) == old
             pki.authority.issue("server").write(folder, "server")
@@ -133,7 +133,7 @@ class TestSIGHUP:
         RawClient.to(*server.listening(), bind="127.0.0.2").close()
         file.write_text('acl = ["nonsense"]\n')
         server.send(signal.SIGHUP)
-        server.wait_for("error .*not reloaded, all stays as it was: .*nonsense")
+        server.wait_for("error .*not reloaded, nothing was changed: .*nonsense")
         RawClient.to(*server.listening(), bind="127.0.0.2").close()
         file.write_text("acl = []\ndefault-deny = true\n")
         server.send(signal.SIGHUP)

@@ -179,7 +179,7 @@ class DestinationCore:
 
     def _cannot_write(self, error: OSError) -> None:
         """The disk doesn't take what is received: the sender is told at once, not in the end."""
-        self.logger.error("what is received can't be written: {error}", error=error.strerror)
+        self.logger.error("cannot write received data: {error}", error=error.strerror)
         self.coverage.flush_failed(error)
         if self.sender is not None:
             self.sender.fail_changes(error)
@@ -205,7 +205,7 @@ class DestinationCore:
 
     def _spoiled(self, reason: str) -> None:
         """Somebody else has changed the image while it was received: end the attempt."""
-        self.logger.error("what was received counts for nothing: {reason}", reason=reason)
+        self.logger.error("discarding the received data: {reason}", reason=reason)
         if self.sender is not None:
             # Not now: its request is being carried out.
             self.reactor.callLater(0, self.sender.dismiss, reason)

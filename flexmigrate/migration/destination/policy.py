@@ -209,7 +209,7 @@ class ReceivingSession(OpenSession):
                 await self._core.handover.receive(opening, address)
             except OSError as error:
                 text = self._core.handover.unrecorded or in_words(error)
-                connection.log.error("what it agreed on can't be kept: {text}", text=text)
+                connection.log.error("cannot keep to what was negotiated: {text}", text=text)
                 connection.turn_away(ErrorCode(to_nbd(error)), text)
 
     async def _replace(self, connection: NBDServerProtocol, opening: Opening | None) -> None:

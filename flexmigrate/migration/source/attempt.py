@@ -264,7 +264,7 @@ class Attempt:
         export.observer = dirty
         export.dirty_runs = dirty.runs
         if verifier is not None and answer is not None and self._has_something(answer):
-            self._log.info("the destination has been sent some of it: that is compared")
+            self._log.info("the destination may have a part of the image: comparing it")
             await verifier.find()
             self._found = dirty.dirtied - verifier.repaired
             self._log.info("{size} of {all} bytes differ", size=dirty.bytes, all=export.size)
@@ -335,7 +335,7 @@ class Attempt:
                 "clients are not parked, since that would be in vain: {obstacle}", obstacle=obstacle
             )
         if obstacle is None and self.obstacle is not None:
-            self._log.info("nothing is in the way of the handover any more")
+            self._log.info("the obstacle to the handover is gone")
         if obstacle is not None:
             self._convergence.free_writers()
             self.adjust()

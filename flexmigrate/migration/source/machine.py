@@ -247,7 +247,11 @@ def _step(
     step.addCallbacks(
         lambda _: done(), failed or (lambda failure: _fail(source, _placed(failure, core)))
     )
-    step.addErrback(lambda failure: core.logger.failure("a bug in the migration's states", failure))
+    step.addErrback(
+        lambda failure: core.logger.failure(
+            "the migration's state machine failed with an unexpected error", failure
+        )
+    )
     return step
 
 
@@ -349,7 +353,7 @@ def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
             seconds=RETRY_SECONDS,
         )
     if not failures.is_expected(failure):
-        core.logger.failure("the error was not one that is expected here", failure)
+        core.logger.failure("unexpected error", failure)
     core.current.let_go(error)
     delayed: IDelayedCall = core.reactor.callLater(RETRY_SECONDS, source._retry)
     return delayed
@@ -394,7 +398,7 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
             seconds=seconds,
         )
     if not failures.is_expected(failure):
-        core.logger.failure("the error was not one that is expected here", failure)
+        core.logger.failure("unexpected error", failure)
     core.abandon(core.last_error)
     delayed: IDelayedCall = core.reactor.callLater(seconds, source._retry)
     core.retry = delayed
