@@ -78,6 +78,13 @@ class Pages(SynchronousTestCase):
         for name in named:
             self.assertTrue(Path(DOCS.parent, name).is_file(), name)
 
+    def test_every_file_that_a_page_names_is_there(self) -> None:
+        root = DOCS.parent
+        for page in DOCS.glob("*.rst"):
+            for name in re.findall(r"``((?:\w+/)+\w+\.py)``", page.read_text()):
+                found = (root / name).is_file() or (root / "flexmigrate" / name).is_file()
+                self.assertTrue(found, f"{page.name}: {name}")
+
 
 class LogLines(SynchronousTestCase):
     def test_what_is_said_in_the_log_is_said_in_the_code(self) -> None:
