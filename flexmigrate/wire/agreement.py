@@ -29,7 +29,7 @@ DEFAULT_BLOCK_SIZES: BlockSizes = (DEFAULT_MIN_BLOCK, DEFAULT_PREFERRED_BLOCK, M
 
 
 class TLSMode(Enum):
-    """Whether a side uses TLS; the server's modes are NOTLS, SELECTIVETLS and FORCEDTLS."""
+    """The use of TLS by a side; the server's modes are NOTLS, SELECTIVETLS and FORCEDTLS."""
 
     OFF = "off"
     ON = "on"  # used if the other side wants it too

@@ -537,8 +537,8 @@ class Ownership:
                 self._mark(None, durable=True)  # it would count more than the journal
 
     def _may_have_committed(self, record: Record) -> bool:
-        """Whether a crash may bring back another attribute than there is now: one of an earlier
-        session whose ``committed`` was written and taken back, with neither synced.
+        """Return whether a crash may bring back another attribute than there is now: one of an
+        earlier session whose ``committed`` was written and taken back, with neither synced.
         """
         found = self.image_state.attribute
         return (

@@ -278,7 +278,7 @@ class Attempt:
             self._copier.sending = verifier.sent
 
     def _has_something(self, answer: Answer) -> bool:
-        """Whether a part of the image can be expected to be at the destination."""
+        """Return whether a part of the image can be expected to be at the destination."""
         begun = answer.state in (State.RECEIVING, State.PREPARED)
         return begun and answer.session in self._earlier
 

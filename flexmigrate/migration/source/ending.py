@@ -10,7 +10,7 @@ from flexmigrate.telemetry.history import Verdict
 
 @dataclass(frozen=True)
 class Ending:
-    """How a migration ended.
+    """The end of a migration.
 
     :ivar reason: why it did not succeed; None where it did.
     :ivar verdict: as the summary has it.
