@@ -13,32 +13,57 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from flexmigrate.client import NBDClientProtocol, connect, connect_uri
-    from flexmigrate.errors import FlexmigrateError
+    from flexmigrate.errors import CommandError, FlexmigrateError, ImageError, UsageError
     from flexmigrate.image.extents import Extent
     from flexmigrate.image.interfaces import IBlockDevice, IReadyBlockDevice
-    from flexmigrate.migration.request import Action, MirrorRequest
+    from flexmigrate.migration.request import (
+        Action,
+        ConvergeConfig,
+        HandoverRule,
+        MirrorRequest,
+        TLSConfig,
+        VerifyRule,
+    )
     from flexmigrate.net.address import Address
     from flexmigrate.net.clock import use_monotonic_clock
-    from flexmigrate.service.embedding import Ended, ExportService, ListenService, Migration
+    from flexmigrate.service.embedding import (
+        Ended,
+        ExportService,
+        ListenService,
+        Migration,
+        NeverServed,
+        StartedBefore,
+    )
     from flexmigrate.telemetry.history import Sample, Summary
+    from flexmigrate.wire.client_options import ClientOptions
 
 __version__ = "0.1.0"
 
 __all__ = [
     "Action",
     "Address",
+    "ClientOptions",
+    "CommandError",
+    "ConvergeConfig",
     "Ended",
     "ExportService",
     "Extent",
     "FlexmigrateError",
+    "HandoverRule",
     "IBlockDevice",
     "IReadyBlockDevice",
+    "ImageError",
     "ListenService",
     "Migration",
     "MirrorRequest",
     "NBDClientProtocol",
+    "NeverServed",
     "Sample",
+    "StartedBefore",
     "Summary",
+    "TLSConfig",
+    "UsageError",
+    "VerifyRule",
     "connect",
     "connect_uri",
     "use_monotonic_clock",
@@ -46,14 +71,29 @@ __all__ = [
 
 _HOMES = {
     "flexmigrate.client": ("NBDClientProtocol", "connect", "connect_uri"),
-    "flexmigrate.control.grammar": ("Action", "MirrorRequest"),
-    "flexmigrate.errors": ("FlexmigrateError",),
-    "flexmigrate.telemetry.history": ("Sample", "Summary"),
+    "flexmigrate.errors": ("CommandError", "FlexmigrateError", "ImageError", "UsageError"),
     "flexmigrate.image.extents": ("Extent",),
     "flexmigrate.image.interfaces": ("IBlockDevice", "IReadyBlockDevice"),
+    "flexmigrate.migration.request": (
+        "Action",
+        "ConvergeConfig",
+        "HandoverRule",
+        "MirrorRequest",
+        "TLSConfig",
+        "VerifyRule",
+    ),
     "flexmigrate.net.address": ("Address",),
     "flexmigrate.net.clock": ("use_monotonic_clock",),
-    "flexmigrate.service.embedding": ("Ended", "ExportService", "ListenService", "Migration"),
+    "flexmigrate.service.embedding": (
+        "Ended",
+        "ExportService",
+        "ListenService",
+        "Migration",
+        "NeverServed",
+        "StartedBefore",
+    ),
+    "flexmigrate.telemetry.history": ("Sample", "Summary"),
+    "flexmigrate.wire.client_options": ("ClientOptions",),
 }
 
 

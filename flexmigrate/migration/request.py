@@ -51,7 +51,7 @@ MAX_NAME = 4096
 class Action(enum.Enum):
     """The source's action once the destination owns the image."""
 
-    EXIT = "exit"
+    EXIT = "exit"  #: the server ends; its file stays
     UNLINK = "unlink"  #: exit, and the image's file is deleted before the destination is told
     NOTHING = "nothing"  #: go on serving: the destination has a copy, and no claim to the image
 

@@ -14,9 +14,13 @@ from twisted.application.service import Service
 from twisted.internet.defer import Deferred, fail, succeed
 from twisted.logger import Logger
 
-from flexmigrate.config import ExportConfig, ListenConfig, Place, ServeConfig
+from flexmigrate.config import CoverageRule, ExportConfig, ListenConfig, Place, ServeConfig
 from flexmigrate.errors import FlexmigrateError, UsageError, check_type
-from flexmigrate.migration.request import MAX_BPS, MirrorRequest
+from flexmigrate.log.settings import LogSettings
+from flexmigrate.migration.request import MAX_BPS, NO_TLS, MirrorRequest, TLSConfig
+from flexmigrate.net.address import Address
+from flexmigrate.net.polling import DEFAULT_POLL_SECONDS
+from flexmigrate.server.limits import MAX_CLIENTS
 from flexmigrate.service import build
 from flexmigrate.service.host import new_pool
 from flexmigrate.service.lifetime import Lifetime, Reload
@@ -25,6 +29,8 @@ from flexmigrate.service.supervisor import Describe
 from flexmigrate.telemetry.history import Sample, Summary
 
 log = Logger()
+
+_LOG = LogSettings()
 
 _T = TypeVar("_T")
 
@@ -217,8 +223,11 @@ class ExportService(_Embedded):
         only one.
     :param endpoints: the places to listen on: descriptions for ``serverFromString``, or
         :class:`flexmigrate.net.address.Address`.
-    :param settings: other fields of :class:`flexmigrate.config.ServeConfig`: ``acl``, ``tls``,
-        ``read_only``, ``sock``, ``max_clients`` …
+    :param default_export: the export of clients that name none; None: the only one, or the one
+        named "".
+
+    The other parameters are those of :class:`flexmigrate.config.ServeConfig`.
+
     :raises ImageError: an image can't be opened, is in use, was migrated away, or is no device.
     :raises UsageError: (a ValueError) an argument or a setting is of another type, out of its
         range, or doesn't fit another; the text names it, and tells its value and what is allowed.
@@ -233,15 +242,46 @@ class ExportService(_Embedded):
         reactor: Any,
         exports: Mapping[str, Any],
         endpoints: Iterable[Place],
-        **settings: Any,
+        *,
+        default_export: str | None = None,
+        sock: str | None = None,
+        acl: tuple[str, ...] = (),
+        default_deny: bool = False,
+        killswitch: bool = False,
+        oldstyle: bool = False,
+        read_only: bool = False,
+        allow_old_peers: bool = False,
+        listable: bool = True,
+        max_clients: int = MAX_CLIENTS,
+        max_clients_per_host: int = 0,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        tls: TLSConfig = NO_TLS,
+        metrics: Place | None = None,
+        web: Place | None = None,
+        log: LogSettings = _LOG,
     ) -> None:
         check_type("exports", exports, Mapping)
-        if len(exports) == 1:
-            settings.setdefault("default_export", next(iter(exports)))
+        if default_export is None:
+            default_export = next(iter(exports)) if len(exports) == 1 else ""
         config = ServeConfig(
             places=_places(endpoints),
             exports=tuple(_export(name, of) for name, of in exports.items()),
-            **settings,
+            default_export=default_export,
+            sock=sock,
+            acl=acl,
+            default_deny=default_deny,
+            killswitch=killswitch,
+            oldstyle=oldstyle,
+            read_only=read_only,
+            allow_old_peers=allow_old_peers,
+            listable=listable,
+            max_clients=max_clients,
+            max_clients_per_host=max_clients_per_host,
+            poll_seconds=poll_seconds,
+            tls=tls,
+            metrics=metrics,
+            web=web,
+            log=log,
         )
         super().__init__(reactor, config)
 
@@ -276,8 +316,9 @@ class ListenService(_Embedded):
 
     :param path: the file or device to receive into; it must exist, and have the right size.
     :param endpoints: the places that the source connects to; see `ExportService`.
-    :param settings: other fields of :class:`flexmigrate.config.ListenConfig`: ``rebind``,
-        ``coverage``, ``acl``, ``tls``, ``sock`` …
+
+    The other parameters are those of :class:`flexmigrate.config.ListenConfig`.
+
     :raises ImageError: the image can't be opened, or must not be overwritten.
     :raises UsageError: as of `ExportService`.
 
@@ -285,9 +326,53 @@ class ListenService(_Embedded):
     """
 
     def __init__(
-        self, reactor: Any, path: str, endpoints: Iterable[Place], **settings: Any
+        self,
+        reactor: Any,
+        path: str,
+        endpoints: Iterable[Place],
+        *,
+        export: str = "",
+        rebind: Address | None = None,
+        coverage: CoverageRule = "full",
+        sock: str | None = None,
+        acl: tuple[str, ...] = (),
+        default_deny: bool = False,
+        killswitch: bool = False,
+        oldstyle: bool = False,
+        read_only: bool = False,
+        allow_old_peers: bool = False,
+        listable: bool = True,
+        max_clients: int = MAX_CLIENTS,
+        max_clients_per_host: int = 0,
+        poll_seconds: float = DEFAULT_POLL_SECONDS,
+        tls: TLSConfig = NO_TLS,
+        metrics: Place | None = None,
+        web: Place | None = None,
+        log: LogSettings = _LOG,
     ) -> None:
-        super().__init__(reactor, ListenConfig(places=_places(endpoints), file=path, **settings))
+        config = ListenConfig(
+            places=_places(endpoints),
+            file=path,
+            export=export,
+            rebind=rebind,
+            coverage=coverage,
+            sock=sock,
+            acl=acl,
+            default_deny=default_deny,
+            killswitch=killswitch,
+            oldstyle=oldstyle,
+            read_only=read_only,
+            allow_old_peers=allow_old_peers,
+            listable=listable,
+            max_clients=max_clients,
+            max_clients_per_host=max_clients_per_host,
+            poll_seconds=poll_seconds,
+            tls=tls,
+            metrics=metrics,
+            web=web,
+            log=log,
+        )
+        super().__init__(reactor, config)
 
 
 def _places(endpoints: Iterable[Place]) -> tuple[Place, ...]:

@@ -269,9 +269,11 @@ class Beginnings(Embedded):
                 ExportService(reactor, exports, endpoints, **settings)
         for name, value in (("max_clients", "5"), ("rebind", "::1"), ("coverage", "most")):
             with self.assertRaisesRegex(ValueError, f"^{name}="):
-                ListenService(reactor, path, [ANYWHERE], **{name: value})
+                wrong: Any = {name: value}
+                ListenService(reactor, path, [ANYWHERE], **wrong)
+        unknown: Any = {"max_client": 5}
         with self.assertRaises(TypeError):
-            ExportService(reactor, {"": path}, [ANYWHERE], max_client=5)
+            ExportService(reactor, {"": path}, [ANYWHERE], **unknown)
         self.assertFalse(Path(f"{path}.INCOMPLETE").exists())
 
     def test_what_would_not_hold_is_refused(self) -> None:
