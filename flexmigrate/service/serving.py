@@ -91,7 +91,8 @@ class Serving:
         """Return what is seen of it over HTTP."""
         shell = self._shell
         now = shell.reactor.seconds()
-        return serving_view(self.front, shell.factories.meter, shell.pool, now, self._received)
+        meter, pool = shell.factories.meter, shell.pool
+        return serving_view(self.front, self.status, meter, pool, now, self._received)
 
     def status(self, export: str | None) -> Status:
         """Return what is told about the server, and about one export."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from flexmigrate.migration.destination.machine import DestinationCore
@@ -13,7 +13,6 @@ from flexmigrate.server.export import Export
 from flexmigrate.server.factory import NBDServerFactory
 from flexmigrate.server.measuring import Meter
 from flexmigrate.service.front import ServingFront
-from flexmigrate.service.status_values import serving_status
 from flexmigrate.service.watch import Watch
 from flexmigrate.telemetry.history import Tally
 from flexmigrate.telemetry.status import Status
@@ -26,10 +25,16 @@ def clients_by_export(factory: NBDServerFactory) -> Counter[Export | None]:
 
 
 def serving_view(
-    front: ServingFront, meter: Meter, pool: Any, now: float, received: Moving | None
+    front: ServingFront,
+    status: Callable[[str], Status],
+    meter: Meter,
+    pool: Any,
+    now: float,
+    received: Moving | None,
 ) -> ServerView:
     """Return what is seen of a server that serves images.
 
+    :param status: returns what the operator's socket tells about the export of that name.
     :param now: the reactor's time, in seconds.
     :param received: what is seen of the migration that has brought the one image, if one has.
     """
@@ -39,7 +44,7 @@ def serving_view(
             each.host.export,
             clients[each.host.export],
             meter,
-            serving_status(front, each, now),
+            status(each.host.export.name),
             each.tally(now),
             sending(each.migration, each.watch) or received,
         )
