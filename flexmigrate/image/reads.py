@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from flexmigrate.image.extents import Extent
 
 if TYPE_CHECKING:
-    from flexmigrate.image.device import AnyImage
     from flexmigrate.image.file import Image
 
 # A structured read tells at most so many extents as such and the rest as data, so that a reply's
@@ -20,7 +19,7 @@ if TYPE_CHECKING:
 MAX_READ_EXTENTS = 64
 
 
-def pieces(image: AnyImage, offset: int, length: int, whole: bool) -> list[Extent]:
+def pieces(image: Image, offset: int, length: int, whole: bool) -> list[Extent]:
     """Return the data and the holes of a range; all of it as data if it must stay *whole*.
 
     :raises OSError: where the extents can't be read.

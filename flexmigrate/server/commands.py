@@ -19,12 +19,10 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.errors import RequestFailed, to_nbd
-from flexmigrate.image import reads
-from flexmigrate.image.background import NotBegun, Outcome
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.kernel.ring_reader import Wanted
 from flexmigrate.image.pace import SLOW
-from flexmigrate.net.sendable import FileSource
+from flexmigrate.image.storage import NotBegun, Outcome, Sendable
 from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
 from flexmigrate.server.holds import Holds
@@ -98,8 +96,8 @@ class Commands:
         about: object = None,
     ) -> None:
         self._export = export
-        self._image = export.image
-        self._background = export.background
+        self._storage = export.storage
+        self._fast = export.storage.fast
         self._style = style
         self._terms = terms
         self._contexts = context_names
@@ -131,7 +129,7 @@ class Commands:
         self._gone = True
         self._export.orphaned(self, self._changing)
         if is_abandoned:
-            self._background.forget(self)
+            self._storage.forget(self)
 
     # Payloads that arrive in pieces
 
@@ -140,9 +138,9 @@ class Commands:
         how many bytes it has changed by now.
         """
         length = len(piece)
-        if self._image.may_block_write(offset, length):
+        if self._fast.may_block_write(offset, length):
             self._requests.hold(Holds.PIECE)
-            done = self._begun(self._background.write(bytes(piece), offset, self))
+            done = self._begun(self._storage.write(bytes(piece), offset, self))
             done.addCallbacks(
                 lambda _: self._changed(offset, length),
                 lambda failure: self._piece_failed(offset, length, failure, write),
@@ -153,14 +151,14 @@ class Commands:
             return 0
         began = perf_counter()
         try:
-            self._image.write(piece, offset)
+            self._fast.write(piece, offset)
         except OSError as error:
             self._failed_change(offset, length, error)
             write.fail(error)
             return 0
         took = perf_counter() - began
         if took > SLOW:
-            self._image.pace.turn_was_slow(took)
+            self._fast.pace.turn_was_slow(took)
         if self._export.observer is not None:
             self._export.observer.mark(offset, length)
         return length
@@ -188,19 +186,19 @@ class Commands:
 
     def _read(self, flags: int, cookie: int, offset: int, length: int) -> None:
         whole = bool(flags & CommandFlag.DF) or not self._style.fragments
-        if self._image.is_resident(offset, length):
-            try:
-                pieces = reads.pieces(self._image, offset, length, whole)
-            except OSError as error:
-                self.failed(cookie, offset, length, error)
-            else:
-                self._send_read(cookie, offset, (self._image, pieces))
+        try:
+            found = self._storage.ready(offset, length, whole=whole)
+        except OSError as error:
+            self.failed(cookie, offset, length, error)
             return
-        brought = self._background.bring_in(offset, length, whole=whole, asker=self)
-        if self._background.holds_reads:
+        if found is not None:
+            self._send_read(cookie, offset, found)
+            return
+        brought = self._storage.bring_in(offset, length, whole=whole, asker=self)
+        if self._storage.holds_reads:
             self._hold_memory(length)
         self._later(cookie, offset, length, brought, self._send_read)
-        if self._background.holds_reads:
+        if self._storage.holds_reads:
             # Once it was answered: what the client doesn't take then holds the connection itself.
             brought.addBoth(self._free_memory, length)
 
@@ -215,7 +213,7 @@ class Commands:
             self._requests.release(Holds.MEMORY)
         return result
 
-    def _send_read(self, cookie: int, offset: int, found: tuple[FileSource, list[Extent]]) -> None:
+    def _send_read(self, cookie: int, offset: int, found: Sendable) -> None:
         style, outlet = self._style, self._outlet
         source, pieces = found
         if self._gone:
@@ -245,7 +243,7 @@ class Commands:
         cold, self.cold = self.cold, []
         self._more(len(cold))
         whole = not self._style.fragments
-        self._background.read_short(cold, self._answer_reads, whole=whole, asker=self)
+        self._storage.read_short(cold, self._answer_reads, whole=whole, asker=self)
 
     def _answer_reads(self, outcomes: list[tuple[Wanted, Outcome]]) -> None:
         replies: list[bytes | bytearray] = []
@@ -284,13 +282,13 @@ class Commands:
 
     def write_later(self, cookie: int, offset: int, data: bytes) -> None:
         """Carry out a whole write that may have to wait for the disk."""
-        self._change(cookie, offset, len(data), self._background.write(data, offset, self), 0)
+        self._change(cookie, offset, len(data), self._storage.write(data, offset, self), 0)
 
     def _trim(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        self._change(cookie, offset, length, self._background.trim(offset, length, self), flags)
+        self._change(cookie, offset, length, self._storage.trim(offset, length, self), flags)
 
     def _write_zeroes(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        zeroed = self._background.zero(
+        zeroed = self._storage.zero(
             offset,
             length,
             may_punch=not flags & CommandFlag.NO_HOLE,
@@ -353,10 +351,10 @@ class Commands:
                 self._export.observer.flush_failed(failure.value)
             return failure
 
-        return self._background.flush().addErrback(spoil)
+        return self._storage.flush().addErrback(spoil)
 
     def _cache(self, flags: int, cookie: int, offset: int, length: int) -> None:
-        advised = self._background.will_need([(offset, length)], self)
+        advised = self._storage.will_need([(offset, length)], self)
         self._later(cookie, offset, length, advised, self._reply_ok)
 
     def filtered_status(self, cookie: int, flags: int, offset: int, payload: bytes) -> None:
@@ -393,7 +391,7 @@ class Commands:
             self._send(b"".join(replies))
 
         if BASE_ALLOCATION in {self._contexts[context] for context in ids}:
-            walked = self._background.extents(offset, length, limit, self)
+            walked = self._storage.extents(offset, length, limit, self)
             self._later(cookie, offset, length, walked, answer)
         else:
             answer(cookie, offset, [])

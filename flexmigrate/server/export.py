@@ -13,8 +13,7 @@ from typing import Any, Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.internet.interfaces import IReactorTime
 
-from flexmigrate.image.background import Background
-from flexmigrate.image.device import AnyImage
+from flexmigrate.image.storage import Storage
 from flexmigrate.net.hang_ups import HangUps
 from flexmigrate.server.throttle import Payer, Throttle
 from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
@@ -98,6 +97,7 @@ class Export:
     """One image under one name.
 
     :ivar name: the name that clients ask for; the empty name is the default export.
+    :ivar storage: the image's bytes.
     :ivar observer: the observer of changes, or None. One at most: a migration.
     :ivar throttle: the throttle of writers, or None.
     :ivar takes_several: whether it is advertised that a client may use several connections.
@@ -110,19 +110,17 @@ class Export:
     def __init__(
         self,
         name: str,
-        image: AnyImage,
-        background: Background,
+        storage: Storage,
         *,
         read_only: bool = False,
         description: str = "",
     ) -> None:
         self.name = name
         self.takes_several = True
-        self.image = image
-        self.background = background
-        self.read_only = read_only or image.read_only
+        self.storage = storage
+        self.read_only = read_only or storage.read_only
         self.description = description
-        self.size = image.size
+        self.size = storage.size
         self.observer: ChangeObserver | None = None
         self.throttle: Throttle | None = None
         self.dirty_runs: Callable[[int, int], Iterator[tuple[int, int]]] | None = None

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from flexmigrate.image.device import AnyImage
 from flexmigrate.image.kernel.calls import PAGE
+from flexmigrate.image.storage import FastPath
 from flexmigrate.server.commands import Commands
 from flexmigrate.wire.requests import Refusal
 
@@ -30,10 +30,10 @@ UNLOOKED = 16
 
 
 class Pieces:
-    """The size of the pieces in which one connection's long writes to *image* are carried out."""
+    """The size of the pieces in which one connection's long writes are carried out."""
 
-    def __init__(self, image: AnyImage) -> None:
-        self._image = image
+    def __init__(self, fast: FastPath) -> None:
+        self._fast = fast
         self._end = -1
         self._left = 0  # so many more that follow are taken to be like the last one
         self._most = MOST_OF_NEW
@@ -43,7 +43,7 @@ class Pieces:
         has the first one already.
         """
         if offset != self._end or not self._left:
-            self._most = MOST_AT_ONCE if self._image.is_resident(offset, 1) else MOST_OF_NEW
+            self._most = MOST_AT_ONCE if self._fast.is_resident(offset, 1) else MOST_OF_NEW
             self._left = UNLOOKED
         self._left -= 1
         self._end = offset + length

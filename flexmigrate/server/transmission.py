@@ -151,7 +151,7 @@ class Transmission:
         self._export = export
         self._outlet = outlet
         self._host = host
-        self._image = export.image
+        self._fast = export.storage.fast
         self._style = self._chosen_style(agreement)
         # What serve needs at each call, in two pieces.
         self._buffers = (
@@ -170,7 +170,7 @@ class Transmission:
         self.commands = self._new_commands(dict(agreement.contexts))
         self._in_session = SESSION_OPTION in dict(agreement.private)
         self._payload: Payload | None = None
-        self._pieces = Pieces(self._image)
+        self._pieces = Pieces(self._fast)
         self._disconnecting = False
         self._broken: str | None = None
         self._failing: Refusal | None = None
@@ -236,7 +236,7 @@ class Transmission:
         """
         received, received_view, replies, replies_view, full = self._buffers
         unpack, header, magic, plain_write, prefix, pack_read, ok, fragments = self._layout
-        size, image, commands = self._size, self._image, self.commands
+        size, fast, commands = self._size, self._fast, self.commands
         writable = self._writable
         observer = self._export.observer
         filled = 0  # bytes of replies that wait to be sent
@@ -287,11 +287,11 @@ class Transmission:
                 data = filled + prefix
                 piece = replies_view[data : data + length]
                 at = body
-                if not image.try_read_into(piece, offset):
+                if not fast.try_read_into(piece, offset):
                     commands.read_cold(cookie, offset, length)
                     self._others += 1
                     continue
-                if fragments and image.is_hole(piece, offset):
+                if fragments and fast.is_hole(piece, offset):
                     commands.reply_hole(cookie, offset, length)
                     costly -= 1
                     if costly <= 0:
@@ -312,7 +312,7 @@ class Transmission:
             ):
                 piece = received_view[body : body + length]
                 at = body + length
-                if image.may_block_write(offset, length):
+                if fast.may_block_write(offset, length):
                     commands.write_later(cookie, offset, bytes(piece))
                     self._others += 1
                     costly -= 1
@@ -323,7 +323,7 @@ class Transmission:
                     began = perf_counter()
                 writes += 1
                 try:
-                    image.write(piece, offset)
+                    fast.write(piece, offset)
                 except OSError as error:
                     if observer is not None:
                         observer.failed(offset, length, error)
@@ -362,7 +362,7 @@ class Transmission:
             changed += bytes_written
             took = perf_counter() - began
             if took > SLOW + writes * WRITE:
-                image.pace.turn_was_slow(took)
+                fast.pace.turn_was_slow(took)
         if changed:
             self._host.changed(changed)
         if self.holds & Holds.ENDING:

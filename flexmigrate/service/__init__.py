@@ -71,6 +71,6 @@ def _first_role(
     try:
         hosts = open_images(shell.reactor, shell.pool, config, open_image, undo)
     except Committed as committed:
-        undo.callback(committed.host.image.close)
+        undo.callback(committed.host.discard)
         return InDoubt(shell, committed.host)
     return Serving(shell, hosts, config.places)

@@ -87,7 +87,7 @@ class Confirming:
     def _listen(self, text: str, address: Address) -> None:
         hosts = [host for host in self._hosts if text in host.ownership.awaited_at]
         one = hosts[0]
-        export = Export(one.export.name, one.image, one.background, read_only=True)
+        export = Export(one.export.name, one.storage, read_only=True)
         session = ConfirmingSession(hosts, self.look)
         factory = self._factories.for_confirming(_AnyName(export), session)
         listening = ListeningPort(

@@ -132,7 +132,7 @@ class ServingFront:
             letting_go.addErrback(self._not_let_go, host)
 
     def _not_let_go(self, failure: Failure, host: Host) -> None:
-        log.error("{path}: {error}", path=host.image.path, error=failure.getErrorMessage())
+        log.error("{path}: {error}", path=host.storage.path, error=failure.getErrorMessage())
         self._status = 1
 
     @property

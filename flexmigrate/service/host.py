@@ -8,16 +8,17 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from twisted.internet.defer import Deferred, DeferredLock, maybeDeferred
+from twisted.internet.defer import Deferred, DeferredLock
 from twisted.logger import Logger
 from twisted.python.threadpool import ThreadPool
 
 from flexmigrate.errors import ImageError, in_words
-from flexmigrate.image.background import Background
-from flexmigrate.image.device import AnyImage, DeviceBackground, DeviceImage
+from flexmigrate.image.device_storage import DeviceStorage
 from flexmigrate.image.file import Image, Opener
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.image.flush_failure import FlushFailure
 from flexmigrate.image.shares import ImageThreads
+from flexmigrate.image.storage import Storage
 from flexmigrate.migration.ownership.ownership import Ownership, Unrecorded
 from flexmigrate.server.export import Export
 from flexmigrate.wire.handover import State
@@ -38,24 +39,20 @@ class Host:
         received, or sent.
     """
 
-    image: AnyImage
-
     def __init__(
         self,
-        image: AnyImage,
-        background: Background,
+        storage: Storage,
         ownership: Ownership,
         *,
         name: str,
         read_only: bool,
     ) -> None:
-        if not image.size:
-            log.warn("{path}: it is empty: nothing can be read or written", path=image.path)
-        self.image = image
-        self.background = background
+        if not storage.size:
+            log.warn("{path}: it is empty: nothing can be read or written", path=storage.path)
+        self.storage = storage
         self.ownership = ownership
         self._closing = DeferredLock()
-        self.export = Export(name, image, background, read_only=read_only)
+        self.export = Export(name, storage, read_only=read_only)
         self.export.look = self.look_at_size
         self.keeps_size: Callable[[], bool] = lambda: True
         self._size_fault: str | None = None
@@ -64,11 +61,11 @@ class Host:
         """Check whether the file or device has another size now. If it has grown, new clients are
         told; if it has shrunk, the missing part can't be read. Never waits.
         """
-        if self.image.is_closed:
+        if self.storage.is_closed:
             return
-        fault = self.image.size_fault()
-        if fault is not None and not self.keeps_size() and self.image.grow():
-            self.export.size = self.ownership.size = self.image.size
+        fault = self.storage.size_fault()
+        if fault is not None and not self.keeps_size() and self.storage.grow():
+            self.export.size = self.ownership.size = self.storage.size
             log.warn("{fault}; new clients are told so", fault=fault)
             fault = None
         if fault is not None and fault != self._size_fault:
@@ -78,12 +75,12 @@ class Host:
     @property
     def size(self) -> int:
         """The size of the image as it is served, in bytes."""
-        return self.image.size
+        return self.storage.size
 
     @property
     def full_name(self) -> str:
         """The host's name and the image's path, which tell people which copy is meant."""
-        return f"{os.uname().nodename}:{self.image.real_path}"
+        return f"{os.uname().nodename}:{self.storage.real_path}"
 
     def close(self) -> Deferred[None]:
         """Wait for current calls, flush, and close the image; no request may come any
@@ -95,35 +92,34 @@ class Host:
         return self._closing.run(lambda: Deferred.fromCoroutine(self._close()))
 
     async def _close(self) -> None:
-        if self.image.is_closed:
+        if self.storage.is_closed:
             return
         await self.export.idle()
         try:
             if not self.export.read_only:
-                await self.background.flush()
+                await self.storage.flush()
         except OSError as error:
             if self.ownership.state is not State.DONE:
                 raise
-            log.warn("{path} was given away, but: {error}", path=self.image.path, error=error)
+            log.warn("{path} was given away, but: {error}", path=self.storage.path, error=error)
         finally:
-            await self.background.drained()
+            await self.storage.drained()
             await self._keep_attribute()
-            await self._let_go()
+            await self.storage.close()
 
-    async def _let_go(self) -> None:
-        self.background.close()
-        await maybeDeferred(self.image.close)
+    def discard(self) -> None:
+        """Close the image at once, unused; a program's device stays open."""
 
     async def _keep_attribute(self) -> None:
         """Make the file's attribute durable: everything else was flushed."""
         if not self.ownership.is_recorded or self.export.read_only:
             return
         try:
-            await self.background.run(self.ownership.make_attribute_durable)
+            await self.storage.run(self.ownership.make_attribute_durable)
         except OSError as error:
             log.warn(
                 "{path}: its attribute can't be made durable: {error}",
-                path=self.image.path,
+                path=self.storage.path,
                 error=in_words(error),
             )
 
@@ -136,8 +132,6 @@ class ImageHost(Host):
 
     #: Whether it waits for the image, and serves it only once it is here.
     is_destination = False
-
-    image: Image
 
     def __init__(
         self,
@@ -169,9 +163,11 @@ class ImageHost(Host):
                 path=image.path,
                 reason=image.unlocked,
             )
-        background = Background(image, reactor, pool)
-        super().__init__(image, background, ownership, name=name, read_only=read_only)
-        background.flush_failed(self._flush_failed)
+        storage = FileStorage(image, reactor, pool)
+        super().__init__(storage, ownership, name=name, read_only=read_only)
+        self.storage: FileStorage = storage
+        self.image = image
+        storage.flush_failed(self._flush_failed)
         if image.durability.earlier is not None:
             log.warn(
                 "{path}: a flush failed ({failure}), and this machine was started anew since: what "
@@ -210,11 +206,8 @@ class ImageHost(Host):
                 error=unnoted,
             )
 
-    async def _let_go(self) -> None:
-        if not self.image.is_local:
-            # Its daemon or its server is asked when it is closed, and others needn't wait for that.
-            await self.background.run(self.image.close)
-        await super()._let_go()
+    def discard(self) -> None:
+        self.image.close()
 
     def trust_cache(self) -> None:
         """Make sure that reads return the disk's content: if a flush has failed, empty the page
@@ -281,6 +274,5 @@ class DeviceHost(Host):
         name: str = "",
         read_only: bool = False,
     ) -> None:
-        image = DeviceImage(device, path)
-        background = DeviceBackground(image, reactor, pool)
-        super().__init__(image, background, Unrecorded(path), name=name, read_only=read_only)
+        storage = DeviceStorage(device, path, reactor, pool)
+        super().__init__(storage, Unrecorded(path), name=name, read_only=read_only)

@@ -23,7 +23,7 @@ def beyond_oldstyle(host: Host) -> str | None:
     if not left:
         return None
     return (
-        f"{host.image.path} has {host.size} bytes, and --oldstyle tells of whole sectors of "
+        f"{host.storage.path} has {host.size} bytes, and --oldstyle tells of whole sectors of "
         f"{SECTOR} bytes: its last {left} bytes"
     )
 
@@ -35,7 +35,7 @@ class Committed(FlexmigrateError):
     """
 
     def __init__(self, host: ImageHost) -> None:
-        super().__init__(f"{host.image.path} was handed over")
+        super().__init__(f"{host.storage.path} was handed over")
         self.host = host
 
 
@@ -53,7 +53,7 @@ def open_images(
     for export in config.exports:
         if export.device is None:
             host: Host = _open_file(reactor, pool, config, export, open_image)
-            undo.callback(host.image.close)
+            undo.callback(host.discard)
         else:
             host = DeviceHost(
                 reactor,
@@ -96,7 +96,7 @@ def _open_file(
             _warn_of_writers(host)
         host.ownership.overlook()
     except ImageError:
-        host.image.close()
+        host.discard()
         raise
     return host
 
@@ -108,6 +108,6 @@ def _warn_of_writers(host: ImageHost) -> None:
         log.warn(
             "{path} was read-only where it came from ({place}), and clients may write to it "
             "here: say --read-only if they are not to",
-            path=host.image.path,
+            path=host.storage.path,
             place=record.other_side,
         )

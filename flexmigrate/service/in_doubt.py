@@ -117,13 +117,13 @@ class InDoubt:
         host = self._host
         action = Action.UNLINK if self._record.unlink else Action.EXIT
         if action is Action.UNLINK and self._replaced:
-            log.warn("{path} is another file by now: it is kept", path=host.image.path)
+            log.warn("{path} is another file by now: it is kept", path=host.storage.path)
             action = Action.EXIT
-        return HandoverTerms(host.image, host.background, host.ownership, action)
+        return HandoverTerms(host.storage, host.ownership, action)
 
     def _settled(self, _: None) -> None:
         self._shell.lifetime.end(
-            0, f"{self._host.image.path} is at {self._record.other_side}, which has confirmed it"
+            0, f"{self._host.storage.path} is at {self._record.other_side}, which has confirmed it"
         )
 
     def _unsettled(self, failure: Failure) -> None:
@@ -131,7 +131,7 @@ class InDoubt:
             return  # the reason is logged where it was told to end
         if not failure.check(FlexmigrateError, OSError):
             log.failure("unexpected error", failure)
-        path = self._host.image.path
+        path = self._host.storage.path
         self._shell.lifetime.end(
             1,
             f"{path} was handed over to {self._record.other_side} ({self._record.time}), which has "
@@ -205,8 +205,8 @@ class InDoubt:
 
     def _refuse(self) -> NoReturn:
         raise CommandError(
-            f"{self._host.image.path} was handed over to {self._record.other_side}, which is asked "
-            "to confirm it"
+            f"{self._host.storage.path} was handed over to {self._record.other_side}, which is "
+            "asked to confirm it"
         )
 
 
@@ -215,5 +215,5 @@ def _request(host: ImageHost, lines: tuple[str, ...]) -> MirrorRequest:
         return parse_mirror(list(lines[1:]))
     except FlexmigrateError as error:
         raise ImageError(
-            f"{host.image.path}: its journal doesn't say how its destination is reached: {error}"
+            f"{host.storage.path}: its journal doesn't say how its destination is reached: {error}"
         ) from error

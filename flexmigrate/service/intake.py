@@ -41,7 +41,7 @@ class Intake:
         host = ImageHost(
             shell.reactor, shell.pool, config.file, name=config.export, open_image=open_image
         )
-        undo.callback(host.image.close)
+        undo.callback(host.discard)
         host.is_destination = True
         host.ownership.allows_old_peers = config.allow_old_peers
         refusal = host.ownership.image_state.to_receive()
@@ -55,7 +55,7 @@ class Intake:
         # own.
         host.export.takes_several = False
         handover = DestinationHandover(
-            host.image, host.background, host.ownership, full_coverage=config.coverage == "full"
+            host.storage, host.ownership, full_coverage=config.coverage == "full"
         )
         handover.read_only = config.read_only
         self.host = host

@@ -30,7 +30,6 @@ from flexmigrate.errors import (
     RemoteProtocolError,
     UsageError,
 )
-from flexmigrate.image.file import Image
 from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.request import Action, ConvergeChange, MirrorRequest
 from flexmigrate.migration.source.convergence import Convergence
@@ -199,9 +198,9 @@ class MigratingExport:
 
     async def _mirror(self, request: MirrorRequest, look: Look | None) -> str:
         if request.report is not None:
-            kept = (each.image.identity for each in self.front.hosts)
+            kept = (each.storage.identity for each in self.front.hosts)
             images = {identity for identity in kept if identity is not None}
-            await self.host.background.run(check_report, request.report, images)
+            await self.host.storage.run(check_report, request.report, images)
         command = object()  # the owner of the lock
         await self.lock.acquire(command)
         try:
@@ -224,8 +223,8 @@ class MigratingExport:
         if self.given_away:
             raise CommandError("the image was migrated away")
         self.host.look_at_size()  # for the last time: a migration has one size
-        if self.host.image.cut is not None:
-            raise CommandError(was_cut(self.host.image.cut))
+        if self.host.storage.cut is not None:
+            raise CommandError(was_cut(self.host.storage.cut))
         if not self.host.export.size:
             raise CommandError("the image is empty: there is nothing to migrate")
         if request.action is Action.UNLINK:
@@ -240,8 +239,7 @@ class MigratingExport:
             export=self.host.export,
             environment=environment,
             terms=HandoverTerms(
-                self.host.image,
-                self.host.background,
+                self.host.storage,
                 self.host.ownership,
                 request.action,
                 request.handover,
@@ -280,7 +278,7 @@ class MigratingExport:
             return None
         subject = Subject(
             version=__version__,
-            image=self.host.image.real_path,
+            image=self.host.storage.real_path,
             export=self.host.export.name,
             size=self.host.export.size,
             action=request.action.value,
@@ -290,17 +288,17 @@ class MigratingExport:
 
     def _check_unlink(self) -> None:
         """Refuse an action that can't be carried out, or would lose something."""
-        image = self.host.image
-        if image.is_block_device:
-            raise CommandError(f"{image.path} is a device and can't be unlinked")
+        storage = self.host.storage
+        if not storage.is_unlinkable:
+            raise CommandError(f"{storage.path} is a device and can't be unlinked")
         if self.host.export.read_only:
-            raise CommandError(f"{image.path} is served read-only: not unlinked")
-        if isinstance(image, Image) and image.other_names:
+            raise CommandError(f"{storage.path} is served read-only: not unlinked")
+        if storage.other_names:
             log.warn(
                 "{path} has other names, too ({number}, hard links): it will be removed, and they "
                 "keep its bytes, which are not the image any more then, and are not served",
-                path=image.path,
-                number=image.other_names,
+                path=storage.path,
+                number=storage.other_names,
             )
 
     def _not_started(self, failure: Failure) -> Failure:

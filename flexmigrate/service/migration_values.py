@@ -54,7 +54,7 @@ def summary(
 
 def flush_failure(export: Export) -> str | None:
     """Return when a flush of *export*'s image failed, and why; None where none has."""
-    failure = export.image.flush_failure
+    failure = export.storage.flush_failure
     return None if failure is None else failure.text
 
 

@@ -75,7 +75,7 @@ class Receiving:
         know.
         """
         if self._core.handover.owned:
-            log.info("{path} is here already", path=self.intake.host.image.path)
+            log.info("{path} is here already", path=self.intake.host.storage.path)
             self.intake.machine.resume()
         elif not self._looking.running:
             self._looking.start(LOOK_SECONDS, now=False)

@@ -60,10 +60,9 @@ def serving_status(serving: ServingFront, about: MigratingExport, now: float) ->
 
 def _with_storage(status: Status, export: Export) -> Status:
     """Add what is known of the filesystem that the image is on."""
-    image = export.image
-    if image.is_block_device or image.trust is None:
+    trust = export.storage.trust
+    if trust is None:
         return status
-    trust = image.trust
     return replace(
         status, filesystem=trust.filesystem, holes="trusted" if trust.holes else "unknown"
     )
@@ -115,7 +114,7 @@ def _handover(core: Core) -> str | None:
 
 def _size_changed(export: Export) -> str | None:
     export.look()
-    return None if export.image.is_closed else export.image.size_fault() or export.image.cut
+    return None if export.storage.is_closed else export.storage.size_fault() or export.storage.cut
 
 
 def _seconds_left(core: Core, left: int, speed: float, now: float) -> int | None:

@@ -76,7 +76,7 @@ def export_view(
         name=export.name,
         status=status,
         clients=clients,
-        waiting=export.background.pending,
+        waiting=export.storage.pending,
         meter=meter.of(export.name),
         tally=tally,
         moving=moving,

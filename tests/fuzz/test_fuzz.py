@@ -189,7 +189,7 @@ class World:
         self.bench = self.served.bench
         self.good = self.served.client(self.feed, rng.choice(list(STYLES.values())))
         self.shared = [
-            *(self.served.factory, self.served.export, self.served.image, self.served.background),
+            *(self.served.factory, self.served.export, self.served.image, self.served.storage),
             *(self.bench, self.bench.reactor, self.bench.clock, self.bench.pool),
             *(self.served.factory.scratch, self.good, self.good.feed),
         ]

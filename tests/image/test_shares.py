@@ -6,8 +6,9 @@ from collections import deque
 
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.background import Background, NotBegun
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.image.shares import LANES, THREADS, ImageThreads, Share, Shares, share_of
+from flexmigrate.image.storage import NotBegun
 from support.feeds import HandPool
 from support.processes import PATIENCE
 
@@ -165,8 +166,8 @@ class WithThreads(SynchronousTestCase):
         self.addCleanup(self.hanging.go.set)  # before the pool is stopped
         self.well.go.set()
         self.calls = queue.Queue()
-        self.slow = Background(self.hanging, self, self.pool)
-        self.quick = Background(self.well, self, self.pool)
+        self.slow = FileStorage(self.hanging, self, self.pool)
+        self.quick = FileStorage(self.well, self, self.pool)
 
     def callFromThread(self, *call):  # noqa: N802  # the reactor's
         self.calls.put(call)
@@ -191,7 +192,7 @@ class WithThreads(SynchronousTestCase):
 
     def test_what_waits_for_a_thread_can_be_forgotten(self):
         asker = object()
-        calls = [self.slow.run_for(asker, self.hanging.read, each, 1) for each in range(30)]
+        calls = [self.slow._calls.run_for(asker, self.hanging.read, each, 1) for each in range(30)]
         self.slow.forget(asker)
         for call in calls[13:]:
             self.failureResultOf(call, NotBegun)

@@ -20,9 +20,9 @@ from flexmigrate.errors import (
     ImageLost,
     MigrationError,
 )
-from flexmigrate.image.background import Background
 from flexmigrate.image.disk import UntrustedFile
 from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.migration.destination.coverage import Coverage
 from flexmigrate.migration.destination.handover import DestinationHandover, DiscVerdict
 from flexmigrate.migration.ownership.journal import Record
@@ -61,10 +61,14 @@ class ImageCase(SynchronousTestCase):
         self.image = Image.open(str(self.path))
         self.addCleanup(self.image.close)
         self.clock = InlineClock()
+        self.storage = self.new_storage(self.image)
+        self.log: list[str] = []
+
+    def new_storage(self, image: Image) -> FileStorage:
+        """Return *image* with threads that do everything at once."""
         threads: Any = InlineThreads()
         reactor: Any = self.clock
-        self.background = Background(self.image, reactor, threads)
-        self.log: list[str] = []
+        return FileStorage(image, reactor, threads)
 
     def watch(self, target: Any, name: str, tell: Callable[..., str | None]) -> None:
         """Tell of each call of *target*'s *name* before it is made."""
@@ -152,7 +156,7 @@ class SourceHandoverTests(ImageCase):
         client: Any = self.client
         ownership: Any = self.ownership
         action = Action.UNLINK if unlink else Action.EXIT
-        terms = HandoverTerms(self.image, self.background, ownership, action)
+        terms = HandoverTerms(self.storage, ownership, action)
         self.giving = SourceHandover(self.clock, terms, 1, client)
         self.successResultOf(Deferred.fromCoroutine(self.giving.begin()))
         self.assertEqual(self.log.pop(), "sending, plain")
@@ -172,7 +176,7 @@ class SourceHandoverTests(ImageCase):
     def begin(self, action: Action) -> Deferred[None]:
         client: Any = RecordedClient(self.log, self.path)
         ownership: Any = self.ownership
-        terms = HandoverTerms(self.image, self.background, ownership, action)
+        terms = HandoverTerms(self.storage, ownership, action)
         return Deferred.fromCoroutine(SourceHandover(self.clock, terms, 1, client).begin())
 
     def test_without_a_journal_nothing_is_given_away(self) -> None:
@@ -242,6 +246,7 @@ class SourceHandoverTests(ImageCase):
         self.image.close()
         self.image = Image.open("disk.img")
         self.addCleanup(self.image.close)
+        self.storage = self.new_storage(self.image)
         os.chdir("/")
         self.fail_at("unlink", errno.EACCES)
         self.failureResultOf(self.give(unlink=True), NotGiven)
@@ -293,7 +298,7 @@ class SessionOrPlainTests(ImageCase):
         super().setUp()
         self.fault: OSError | None = None
         self.ownership: Any = self
-        self.terms = HandoverTerms(self.image, self.background, self.ownership, Action.EXIT)
+        self.terms = HandoverTerms(self.storage, self.ownership, Action.EXIT)
 
     def probe(self) -> None:
         if self.fault is not None:
@@ -349,7 +354,7 @@ class MarkerCase(ImageCase):
 
     def new_handover(self, image: Image, *, full: bool = True) -> DestinationHandover:
         ownership = Ownership(image.real_path, image.size)
-        return DestinationHandover(image, self.background, ownership, full_coverage=full)
+        return DestinationHandover(self.new_storage(image), ownership, full_coverage=full)
 
 
 def incomplete(path: str) -> bool:

@@ -10,7 +10,7 @@ from typing import Any
 from twisted.internet.defer import Deferred
 from twisted.internet.task import deferLater
 
-from flexmigrate.image.background import Background
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.migration.destination.handover import DestinationHandover
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.migration.request import Action, ConvergeChange, HandoverRule
@@ -21,14 +21,14 @@ from support.scene import Scene, SceneCase
 class ObstacleCase(SceneCase):
     def slow_flushes(self, seconds: Callable[[], float]) -> None:
         """Let each flush at the destination take so long."""
-        flush = Background.flush
+        flush = FileStorage.flush
 
-        def slow(background: Any) -> Deferred[None]:
-            if background._reactor.name != "destination":
-                return flush(background)
-            return deferLater(background._reactor, seconds(), flush, background)
+        def slow(storage: Any) -> Deferred[None]:
+            if storage._reactor.name != "destination":
+                return flush(storage)
+            return deferLater(storage._reactor, seconds(), flush, storage)
 
-        self.patch(Background, "flush", slow)
+        self.patch(FileStorage, "flush", slow)
 
     def parked(self, scene: Scene) -> float:
         """Return for how long clients have been parked, in all."""

@@ -194,9 +194,9 @@ class AtOnceTests(SceneCase):
 
     def test_break_while_the_image_is_read_for_ever(self) -> None:
         scene = self.scene()
-        background = scene.migrating.host.background
+        storage = scene.migrating.host.storage
         # Without a handover no journal is written first, for which nobody would wait in vain.
-        with mock.patch.object(background, "run", return_value=Deferred()):
+        with mock.patch.object(storage, "run", return_value=Deferred()):
             scene.world.result_of(scene.mirror(Action.NOTHING))
             self.assertEqual(scene.migrating.migration.phase, "copying")
             self.assertEqual(scene.migrating.break_mirror(), "mirror stopped")

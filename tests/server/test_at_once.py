@@ -23,7 +23,7 @@ class AtOnce:
         self.client = self.served.client(self.feed)
 
     def read_short(self, wanted, answer, *, whole, asker=None):
-        """As Background's, by the time it returns."""
+        """As FileStorage's, by the time it returns."""
         answer([(each, self.content[each[1] : each[1] + each[2]]) for each in wanted])
 
     def ask(self, blocks):
@@ -41,13 +41,13 @@ class AtOnce:
             self.assertTrue(found == self.content[block * BLOCK : (block + 1) * BLOCK], block)
 
     def test_more_reads_than_may_be_under_way_are_all_answered(self):
-        self.served.background.read_short = self.read_short
+        self.served.storage.read_short = self.read_short
         stream, asked = self.ask(range(3 * MAX_UNDER_WAY + 5))
         self.client.feed.send(stream)
         self.assert_read(asked)
 
     def test_what_ends_at_once_behind_as_many_as_may_be_under_way_holds_nobody(self):
-        self.served.background.flush = lambda: succeed(None)
+        self.served.storage.flush = lambda: succeed(None)
         self.served.bench.pool.at_once = False
         stream, asked = self.ask(range(MAX_UNDER_WAY - 1))
         stream += self.client.request(Command.FLUSH)

@@ -4,7 +4,7 @@ import errno
 import random
 import struct
 
-from flexmigrate.image.background import READS_AT_ONCE
+from flexmigrate.image.cold_reads import READS_AT_ONCE
 from flexmigrate.image.kernel.calls import PAGE
 from flexmigrate.server.commands import MAX_UNDER_WAY
 from flexmigrate.server.payloads import MOST_AT_ONCE, MOST_OF_NEW

@@ -46,7 +46,7 @@ class ColdReads(SynchronousTestCase):
     def wait(self):
         """Wait until nothing waits for the disk."""
         self.served.bench.settle()
-        while self.served.background.pending:
+        while self.served.storage.pending:
             self.served.bench.reactor.iterate(0.01)
             self.served.bench.settle()
 

@@ -9,8 +9,8 @@ import socket
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.background import NotBegun
 from flexmigrate.image.shares import Share, Shares
+from flexmigrate.image.storage import NotBegun
 from flexmigrate.net.hang_ups import HangUps
 from flexmigrate.server.export import MOST_AHEAD
 from flexmigrate.wire.constants import Command, CommandFlag
@@ -186,7 +186,7 @@ class ComingBack(SynchronousTestCase):
         self.assertEqual(again.error(cookie), 0)
 
     def test_waiting_for_a_thread(self):
-        self.served.background._share = Share(Shares(threads=0))
+        self.served.storage._calls._share = Share(Shares(threads=0))
         recorder = self.export.observer = Recorder()
         self.bench.pool.at_once = False
         self.image.cold = True
@@ -205,7 +205,7 @@ class ComingBack(SynchronousTestCase):
         self.assertEqual(self.export.idle().called, True)
 
     def test_waiting_for_a_thread_when_nobody_comes_back(self):
-        self.served.background._share = Share(Shares(threads=0))
+        self.served.storage._calls._share = Share(Shares(threads=0))
         self.bench.pool.at_once = False
         self.image.cold = True
         self.client.write(8192, b"begun")
@@ -217,10 +217,10 @@ class ComingBack(SynchronousTestCase):
         self.bench.pool.at_once = True
         self.bench.settle()
         self.assertEqual(self.image.done, [("write", 8192, 5)])
-        self.assertEqual(self.served.background.pending, 0)
+        self.assertEqual(self.served.storage.pending, 0)
 
     def test_what_it_said_disc_behind_is_done_before_the_newer_write(self):
-        self.served.background._share = Share(Shares(threads=0))
+        self.served.storage._calls._share = Share(Shares(threads=0))
         self.bench.pool.at_once = False
         self.image.cold = True
         self.client.write(8192, b"begun")

@@ -39,9 +39,9 @@ class Port:
 def host(*awaited_at: str) -> Any:
     """Return what has an image whose source asks at these addresses."""
     export = SimpleNamespace(name="")
-    image = SimpleNamespace(size=512, read_only=False)
+    storage = SimpleNamespace(size=512, read_only=False)
     ownership = SimpleNamespace(awaited_at=awaited_at)
-    return SimpleNamespace(export=export, image=image, background=None, ownership=ownership)
+    return SimpleNamespace(export=export, storage=storage, ownership=ownership)
 
 
 class ConfirmingTests(SynchronousTestCase):

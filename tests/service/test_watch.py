@@ -133,9 +133,9 @@ class ParkedTests(SynchronousTestCase):
         nothing: Any = None
         self.core = Core(
             reactor=self.clock,
-            export=SimpleNamespace(image=SimpleNamespace(flush_failure=None)),  # type: ignore[arg-type]
+            export=SimpleNamespace(storage=SimpleNamespace(flush_failure=None)),  # type: ignore[arg-type]
             environment=nothing,
-            terms=HandoverTerms(nothing, nothing, nothing, Action.EXIT),
+            terms=HandoverTerms(nothing, nothing, Action.EXIT),
             timeouts=Timeouts(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),

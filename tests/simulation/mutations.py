@@ -228,8 +228,8 @@ MUTATIONS = (
     _one(
         "a flush is answered without being done",
         Commands._sync,
-        "self._background.flush()",
-        "self._background.run(int)",
+        "self._storage.flush()",
+        "self._storage.run(int)",
     ),
     _one("FUA is not heeded", Commands._change, "if flags & _FUA:", "if False:"),
     # The copy
@@ -241,7 +241,7 @@ MUTATIONS = (
             Change(
                 Commands._change,
                 "self._changed(offset, length)",
-                "self._background._reactor.callLater(0.01, self._changed, offset, length)",
+                "self._storage._reactor.callLater(0.01, self._changed, offset, length)",
             ),
         ),
         plain=True,
@@ -273,7 +273,7 @@ MUTATIONS = (
         "COMMIT is said before 'committed' is recorded",
         SourceHandover.commit,
         "await self._record_commit(digest)",
-        "self._terms.background.run(self._terms.ownership.commit, self._attempt, digest)",
+        "self._terms.storage.run(self._terms.ownership.commit, self._attempt, digest)",
     ),
     _one(
         "COMMIT is not said",
@@ -295,9 +295,9 @@ MUTATIONS = (
     _one(
         "the file is unlinked before 'done' is recorded",
         handover.finish,
-        "await terms.background.run(terms.ownership.done)",
-        "if terms.action is Action.UNLINK: await terms.background.run(terms.image.unlink)\n"
-        "        await terms.background.run(terms.ownership.done)",
+        "await terms.storage.run(terms.ownership.done)",
+        "if terms.action is Action.UNLINK: await terms.storage.unlink()\n"
+        "        await terms.storage.run(terms.ownership.done)",
     ),
     Mutation(
         "clients are let go only after all is recorded, and the destination was told",
@@ -320,25 +320,25 @@ MUTATIONS = (
     _one(
         "PREPARE is answered before 'prepared' is recorded",
         DestinationHandover._prepare,
-        "await self._background.run(self.ownership.prepare, digest)",
-        "self._background.run(self.ownership.prepare, digest)",
+        "await self._storage.run(self.ownership.prepare, digest)",
+        "self._storage.run(self.ownership.prepare, digest)",
     ),
     _one(
         "'prepared' is recorded and not answered for",
         DestinationHandover._prepare,
-        "await self._background.run(self.ownership.prepare, digest)",
+        "await self._storage.run(self.ownership.prepare, digest)",
     ),
     _one(
         "COMMIT is answered before 'owner' is recorded",
         DestinationHandover._own,
-        "await self._background.run(self.ownership.own)",
-        "self._background.run(self.ownership.own)",
+        "await self._storage.run(self.ownership.own)",
+        "self._storage.run(self.ownership.own)",
     ),
     _one(
         "what is prepared is overwritten without a record",
         DestinationHandover.receive,
-        "self._background.run(receive, opening, address, self.listens_at())",
-        "self._background.run(int)",
+        "self._storage.run(receive, opening, address, self.listens_at())",
+        "self._storage.run(int)",
     ),
     Mutation(
         "nobody flushes before the destination is prepared",
@@ -376,12 +376,12 @@ MUTATIONS = (
         (
             Change(
                 DestinationHandover._fault,
-                "await self._background.run(self._image.given_name_fault)",
+                "await self._storage.run(self._image.given_name_fault)",
                 "None",
             ),
             Change(
                 DestinationHandover._look,
-                "await self._background.run(self._image.given_name_fault)",
+                "await self._storage.run(self._image.given_name_fault)",
                 "None",
             ),
         ),

@@ -17,8 +17,8 @@ from typing import Any
 from twisted.internet.defer import Deferred, succeed
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.image.pace import Pace
 from flexmigrate.net.acl import AccessList
 from flexmigrate.server.export import Export, ExportDirectory
@@ -128,8 +128,8 @@ class Served:
         assert isinstance(image, TestImage)
         self.image = image
         pool: Any = self.bench.pool
-        self.background = Background(image, self.bench.reactor, pool, may_have_ring=ring)
-        self.export = Export("", image, self.background)
+        self.storage = FileStorage(image, self.bench.reactor, pool, may_have_ring=ring)
+        self.export = Export("", self.storage)
         factory.setdefault("acl", AccessList([], default_deny=False))
         self.factory = NBDServerFactory(
             self.bench.reactor, ExportDirectory([self.export]), **factory
@@ -151,9 +151,9 @@ class Served:
     def close(self) -> None:
         """End all, and remove the image."""
         self.bench.settle()
-        self.background.close()
+        self.storage.close()
+        self.bench.settle()
         self.bench.close()
-        self.image.close()
         os.unlink(self.path)
 
 

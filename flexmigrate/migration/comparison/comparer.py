@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from flexmigrate.image.file import Image
+from flexmigrate.image.storage import BlockingReads
 from flexmigrate.migration.comparison.digests import (
     ImageDigest,
     chunk_size,
@@ -30,7 +30,7 @@ def fault_in(claims: Sequence[Claim], size: int) -> str | None:
     return None
 
 
-def judge(image: Image, claims: Sequence[Claim]) -> list[bool]:
+def judge(image: BlockingReads, claims: Sequence[Claim]) -> list[bool]:
     """Return which of *claims*, which are without fault, are true; waits for the disk.
 
     :raises OSError: something can't be read.

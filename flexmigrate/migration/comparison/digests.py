@@ -16,7 +16,7 @@ from struct import Struct
 
 from blake3 import blake3
 
-from flexmigrate.image.file import Image
+from flexmigrate.image.storage import BlockingReads
 from flexmigrate.image.zeroes import ZEROES
 
 LENGTH = 32
@@ -59,11 +59,11 @@ def digest_of_zeroes(length: int) -> bytes:
     return hasher.digest()
 
 
-def digest_of(image: Image, offset: int, length: int) -> bytes:
+def digest_of(image: BlockingReads, offset: int, length: int) -> bytes:
     """Return the digest of a range; may wait for the disk.
 
     :param length: in bytes, at least 1.
-    :raises OSError: as ``Image.read_into``.
+    :raises OSError: as ``image.file.Image.read_into``.
     """
     if image.may_have_holes and image.is_all_hole(offset, length):
         return digest_of_zeroes(length)
@@ -86,10 +86,10 @@ def digest_of(image: Image, offset: int, length: int) -> bytes:
     return hasher.digest()
 
 
-def reads_as_zeroes(image: Image, offset: int, length: int) -> bool:
+def reads_as_zeroes(image: BlockingReads, offset: int, length: int) -> bool:
     """Tell whether a range reads as zeroes; only what isn't a hole is read. May wait for the disk.
 
-    :raises OSError: as ``Image.read_into``.
+    :raises OSError: as ``image.file.Image.read_into``.
     """
     scratch = memoryview(bytearray(min(length, _PIECE)))
     for extent in image.extents(offset, length):
@@ -105,7 +105,7 @@ def reads_as_zeroes(image: Image, offset: int, length: int) -> bool:
     return True
 
 
-def digests_of(image: Image, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
+def digests_of(image: BlockingReads, ranges: Iterable[tuple[int, int]]) -> list[bytes]:
     """Return the digest of each (offset, length); may wait for the disk. Raises as `digest_of`."""
     return [digest_of(image, offset, length) for offset, length in ranges]
 
@@ -180,10 +180,10 @@ class ImageDigest:
         return f"{name}:{hasher.hexdigest()}"
 
 
-def image_digest(image: Image) -> str:
+def image_digest(image: BlockingReads) -> str:
     """Return the digest of a whole image, as `ImageDigest.text` has it; waits for the disk.
 
-    :raises OSError: as ``Image.read_into``.
+    :raises OSError: as ``image.file.Image.read_into``.
     """
     made, chunk = ImageDigest(image.size), chunk_size(image.size)
     for offset in range(0, image.size, chunk):

@@ -28,9 +28,8 @@ from twisted.logger import Logger
 
 from flexmigrate.client.splitting import all_of
 from flexmigrate.errors import MigrationError, RequestFailed
-from flexmigrate.image.background import Background
 from flexmigrate.image.extents import Extent
-from flexmigrate.image.file import Image
+from flexmigrate.image.storage import BlockingReads, Storage
 from flexmigrate.migration.comparison.digests import (
     ImageDigest,
     chunk_size,
@@ -98,6 +97,7 @@ class Asked(Protocol):
 class Verifier:
     """A source's side, in one attempt.
 
+    :param readable: what is hashed: ``storage.blocking``.
     :param dirty: what is still to be sent; what turns out to differ is marked there.
     :param clients_turns: tells how often clients have had a turn.
     :param everything: whether all of the image is unverified in the beginning, or nothing.
@@ -109,8 +109,8 @@ class Verifier:
 
     def __init__(
         self,
-        image: Image,
-        background: Background,
+        storage: Storage,
+        readable: BlockingReads,
         client: Asked,
         dirty: DirtyMap,
         progress: Progress,
@@ -122,13 +122,14 @@ class Verifier:
     ) -> None:
         self._reactor = reactor
         self._clients_turns = clients_turns
-        self._image = image
-        self._background = background
+        self._storage = storage
+        self._readable = readable
+        self._size = storage.size
         self._client = client
         self._dirty = dirty
         self._progress = progress
         self._log = Logger(source=about)
-        self._chunk = chunk_size(image.size)
+        self._chunk = chunk_size(self._size)
         self._data = _NO_DATA
         self._at = 0
         self._reached: Callable[[], int] | None = None
@@ -139,10 +140,10 @@ class Verifier:
         self._disturbed = 0
         self._differing: list[Claim] = []
         self._repairs = 0
-        self.unverified = DirtyMap(image.size, dirty.block_size)
+        self.unverified = DirtyMap(self._size, dirty.block_size)
         if everything:
-            self.unverified.mark(0, image.size)
-        self.digest = ImageDigest(image.size)
+            self.unverified.mark(0, self._size)
+        self.digest = ImageDigest(self._size)
         self.repaired = 0
 
     def sent(self, offset: int, length: int) -> None:
@@ -154,8 +155,8 @@ class Verifier:
 
         :raises MigrationError: it can't be compared.
         """
-        everything = DirtyMap(self._image.size, self._dirty.block_size)
-        everything.mark(0, self._image.size)
+        everything = DirtyMap(self._size, self._dirty.block_size)
+        everything.mark(0, self._size)
         kept, self.unverified = self.unverified, everything
         self._expects_equal = False
         try:
@@ -249,7 +250,7 @@ class Verifier:
                 elif self._reached is None:
                     return
         except BaseException:
-            self._at = self._image.size  # the others need not go on
+            self._at = self._size  # the others need not go on
             self._wait_no_more()
             raise
 
@@ -278,7 +279,7 @@ class Verifier:
         parts.
         """
         if self._reached is None:
-            return self._image.size
+            return self._size
         reached = self._reached()
         return reached - reached % self._chunk
 
@@ -302,7 +303,7 @@ class Verifier:
 
     def _whole_hole(self, end: int, limit: int) -> int:
         """Return how far what is to be compared as zeroes reaches, from *end* to before *limit*."""
-        limit -= limit % self._chunk if limit < self._image.size else 0
+        limit -= limit % self._chunk if limit < self._size else 0
         if end < limit and (more := self._take(end, limit - end, limit)) is not None:
             if more[0] == end:
                 return end + more[1]
@@ -332,7 +333,7 @@ class Verifier:
     def _extent(self, position: int) -> Extent:
         """Tell data from holes; see ``copying.Copier`` for why where data ends is remembered."""
         if not self._data.offset <= position < self._data.end:
-            extent = self._image.extent_at(position)
+            extent = self._storage.fast.extent_at(position)
             if not extent.data:
                 return extent
             self._data = extent
@@ -366,7 +367,7 @@ class Verifier:
         await hashing.acquire()
         try:
             began, turns = self._reactor.seconds(), self._clients_turns()
-            digests = await self._background.run(digests_of, self._image, data)
+            digests = await self._storage.run(digests_of, self._readable, data)
             if self._clients_turns() != turns:
                 took = self._reactor.seconds() - began
                 await deferLater(self._reactor, CLIENTS_SHARE * took)
@@ -410,17 +411,17 @@ def new_verifier(
     """
     if rule is VerifyRule.OFF:
         return None
-    log, image = Logger(source=about), export.image
+    log, readable = Logger(source=about), export.storage.blocking
     if answer is None or not answer.digests & Digest.BLAKE3:
         log.warn("the destination can't compare: what arrives there is not verified")
         return None
-    if not isinstance(image, Image):
+    if readable is None:
         log.warn("storage that is no file can't be compared: it is not verified")
         return None
     everything = rule is VerifyRule.FULL
     return Verifier(
-        image,
-        export.background,
+        export.storage,
+        readable,
         client,
         dirty,
         progress,

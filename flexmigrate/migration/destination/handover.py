@@ -16,8 +16,7 @@ from twisted.logger import Logger
 from twisted.python.failure import Failure
 
 from flexmigrate.errors import ImageLost, in_words
-from flexmigrate.image.background import Background
-from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.log import failures
 from flexmigrate.migration.destination.coverage import Coverage
 from flexmigrate.migration.ownership.ownership import Ownership
@@ -47,14 +46,13 @@ class DestinationHandover:
 
     def __init__(
         self,
-        image: Image,
-        background: Background,
+        storage: FileStorage,
         ownership: Ownership,
         *,
         full_coverage: bool = True,
     ) -> None:
-        self._image = image
-        self._background = background
+        self._image = storage.image
+        self._storage = storage
         self._full_coverage = full_coverage
         self.ownership = ownership
         self.listens_at: Callable[[], Sequence[str]] = tuple
@@ -127,7 +125,7 @@ class DestinationHandover:
     async def _look(self) -> None:
         if self._is_needed:
             return
-        fault = await self._background.run(self._image.given_name_fault)
+        fault = await self._storage.run(self._image.given_name_fault)
         if fault is not None and not self._is_needed:
             self.lost(f"{fault}; what was received has no name by which it could be kept")
 
@@ -140,14 +138,14 @@ class DestinationHandover:
 
     async def _fault(self) -> str | None:
         """Return why what was received can't be called the image at its path, or None."""
-        fault = await self._background.run(self._image.given_name_fault)
+        fault = await self._storage.run(self._image.given_name_fault)
         return fault or self._image.size_fault()
 
     async def _flush(self) -> None:
         """Make durable what was received, which is all there is."""
-        await self._background.flush()
+        await self._storage.flush()
         if self._image.durability.is_rewriting:
-            await self._background.run(self._image.durability.rewritten)
+            await self._storage.run(self._image.durability.rewritten)
 
     # The beginning of an attempt
 
@@ -162,7 +160,7 @@ class DestinationHandover:
         self._image.cut = None  # all comes anew
         durability = self._image.durability
         known = durability.failure
-        trusted = await self._background.run(durability.begin_receiving)
+        trusted = await self._storage.run(durability.begin_receiving)
         failure = known or durability.failure
         if not trusted:
             log.warn(
@@ -202,7 +200,7 @@ class DestinationHandover:
             if fault is not None:
                 raise ImageLost(fault)
             own = partial(self.ownership.own_plainly, read_only=self.read_only)
-            await self._background.run(own)
+            await self._storage.run(own)
         except (OSError, ImageLost) as error:
             # The sender may have given it away: it could be the only copy.
             self.ownership.doubt(f"what is here may be the image, complete: {in_words(error)}")
@@ -227,7 +225,7 @@ class DestinationHandover:
         come are told why, see ``unrecorded``.
         """
         receive = partial(self.ownership.receive, read_only=self.read_only)
-        recording = self._background.run(receive, opening, address, self.listens_at())
+        recording = self._storage.run(receive, opening, address, self.listens_at())
         return recording.addErrback(self._not_recorded)
 
     def _not_recorded(self, failure: Failure) -> Failure:
@@ -245,7 +243,7 @@ class DestinationHandover:
                 self.unrecorded = None
 
         self._is_looking_for_room = True
-        self._background.run(self.ownership.probe).addBoth(looked)
+        self._storage.run(self.ownership.probe).addBoth(looked)
 
     def prepare(
         self, coverage: Coverage, digest: str = "", claimed: str | None = None
@@ -269,7 +267,7 @@ class DestinationHandover:
         refusal = await self._fault()
         if refusal is not None:
             return Outcome(self.ownership.state, fit_text(refusal))
-        await self._background.run(self.ownership.prepare, digest)
+        await self._storage.run(self.ownership.prepare, digest)
         return Outcome(self.ownership.state)
 
     def own(self) -> Deferred[None]:
@@ -283,7 +281,7 @@ class DestinationHandover:
         fault = await self._fault()
         if fault is not None:
             raise ImageLost(f"the image can't be taken over: {fault}")
-        await self._background.run(self.ownership.own)
+        await self._storage.run(self.ownership.own)
         self.by_session = True
         await self._clear_marker()
 
@@ -292,7 +290,7 @@ class DestinationHandover:
         here, since whoever is may look for it.
         """
         try:
-            await self._background.run(self.ownership.clear_marker)
+            await self._storage.run(self.ownership.clear_marker)
         except OSError as error:
             log.error(
                 "{marker} can't be removed, and means nothing any more: {error}",
@@ -302,4 +300,4 @@ class DestinationHandover:
 
     def acknowledge(self) -> Deferred[None]:
         """The source knows that the image is ours; record it. Never fails."""
-        return acknowledge(self.ownership, self._background)
+        return acknowledge(self.ownership, self._storage)

@@ -124,7 +124,7 @@ class DestinationCore:
         self.state = DestinationState.WAITING
         self.coverage = Coverage(export.size)
         self.digest = ImageDigest(export.size)
-        self.write_back = WriteBack(export, export.background, self._cannot_write)
+        self.write_back = WriteBack(export, export.storage, self._cannot_write)
         self.is_believed = True
         self.sender: Sender | None = None
         self.answer: Deferred[bool] | None = None
@@ -200,7 +200,7 @@ class DestinationCore:
         self.digest = ImageDigest(self.export.size)
         self.write_back.begin()
         self.export.observer = Reception(
-            self.coverage, self.write_back, self.export.image.size_fault, self._spoiled
+            self.coverage, self.write_back, self.export.storage.size_fault, self._spoiled
         )
 
     def _spoiled(self, reason: str) -> None:
@@ -279,7 +279,7 @@ def _ask_to_prepare(
             core.logger.info(
                 "prepared: {path} has all, durably; {compared} bytes were compared and equal, "
                 "{digest}",
-                path=core.export.image.path,
+                path=core.export.storage.path,
                 compared=core.digest.compared,
                 digest=core.digest.text or "not all of it",
             )
@@ -420,7 +420,7 @@ def _owned_by_session(
     destination: Destination, core: DestinationCore, owning: Deferred[None]
 ) -> None:
     core.enter(DestinationState.COMPLETE)
-    core.logger.info("migration complete: {path} is here", path=core.export.image.path)
+    core.logger.info("migration complete: {path} is here", path=core.export.storage.path)
     core.complete.callback(None)
 
 
@@ -507,7 +507,7 @@ def _cancel_receiving(
 @settling.upon(Destination._ours).to(complete)
 def _owned(destination: Destination, core: DestinationCore, decision: Deferred[None]) -> None:
     core.enter(DestinationState.COMPLETE)
-    core.logger.info("migration complete: {path} is here", path=core.export.image.path)
+    core.logger.info("migration complete: {path} is here", path=core.export.storage.path)
     core.complete.callback(None)
 
 

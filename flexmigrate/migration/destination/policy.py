@@ -16,7 +16,6 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.logger import Logger
 
 from flexmigrate.errors import RemoteProtocolError, in_words, to_nbd
-from flexmigrate.image.file import Image
 from flexmigrate.migration.comparison.comparer import fault_in, judge, tell
 from flexmigrate.migration.destination.machine import Destination, DestinationCore, Sender
 from flexmigrate.migration.lock import OwnedLock
@@ -113,7 +112,7 @@ class ReceivingSession(OpenSession):
             self._core.export.size,
             self._name,
             refusal,
-            compares=isinstance(self._core.export.image, Image),
+            compares=self._core.export.storage.blocking is not None,
         )
 
     def gate(self, export: str, private: Mapping[int, bytes]) -> str | None:
@@ -149,7 +148,7 @@ class ReceivingSession(OpenSession):
             return f"the image here has {size} bytes, that of the source {opening.size}"
         session = opening if opening is not None and opening.purpose is Purpose.MIGRATE else None
         refusal = self._ownership.refusal(session) or self._busy(session)
-        return refusal or self._core.export.image.size_fault() or self._unrecorded()
+        return refusal or self._core.export.storage.size_fault() or self._unrecorded()
 
     def _unrecorded(self) -> str | None:
         """Return why nobody could be recorded the last time, and see whether it is so still."""
@@ -288,11 +287,11 @@ class ReceivingSession(OpenSession):
                     tell(digest, claim)
             return encode_verdicts(verdicts)
 
-        image = core.export.image
-        if not isinstance(image, Image):
+        readable = core.export.storage.blocking
+        if readable is None:
             return _refused("storage that is no file can't be compared")
         judging: Deferred[list[bool]] = self._judging.run(
-            core.export.background.run, judge, image, claims
+            core.export.storage.run, judge, readable, claims
         )
         return judging.addCallback(found)
 

@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 from twisted.python.failure import Failure
 
-from flexmigrate.image.background import Background
+from flexmigrate.image.storage import Storage
 from flexmigrate.migration.destination.coverage import Coverage
 from flexmigrate.server.export import Export
 
@@ -37,10 +37,10 @@ class WriteBack:
     """
 
     def __init__(
-        self, export: Export, background: Background, failed: Callable[[OSError], object]
+        self, export: Export, storage: Storage, failed: Callable[[OSError], object]
     ) -> None:
         self._export = export
-        self._background = background
+        self._storage = storage
         self._tell = failed
         self._received = 0
         self._writing = False
@@ -67,7 +67,7 @@ class WriteBack:
         if not self._writing:
             self._writing = True
             self._received = 0
-            self._background.write_back().addCallbacks(self._written, self._failed)
+            self._storage.write_back().addCallbacks(self._written, self._failed)
         elif self._received >= BACKLOG_BYTES and not self._holding:
             self._holding = True
             self._export.park()

@@ -13,7 +13,7 @@ from typing import Protocol
 from twisted.internet.defer import Deferred, succeed
 from twisted.logger import Logger
 
-from flexmigrate.image.background import Background
+from flexmigrate.image.storage import Storage
 from flexmigrate.log import failures
 from flexmigrate.migration.ownership.offer import (
     OURSELVES,
@@ -43,7 +43,10 @@ class OwnedImage(Protocol):
     """An image that a server has."""
 
     ownership: Ownership
-    background: Background
+
+    @property
+    def storage(self) -> Storage:
+        """Its bytes."""
 
     @property
     def size(self) -> int:
@@ -131,7 +134,7 @@ class ServingSession(OpenSession):
         held = self._held(connection)
         if held is None or opening_of(connection) is None:
             return succeed(True)
-        return acknowledge(held.ownership, held.background).addCallback(self._was_told)
+        return acknowledge(held.ownership, held.storage).addCallback(self._was_told)
 
     def _was_told(self, _: None) -> bool:
         self._told()
@@ -180,9 +183,9 @@ class ConfirmingSession(ServingSession):
 log = Logger()
 
 
-def acknowledge(ownership: Ownership, background: Background) -> Deferred[None]:
+def acknowledge(ownership: Ownership, storage: Storage) -> Deferred[None]:
     """Record that the source knows that the image is ours. Never fails: it may be asked again."""
-    recording = background.run(ownership.acknowledge)
+    recording = storage.run(ownership.acknowledge)
     return recording.addErrback(
         lambda failure: failures.tell(log, "that the source knows can't be recorded", failure)
     )

@@ -226,12 +226,12 @@ class Attempt:
         is the same.
         """
         export = self._export
-        if export.image.flush_failure is not None:
+        if export.storage.flush_failure is not None:
             self._log.warn(
                 "{path}: a flush has failed ({failure}): sent is what clients read, which its disk "
                 "may not have",
-                path=export.image.path,
-                failure=export.image.flush_failure.text,
+                path=export.storage.path,
+                failure=export.storage.flush_failure.text,
             )
         dirty = DirtyMap(export.size)
         assert self._bundle is not None
@@ -251,8 +251,7 @@ class Attempt:
         )
         self._copier = Copier(
             self._reactor,
-            export.image,
-            export.background,
+            export.storage,
             self._bundle,
             dirty,
             self._limit,

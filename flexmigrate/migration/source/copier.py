@@ -17,13 +17,11 @@ from twisted.internet.task import deferLater
 from twisted.python.failure import Failure
 
 from flexmigrate.client.bundle import Carrier
-from flexmigrate.image.background import Background
-from flexmigrate.image.device import AnyImage
 from flexmigrate.image.extents import Extent
+from flexmigrate.image.storage import Sendable, Storage
 from flexmigrate.migration.dirty_map import DirtyMap
 from flexmigrate.migration.source.progress import Progress, _nobody_looks
 from flexmigrate.migration.source.rate import RateLimit
-from flexmigrate.net.sendable import FileSource
 from flexmigrate.wire.constants import TransmissionFlag
 
 # Bytes in one write request, and how many such requests may be unanswered. That is no memory: a
@@ -134,8 +132,7 @@ class Copier:
     def __init__(
         self,
         reactor: Any,
-        image: AnyImage,
-        background: Background,
+        storage: Storage,
         client: Carrier,
         dirty: DirtyMap,
         limit: RateLimit,
@@ -145,11 +142,10 @@ class Copier:
     ) -> None:
         self._reactor = reactor
         self._clients_turns = clients_turns
-        self._image = image
+        self._storage = storage
         self._drop_cache = drop_cache
         self._to_drop: list[tuple[int, int]] = []
         self._to_drop_bytes = 0
-        self._background = background
         self._client = client
         self.dirty = dirty
         self._limit = limit
@@ -183,11 +179,11 @@ class Copier:
 
     async def send_holes(self) -> None:
         """Make holes where the image has them, and mark everything else dirty."""
-        at, size = 0, self._image.size
+        at, size = 0, self._storage.size
         can_zero = self._client.flags & TransmissionFlag.SEND_WRITE_ZEROES
         holes = Holes(MOSTLY_HOLE if can_zero else None)
         while at < size:
-            found = await self._background.extents(at, size - at, EXTENTS_AT_ONCE)
+            found = await self._storage.extents(at, size - at, EXTENTS_AT_ONCE)
             at = found[-1].end
             for extent in found:
                 if extent.data:
@@ -208,7 +204,7 @@ class Copier:
         self._ahead = 0
         bridge = self._bridge()
         # The last block may end behind the image: it isn't to be taken, and be in flight, twice.
-        while at < self._image.size:
+        while at < self._storage.size:
             run = self.dirty.take(self._limit.piece(REQUEST_SIZE), at, bridge)
             if run is None:
                 break
@@ -252,7 +248,7 @@ class Copier:
         """
         while position < end:
             if not self._data.offset <= position < self._data.end:
-                extent = self._image.extent_at(position)
+                extent = self._storage.fast.extent_at(position)
                 if extent.data:
                     self._data = extent
             else:
@@ -295,17 +291,17 @@ class Copier:
                 self._launch(self._client.write(offset, zeroes), offset, length)
 
     def _send_data(self, offset: int, length: int) -> Deferred[None]:
-        is_resident = self._image.is_resident(offset, length)
-        if not is_resident or self._ahead:
+        ready = self._storage.ready(offset, length, whole=True)
+        if ready is None or self._ahead:
             # From the first that isn't on: the disk has to be busy while what it brought is sent.
             self._look_ahead(offset + length)
-        if is_resident:
-            return self._client.write_from(self._image, offset, length)
+        if ready is not None:
+            return self._client.write_from(ready[0], offset, length)
         self._reading += 1
-        fetched = self._background.fetch(offset, length)
-        return fetched.addBoth(self._send_read, offset, length)
+        brought = self._storage.bring_in(offset, length, whole=True)
+        return brought.addBoth(self._send_read, offset, length)
 
-    def _send_read(self, result: Failure | FileSource, offset: int, length: int) -> Deferred[None]:
+    def _send_read(self, result: Failure | Sendable, offset: int, length: int) -> Deferred[None]:
         """Send what was read from the disk, if it was."""
         self._reading -= 1
         if isinstance(result, Failure):
@@ -313,7 +309,7 @@ class Copier:
             self._failure = self._failure or result
             answer: Deferred[None] = fail(result)
         else:
-            answer = self._client.write_from(result, offset, length)
+            answer = self._client.write_from(result[0], offset, length)
         self._wake()
         return answer
 
@@ -328,8 +324,8 @@ class Copier:
         if self._to_drop:
             ranges, self._to_drop = self._to_drop, []
             self._to_drop_bytes = 0
-            if self._image.flush_failure is None:  # else it may be all that there is
-                self._background.drop_cached(ranges)
+            if self._storage.flush_failure is None:  # else it may be all that there is
+                self._storage.drop_cached(ranges)
 
     def _look_ahead(self, position: int) -> None:
         """Have the disk read what is sent next, while this is waited for.
@@ -342,7 +338,7 @@ class Copier:
         position = max(position, self._ahead)
         runs: list[tuple[int, int]] = []
         left = READ_AHEAD
-        for offset, length in self.dirty.runs(position, self._image.size - position):
+        for offset, length in self.dirty.runs(position, self._storage.size - position):
             if length < REQUEST_SIZE:
                 runs.append((offset, length))
             self._ahead = offset + min(length, left)
@@ -350,9 +346,9 @@ class Copier:
             if left <= 0:
                 break
         else:
-            self._ahead = self._image.size
+            self._ahead = self._storage.size
         if runs:
-            self._background.will_need(runs)
+            self._storage.will_need(runs)
 
     # Many requests: what is done for each is plain calls, since a coroutine and its Deferreds would
     # cost as much as all the rest.

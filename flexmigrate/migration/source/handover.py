@@ -35,8 +35,7 @@ from flexmigrate.errors import (
     RequestFailed,
     in_words,
 )
-from flexmigrate.image.background import Background
-from flexmigrate.image.device import AnyImage
+from flexmigrate.image.storage import Storage
 from flexmigrate.migration.ownership.journal import Record
 from flexmigrate.migration.ownership.ownership import Ownership, UncertainError
 from flexmigrate.migration.request import Action, HandoverRule, VerifyRule
@@ -104,8 +103,7 @@ class HandoverTerms:
         then on there is no other way: the destination may be prepared for it.
     """
 
-    image: AnyImage
-    background: Background
+    storage: Storage
     ownership: Ownership
     action: Action
     rule: HandoverRule = HandoverRule.AUTO
@@ -149,9 +147,9 @@ class HandoverTerms:
         :raises MigrationError: it hasn't, and may be given it back.
         :raises ImageLost: it was shorter: what it had there is gone, whatever size it has now.
         """
-        fault = self.image.size_fault()
-        if self.image.cut is not None:
-            raise ImageLost(f"at the source: {was_cut(self.image.cut)}")
+        fault = self.storage.size_fault()
+        if self.storage.cut is not None:
+            raise ImageLost(f"at the source: {was_cut(self.storage.cut)}")
         if fault is not None:
             raise MigrationError(f"at the source: {fault}; a migration has one size")
 
@@ -166,7 +164,7 @@ class HandoverTerms:
         """
         if self.action is Action.NOTHING:
             return
-        fault = await self.background.run(self.image.name_fault)
+        fault = await self.storage.name_fault()
         if fault is not None:
             raise ImageLost(f"{fault}; nothing is given away")
 
@@ -178,7 +176,7 @@ class HandoverTerms:
         """
         if self.action is Action.NOTHING:
             return
-        others = await self.background.run(self.image.other_readers)
+        others = await self.storage.other_readers()
         if others is not None:
             raise MigrationError(
                 f"at the source: {others}: it would read on from what was given away; end that "
@@ -194,13 +192,13 @@ class HandoverTerms:
         if not self.may_be_session:
             return False
         try:
-            await self.background.run(self.ownership.probe)
+            await self.storage.run(self.ownership.probe)
         except OSError as error:
             if self.ownership.is_recorded:
-                raise _no_journal(self.image, error) from error
+                raise _no_journal(self.storage, error) from error
             if self.rule is HandoverRule.SESSION:
                 raise MigrationError(
-                    f"no journal can be kept of {self.image.path}: {in_words(error)}"
+                    f"no journal can be kept of {self.storage.path}: {in_words(error)}"
                 ) from error
             return False
         return True
@@ -216,7 +214,7 @@ class HandoverTerms:
                 NO_ID,
                 attempt,
                 State.NONE,
-                self.image.size,
+                self.storage.size,
                 name=fit_text(self.name),
                 instance=self.instance,
                 properties=self._properties,
@@ -226,7 +224,7 @@ class HandoverTerms:
             self.session,
             attempt,
             State.SENDING,
-            self.image.size,
+            self.storage.size,
             name=fit_text(self.name),
             superseded=tuple(self.ownership.superseded_by(self.session)),
             digests=Digest.BLAKE3,
@@ -261,9 +259,9 @@ class HandoverTerms:
         return derive_key(secret, KeyKind.RETRACT, answer.session, answer.attempt)
 
 
-def _no_journal(image: AnyImage, error: OSError) -> MigrationError:
+def _no_journal(storage: Storage, error: OSError) -> MigrationError:
     return MigrationError(
-        f"can't write the journal of {image.path} ({in_words(error)}), and without one nobody "
+        f"can't write the journal of {storage.path} ({in_words(error)}), and without one nobody "
         "would know after a crash that it was given away: make its folder writable, or use "
         "'nothing' to send a copy and keep the image"
     )
@@ -335,9 +333,9 @@ class SourceHandover:
             secret=terms.secret if self.is_session else NO_KEY,
         )
         try:
-            await terms.background.run(terms.ownership.send, record)
+            await terms.storage.run(terms.ownership.send, record)
         except OSError as error:
-            raise _no_journal(terms.image, error) from error
+            raise _no_journal(terms.storage, error) from error
 
     async def obstacle(self) -> str | None:
         """Return why the handover can't be recorded, before anybody waits for it; None: it can."""
@@ -345,9 +343,9 @@ class SourceHandover:
         if not self._keeps_journal:
             return None
         try:
-            await terms.background.run(terms.ownership.probe)
+            await terms.storage.run(terms.ownership.probe)
         except OSError as error:
-            return f"the journal of {terms.image.path} can't be written: {in_words(error)}"
+            return f"the journal of {terms.storage.path} can't be written: {in_words(error)}"
         return None
 
     async def prepare(self, digest: str | None = None) -> None:
@@ -401,35 +399,35 @@ class SourceHandover:
             return
         terms = self._terms
         try:
-            await terms.background.run(terms.ownership.commit, self._attempt, digest)
+            await terms.storage.run(terms.ownership.commit, self._attempt, digest)
         except OSError as error:
-            reason = f"can't write the journal of {terms.image.path}: {in_words(error)}"
+            reason = f"can't write the journal of {terms.storage.path}: {in_words(error)}"
             raise NotGiven(reason) from error
         except UncertainError as error:
             raise HandoverUncertain(str(error)) from error
 
     async def _remove(self) -> None:
-        image = self._terms.image
+        storage = self._terms.storage
         try:
-            await self._terms.background.run(image.unlink)
+            await storage.unlink()
         except ImageError as error:
             await self._take_back(str(error))
         except OSError as error:
-            if image.name_fault() is None:
-                await self._take_back(f"{image.path} can't be unlinked: {error}")
+            if await storage.name_fault() is None:
+                await self._take_back(f"{storage.path} can't be unlinked: {error}")
             # The name is gone, but would come back if the machine crashed at once.
-            self._log.error("unlinking {path}: {error}", path=image.path, error=error)
+            self._log.error("unlinking {path}: {error}", path=storage.path, error=error)
 
     async def _take_back(self, reason: str) -> None:
         if self._keeps_journal:
             try:
-                await self._terms.background.run(self._terms.ownership.take_back)
+                await self._terms.storage.run(self._terms.ownership.take_back)
             except UncertainError as error:
                 raise HandoverUncertain(f"{reason}; {error}") from error
         raise NotGiven(reason)
 
     def _describe(self, error: object) -> str:
-        path = self._terms.image.path
+        path = self._terms.storage.path
         fate = "was kept: use neither copy before the destination's marker was looked for"
         if self._terms.action is Action.UNLINK:
             fate = "was removed: the destination's copy is canonical"
@@ -493,14 +491,14 @@ async def finish(
     it if that was asked for, and take leave.
     """
     try:
-        await terms.background.run(terms.ownership.done)
+        await terms.storage.run(terms.ownership.done)
         if terms.action is Action.UNLINK:
             if client is not None:
-                await terms.background.run(terms.image.unlink)
-            await terms.background.run(terms.ownership.unlinked)
+                await terms.storage.unlink()
+            await terms.storage.run(terms.ownership.unlinked)
     except (OSError, ImageError) as error:
         logger.warn(
-            "{path} was given away, but: {error}", path=terms.image.path, error=in_words(error)
+            "{path} was given away, but: {error}", path=terms.storage.path, error=in_words(error)
         )
     if client is None:
         return

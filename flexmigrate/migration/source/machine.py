@@ -336,7 +336,7 @@ def _ask_again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     """Let the clients go, who can be served nowhere but at the destination, and ask in a while."""
     error = core.last_error = failures.reason(failure)
     core.enter(SourceState.UNANSWERED)
-    path = core.terms.image.path
+    path = core.terms.storage.path
     text = "{path} is not confirmed yet: {place} was asked {times} times, and answers the same"
     if core.failed.is_news(error):
         text = (
@@ -518,8 +518,8 @@ def _stay_committed(core: Core, reason: str) -> None:
     told so by the journal.
     """
     text = (
-        f"{core.terms.image.path} is committed to {core.terms.address}, which has not confirmed it "
-        f"({reason}); a 'serve' of it will ask again"
+        f"{core.terms.storage.path} is committed to {core.terms.address}, which has not "
+        f"confirmed it ({reason}); a 'serve' of it will ask again"
     )
     _give(core, Unconfirmed(text))
 

@@ -17,8 +17,8 @@ from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import MigrationError, RequestFailed
-from flexmigrate.image.background import Background
 from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.migration.comparison import verifier
 from flexmigrate.migration.comparison.comparer import fault_in, judge, tell
 from flexmigrate.migration.comparison.digests import ImageDigest, digests_of, image_digest
@@ -109,8 +109,8 @@ class VerifierCase(SynchronousTestCase):
         self.clock = clock
         threads: Any = InlineThreads()
         return Verifier(
+            FileStorage(self.image, clock, threads),
             self.image,
-            Background(self.image, clock, threads),
             self.destination,
             self.dirty,
             self.progress,

@@ -71,7 +71,7 @@ class RecordedHandover:
 class RecordedExport:
     """An export whose requests end when the test says so."""
 
-    class image:  # noqa: N801
+    class storage:  # noqa: N801
         path = "disk.img"
         fault: str | None = None
 
@@ -83,7 +83,6 @@ class RecordedExport:
 
     def __init__(self) -> None:
         self.observer: Any = None
-        self.background = None
         self.busy = False
         self.waiters: list[Deferred[None]] = []
 
@@ -160,12 +159,12 @@ class Scene:
 class SizeTests(SynchronousTestCase):
     def test_nothing_counts_once_somebody_else_has_changed_the_size(self) -> None:
         scene = Scene()
-        self.patch(RecordedExport.image, "fault", None)
+        self.patch(RecordedExport.storage, "fault", None)
         sender = scene.connect()
         scene.export.observer.mark(0, SIZE // 2)
-        RecordedExport.image.fault = "it was cut"
+        RecordedExport.storage.fault = "it was cut"
         scene.export.observer.mark(SIZE // 2, 512)
-        RecordedExport.image.fault = None  # as what is written next lengthens it again
+        RecordedExport.storage.fault = None  # as what is written next lengthens it again
         scene.export.observer.mark(SIZE // 2, SIZE // 2)
         self.assertFalse(scene.core.coverage.complete)
         self.assertEqual(scene.core.coverage.spoiled, "it was cut")

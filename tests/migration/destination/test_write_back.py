@@ -201,7 +201,7 @@ class WholeMigrationTests(SceneCase):
         park = Export.park
 
         def parked(export: Export) -> Deferred[None]:
-            waits.append(export.image.path)
+            waits.append(export.storage.path)
             return park(export)
 
         self.patch(Export, "park", parked)

@@ -14,9 +14,10 @@ from twisted.python.failure import Failure
 from twisted.trial.unittest import SynchronousTestCase
 
 from flexmigrate.errors import ConnectionGone, RequestFailed
-from flexmigrate.image.background import Background
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
+from flexmigrate.image.storage import Sendable
 from flexmigrate.migration.dirty_map import DirtyMap
 from flexmigrate.migration.source.copier import (
     DROP_BYTES,
@@ -150,8 +151,7 @@ class CopierCase(SynchronousTestCase):
         client: Any = self.client
         return Copier(
             self.clock,
-            self.image,
-            Background(self.image, reactor, threads),
+            FileStorage(self.image, reactor, threads),
             client,
             self.dirty,
             self.limit,
@@ -536,16 +536,18 @@ class ColdTests(CopierCase):
         copier = self.make(size, data)
         for offset, length in data:
             self.dirty.mark(offset, length)
-        self.reading: list[Deferred[Image]] = []
+        self.reading: list[Deferred[Sendable]] = []
         self.told: list[tuple[int, int]] = []
 
-        def fetch(_: Background, offset: int, length: int) -> Deferred[Image]:
+        def bring_in(
+            _: FileStorage, offset: int, length: int, *, whole: bool
+        ) -> Deferred[Sendable]:
             self.reading.append(Deferred())
             return self.reading[-1]
 
         self.patch(Image, "is_resident", lambda *_: False)
         self.patch(Image, "will_need", lambda _, ranges: self.told.extend(ranges))
-        self.patch(Background, "fetch", fetch)
+        self.patch(FileStorage, "bring_in", bring_in)
         return copier
 
     def test_a_few_are_read_at_once_and_sent_when_they_are(self) -> None:
@@ -554,7 +556,7 @@ class ColdTests(CopierCase):
         for done in range(16):
             self.assertEqual(len(self.reading), min(MOST_READING + done, 16))
             self.assertEqual(len(self.client.asked), done)
-            self.reading[done].callback(self.image)
+            self.reading[done].callback((self.image, []))
         self.client.answer_all()
         self.assertEqual(self.successResultOf(sending), 16 * MIB)
         self.assert_equal_images()
@@ -564,7 +566,7 @@ class ColdTests(CopierCase):
         sending = self.begin(copier.send_dirty())
         self.reading[1].errback(OSError(5, "Input/output error"))
         self.failureResultOf(sending, OSError)
-        self.reading[0].callback(self.image)
+        self.reading[0].callback((self.image, []))
         self.client.answer_all()
         self.assertEqual(len(self.reading), MOST_READING)
 
@@ -581,7 +583,7 @@ class ColdTests(CopierCase):
             self.assertLessEqual(told, sent * 8 * BLOCK + 3 * READ_AHEAD // 2)
             self.assertGreaterEqual(told, min(sent * 8 * BLOCK, size // 2 - 8 * BLOCK))
             for read in waiting:
-                read.callback(self.image)
+                read.callback((self.image, []))
             self.client.answer_all()
         self.successResultOf(sending)
         # The first is read when its turn comes, and no other.
@@ -592,7 +594,7 @@ class ColdTests(CopierCase):
         copier = self.make_cold(16 * MIB, [(0, 16 * MIB)])
         sending = self.begin(copier.send_dirty())
         while self.reading:
-            self.reading.pop().callback(self.image)
+            self.reading.pop().callback((self.image, []))
             self.client.answer_all()
         self.successResultOf(sending)
         self.assertEqual(self.told, [])

@@ -140,7 +140,7 @@ class Scene:
             reactor=self.clock,
             export=nothing,
             environment=nothing,
-            terms=HandoverTerms(image, nothing, nothing, action, address="192.0.2.2:1"),
+            terms=HandoverTerms(image, nothing, action, address="192.0.2.2:1"),
             timeouts=Timeouts(),
             limit=RateLimit(),
             convergence=Convergence(ConvergeConfig(), RateLimit(), 0.0),

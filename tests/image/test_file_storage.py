@@ -8,9 +8,10 @@ from twisted.internet.interfaces import IReactorFromThreads
 from twisted.python.threadpool import ThreadPool
 from twisted.trial.unittest import SynchronousTestCase
 
-from flexmigrate.image import background
-from flexmigrate.image.background import Background
+from flexmigrate.image import cold_reads
+from flexmigrate.image.extents import Extent
 from flexmigrate.image.file import Image
+from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.image.kernel.ring_reader import LONGEST
 
 FULL = OSError(28, "No space left on device")
@@ -68,7 +69,7 @@ class FakeImage:
 class WithAFakePool(SynchronousTestCase):
     def setUp(self) -> None:
         self.image, self.pool = FakeImage(), FakePool()
-        self.background = Background(
+        self.storage = FileStorage(
             cast(Image, self.image),
             cast(IReactorFromThreads, FakeReactor()),
             cast(ThreadPool, self.pool),
@@ -81,21 +82,22 @@ class WithAFakePool(SynchronousTestCase):
 
 class Calls(WithAFakePool):
     def test_each_goes_to_the_image_as_it_is_in_a_thread(self) -> None:
-        background = self.background
+        storage = self.storage
         answers: list[Deferred[Any]] = [
-            background.read(0, 512),
-            background.write(b"data", 512),
-            background.zero(0, 4096, may_punch=True, fast_only=True),
-            background.trim(4096, 4096),
-            background.fetch(0, 8192),
+            storage.read(0, 512),
+            storage.write(b"data", 512),
+            storage.zero(0, 4096, may_punch=True, fast_only=True),
+            storage.trim(4096, 4096),
+            storage.bring_in(0, 8192, whole=True),
         ]
-        self.assertEqual((self.image.calls, background.pending), ([], 5))
+        self.assertEqual((self.image.calls, storage.pending), ([], 5))
         self.work_all()
         results: list[Any] = [
             f"{name} done" for name in ("read", "write_in_thread", "zero", "trim")
         ]
         self.assertEqual(
-            [self.successResultOf(answer) for answer in answers], [*results, self.image]
+            [self.successResultOf(answer) for answer in answers],
+            [*results, (self.image, [Extent(0, 8192, True)])],
         )
         self.assertEqual(
             self.image.calls,
@@ -107,23 +109,23 @@ class Calls(WithAFakePool):
                 ("make_resident", 0, 8192),
             ],
         )
-        self.assertEqual(background.pending, 0)
+        self.assertEqual(storage.pending, 0)
 
     def test_an_error_is_the_one_that_was_raised(self) -> None:
         def fail() -> None:
             raise FULL
 
-        answer = self.background.run(fail)
+        answer = self.storage.run(fail)
         self.pool.work()
         self.assertIs(self.failureResultOf(answer, OSError).value, FULL)
-        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(self.storage.pending, 0)
 
     def test_a_cancelled_call_is_pending_until_its_thread_has_ended(self) -> None:
-        answer = self.background.read(0, 512)
-        idle = self.background.drained()
+        answer = self.storage.read(0, 512)
+        idle = self.storage.drained()
         answer.cancel()
         self.failureResultOf(answer, CancelledError)
-        self.assertEqual(self.background.pending, 1)
+        self.assertEqual(self.storage.pending, 1)
         self.assertNoResult(idle)
         self.pool.work()
         self.successResultOf(idle)
@@ -131,15 +133,15 @@ class Calls(WithAFakePool):
 
 class GroupCommit(WithAFakePool):
     def test_one_flush_is_one_sync(self) -> None:
-        answer = self.background.flush()
+        answer = self.storage.flush()
         self.assertNoResult(answer)
         self.work_all()
         self.successResultOf(answer)
         self.assertEqual(self.image.calls, ["flush"])
 
     def test_those_who_come_during_a_sync_share_the_next_and_not_that_one(self) -> None:
-        first = self.background.flush()
-        others = [self.background.flush() for _ in range(5)]
+        first = self.storage.flush()
+        others = [self.storage.flush() for _ in range(5)]
         self.assertEqual(len(self.pool.waiting), 1)
         self.pool.work()
         self.successResultOf(first)
@@ -149,14 +151,14 @@ class GroupCommit(WithAFakePool):
         for other in others:
             self.successResultOf(other)
         self.assertEqual(self.image.calls, ["flush", "flush"])
-        self.assertEqual((self.background.pending, len(self.pool.waiting)), (0, 0))
+        self.assertEqual((self.storage.pending, len(self.pool.waiting)), (0, 0))
 
     def test_an_error_is_given_to_all_who_waited_and_to_nobody_else(self) -> None:
         self.image.flush_errors.extend([None, FULL, None])
-        first = self.background.flush()
-        second, third = self.background.flush(), self.background.flush()
+        first = self.storage.flush()
+        second, third = self.storage.flush(), self.storage.flush()
         self.pool.work()
-        fourth = self.background.flush()
+        fourth = self.storage.flush()
         self.pool.work()
         self.successResultOf(first)
         for answer in (second, third):
@@ -167,30 +169,30 @@ class GroupCommit(WithAFakePool):
 
     def test_a_flush_asked_for_by_an_answer_waits_for_a_sync_of_its_own(self) -> None:
         again: list[Deferred[None]] = []
-        self.background.flush().addCallback(lambda _: again.append(self.background.flush()))
+        self.storage.flush().addCallback(lambda _: again.append(self.storage.flush()))
         self.pool.work()
         self.assertNoResult(again[0])
         self.pool.work()
         self.successResultOf(again[0])
 
     def test_a_cancelled_flush_takes_no_other_with_it(self) -> None:
-        first, second = self.background.flush(), self.background.flush()
+        first, second = self.storage.flush(), self.storage.flush()
         first.cancel()
         self.failureResultOf(first, CancelledError)
         self.work_all()
         self.successResultOf(second)
-        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(self.storage.pending, 0)
 
 
 class Drained(WithAFakePool):
     def test_at_once_when_nothing_is_pending(self) -> None:
-        self.successResultOf(self.background.drained())
+        self.successResultOf(self.storage.drained())
 
     def test_only_when_the_last_of_all_kinds_is_done(self) -> None:
-        self.background.read(0, 512)
-        self.background.flush()
-        self.background.flush()
-        waiters = [self.background.drained(), self.background.drained()]
+        self.storage.read(0, 512)
+        self.storage.flush()
+        self.storage.flush()
+        waiters = [self.storage.drained(), self.storage.drained()]
         while self.pool.waiting:
             for idle in waiters:
                 self.assertNoResult(idle)
@@ -200,26 +202,26 @@ class Drained(WithAFakePool):
 
     def test_after_the_callbacks_of_the_last_call_where_its_blocks_are_marked(self) -> None:
         order: list[str] = []
-        answer = self.background.write(b"data", 0)
+        answer = self.storage.write(b"data", 0)
         answer.addCallback(lambda _: order.append("marked"))
-        self.background.drained().addCallback(lambda _: order.append("drained"))
+        self.storage.drained().addCallback(lambda _: order.append("drained"))
         self.pool.work()
         self.assertEqual(order, ["marked", "drained"])
 
     def test_not_before_what_a_callback_began(self) -> None:
-        self.background.write(b"data", 0).addCallback(lambda _: self.background.flush())
-        idle = self.background.drained()
+        self.storage.write(b"data", 0).addCallback(lambda _: self.storage.flush())
+        idle = self.storage.drained()
         self.pool.work()
         self.assertNoResult(idle)
         self.pool.work()
         self.successResultOf(idle)
 
     def test_who_is_told_may_begin_anew_and_the_next_then_waits(self) -> None:
-        self.background.read(0, 512)
+        self.storage.read(0, 512)
         begun: list[Deferred[bytes]] = []
-        first = self.background.drained()
-        first.addCallback(lambda _: begun.append(self.background.read(0, 512)))
-        second = self.background.drained()
+        first = self.storage.drained()
+        first.addCallback(lambda _: begun.append(self.storage.read(0, 512)))
+        second = self.storage.drained()
         self.pool.work()
         self.assertNoResult(second)
         self.pool.work()
@@ -265,20 +267,20 @@ class ShortReads(WithAFakePool):
             self.rings.append(FakeRing(told, room))
             return self.rings[-1]
 
-        self.patch(background, "short_reads", new)
+        self.patch(cold_reads, "short_reads", new)
 
     def answer(self, outcomes: list[Any]) -> None:
         self.outcomes.append([(each[0], outcome and bytes(outcome)) for each, outcome in outcomes])
 
     def ask(self, *keys: int, whole: bool = True) -> None:
-        self.background.read_short([(key, 0, 4) for key in keys], self.answer, whole=whole)
+        self.storage.read_short([(key, 0, 4) for key in keys], self.answer, whole=whole)
 
     def test_without_a_ring_threads_read_eight_each(self) -> None:
         self.ask(*range(9))
-        self.assertEqual(self.background.pending, 2)
+        self.assertEqual(self.storage.pending, 2)
         self.work_all()
         self.assertEqual(self.outcomes, [[(key, b"read") for key in range(8)], [(8, b"read")]])
-        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(self.storage.pending, 0)
 
     def test_what_has_ended_is_answered_together_whenever_it_was_asked(self) -> None:
         self.with_ring()
@@ -297,26 +299,26 @@ class ShortReads(WithAFakePool):
     def test_drained_waits_for_the_ring(self) -> None:
         self.with_ring()
         self.ask(1)
-        idle = self.background.drained()
+        idle = self.storage.drained()
         self.assertNoResult(idle)
         self.rings[0].end(b"data")
         self.successResultOf(idle)
-        self.background.close()
+        self.storage.close()
         self.assertTrue(self.rings[0].closed)
 
     def test_what_a_ring_has_no_room_for_is_read_by_threads(self) -> None:
         self.with_ring(room=2)
         self.ask(1, 2, 3)
-        self.assertEqual(self.background.pending, 3)
+        self.assertEqual(self.storage.pending, 3)
         self.work_all()
         self.assertEqual(self.outcomes, [[(3, b"read")]])
         self.rings[0].end(b"data", b"data")
-        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(self.storage.pending, 0)
 
     def test_what_a_ring_could_not_read_is_read_by_a_thread_before_all_is_drained(self) -> None:
         self.with_ring()
         self.ask(1, 2)
-        idle = self.background.drained()
+        idle = self.storage.drained()
         self.rings[0].end(None, b"data")
         self.assertEqual(self.outcomes, [[(2, b"data")]])
         self.assertNoResult(idle)
@@ -327,23 +329,23 @@ class ShortReads(WithAFakePool):
     def test_whoever_hears_that_all_is_done_may_close_at_once(self) -> None:
         self.with_ring()
         self.ask(1)
-        self.background.drained().addCallback(lambda _: self.background.close())
+        self.storage.drained().addCallback(lambda _: self.storage.close())
         self.rings[0].end(b"data")
         self.assertTrue(self.rings[0].closed)
 
     def test_one_longer_than_a_slot_takes_a_thread(self) -> None:
         self.with_ring()
-        self.background.read_short([(1, 0, LONGEST + 1)], self.answer, whole=True)
+        self.storage.read_short([(1, 0, LONGEST + 1)], self.answer, whole=True)
         self.work_all()
         self.assertEqual(self.outcomes, [[(1, b"read")]])
 
     def test_an_asker_with_a_bug_keeps_nobody_from_his_answer(self) -> None:
         self.with_ring()
-        self.background.read_short([(1, 0, 4)], lambda _: 1 / 0, whole=True)
+        self.storage.read_short([(1, 0, 4)], lambda _: 1 / 0, whole=True)
         self.ask(2)
         self.rings[0].end(b"data", b"data")
         self.assertEqual(self.outcomes, [[(2, b"data")]])
-        self.assertEqual(self.background.pending, 0)
+        self.assertEqual(self.storage.pending, 0)
         self.assertEqual(len(self.flushLoggedErrors(ZeroDivisionError)), 1)
 
 
@@ -359,7 +361,7 @@ class WithThreads(SynchronousTestCase):
                 calls.put(call)
 
         image = FakeImage()
-        slow = Background(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
+        slow = FileStorage(cast(Image, image), cast(IReactorFromThreads, Reactor()), pool)
         answers: list[Deferred[Any]] = [slow.read(0, 512), slow.flush()]
         for _ in answers:
             call, *args = calls.get(timeout=60)
