@@ -116,14 +116,14 @@ def judge(source: Beside, destination: Beside, plain: bool) -> str:
     plain = plain or source.is_plain
     here = resolve.judge(mine, theirs.record).verdict
     there = resolve.judge(theirs, mine.record).verdict
-    if here is resolve.Verdict.UNKNOWN:
+    if here is resolve.CopyVerdict.UNKNOWN:
         if not plain:
             raise Violation(f"nobody knows whose it is: {states}")
         # As docs/migration.rst tells a human to go on: by the file, then by the destination.
         is_given = not source.has_image or destination.is_owner
         canonical = "destination" if is_given else "source"
     else:
-        canonical = "source" if here is resolve.Verdict.THIS else "destination"
+        canonical = "source" if here is resolve.CopyVerdict.THIS else "destination"
         if here is there and not plain and theirs.record is not None:
             raise Violation(f"both ends say {here.value}: {states}")
     served = [
