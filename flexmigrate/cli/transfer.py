@@ -70,7 +70,7 @@ async def _write(client: NBDClientProtocol, config: TransferConfig, source: int)
             raise FlexmigrateError(
                 f"standard input ended after {at - config.offset} of {config.size} bytes"
             )
-        await client.write(at, data)
+        await client.write(data, at)
         at += len(data)
     await client.flush()
 

@@ -43,7 +43,7 @@ class Carrier(Protocol):
     def when_writable(self) -> Deferred[None]:
         """Return a Deferred that fires once another request can leave this process."""
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None]:
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> Deferred[None]:
         """Write *data*."""
 
     def write_from(self, source: FileSource, offset: int, length: int) -> Deferred[None]:
@@ -165,9 +165,9 @@ class Bundle:
                 )
         return waiter
 
-    def write(self, offset: int, data: bytes | bytearray | memoryview) -> Deferred[None]:
+    def write(self, data: bytes | bytearray | memoryview, offset: int) -> Deferred[None]:
         """Write *data* on the connection with the fewest requests."""
-        return self._idlest().write(offset, data)
+        return self._idlest().write(data, offset)
 
     def write_from(self, source: FileSource, offset: int, length: int) -> Deferred[None]:
         """Write from *source* on the connection with the fewest requests."""

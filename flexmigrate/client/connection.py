@@ -9,6 +9,7 @@ Specification: proto.md, "Request types" and "Size constraints".
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection, Iterator
 from functools import cached_property
 from struct import Struct
@@ -127,13 +128,17 @@ class NBDClientProtocol(Link):
         return _divided(offset, length, largest, send).addCallback(result)
 
     def write(
-        self, offset: int, data: bytes | bytearray | memoryview, *, fua: bool = False
+        self, data: bytes | bytearray | memoryview, offset: int, *, fua: bool = False
     ) -> Deferred[None]:
-        """Write *data*; large data leaves piece by piece, as the server takes it.
+        """Write *data* at *offset*; large data leaves piece by piece, as the server takes it.
+
+        The order is that of pwrite(2) and of ``IBlockDevice.write``. The offset first, as it was
+        before, works in this release, with a DeprecationWarning.
 
         :param data: must not change until the Deferred has fired.
         :param fua: answer only once the data is on stable storage.
         """
+        data, offset = _in_order(data, offset)
         view = memoryview(data).cast("B")
         flags = self._payload_flag() | _fua(fua)
 
@@ -390,6 +395,19 @@ def _refused(text: str) -> Deferred[Any]:
 def _payload(answered: PendingRequest) -> bytes:
     assert answered.payload is not None, "the reply was parsed"
     return answered.payload
+
+
+def _in_order(data: Any, offset: Any) -> tuple[Any, Any]:
+    """Return the data and the offset of a write, which may have been given in the old order."""
+    if not isinstance(data, int):
+        return data, offset
+    warnings.warn(
+        "write(offset, data) is now write(data, offset); the old order will not work in the next "
+        "release",
+        DeprecationWarning,
+        stacklevel=3,
+    )
+    return offset, data
 
 
 def _nothing(_: object) -> None:

@@ -207,7 +207,7 @@ class Writer:
         if data == _ZEROES:
             writing: Deferred[None] = client.zero(sector * SECTOR, SECTOR, fua=fua)
         else:
-            writing = client.write(sector * SECTOR, data, fua=fua)
+            writing = client.write(data, sector * SECTOR, fua=fua)
         writing.addCallbacks(lambda _: self._done(client, sector, number, fua), self._unanswered)
         writing.addBoth(lambda _: self._busy.discard(sector))
 

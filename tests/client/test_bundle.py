@@ -42,7 +42,7 @@ class RecordedConnection:
         self.in_flight.append(answer)
         return answer
 
-    def write(self, offset: int, data: Any) -> Deferred[None]:
+    def write(self, data: Any, offset: int) -> Deferred[None]:
         return self._ask("write", offset, len(data))
 
     def write_from(self, source: Any, offset: int, length: int) -> Deferred[None]:
@@ -111,7 +111,7 @@ class SendingTests(BundleCase):
     def test_requests_go_where_least_is_under_way(self) -> None:
         connections = self.join(2)
         for number in range(6):
-            self.bundle.write(number * 512, b"x" * 512)
+            self.bundle.write(b"x" * 512, number * 512)
         self.assertEqual([each.requests_in_flight for each in connections], [2, 2, 2])
         self.assertEqual(self.bundle.requests_in_flight, 6)
         connections[1].in_flight.pop(0).callback(None)
@@ -156,8 +156,8 @@ class SendingTests(BundleCase):
         for number, each in enumerate(connections):
             each.last_progress = 10.0 + number
         self.assertEqual(self.bundle.last_progress, 10.0)
-        connections[1].write(0, b"x")
-        connections[2].write(0, b"x")
+        connections[1].write(b"x", 0)
+        connections[2].write(b"x", 0)
         self.assertEqual(self.bundle.last_progress, 11.0)
 
 
@@ -170,16 +170,16 @@ class LifeTests(BundleCase):
     def test_nobody_waits_for_others(self) -> None:
         dialled: Deferred[Any] = Deferred()
         self.bundle.expect(dialled)
-        self.bundle.write(0, b"x")
+        self.bundle.write(b"x", 0)
         self.assertEqual(self.first.requests_in_flight, 1)
         other = RecordedConnection()
         dialled.callback(other)
-        self.bundle.write(512, b"x")
+        self.bundle.write(b"x", 512)
         self.assertEqual(other.requests_in_flight, 1)
 
     def test_others_that_do_not_come_are_done_without(self) -> None:
         self.bundle.expect(fail(ConnectFailed("no connection to the server: refused")))
-        self.bundle.write(0, b"x")
+        self.bundle.write(b"x", 0)
         self.assertIsNone(self.first.failure)
 
     def test_one_that_has_another_export_is_not_used(self) -> None:
@@ -188,14 +188,14 @@ class LifeTests(BundleCase):
             self.bundle.expect(succeed(given))
             self.assertIsNotNone(other.failure)
             self.assertIsNone(self.first.failure)
-        self.bundle.write(0, b"x")
+        self.bundle.write(b"x", 0)
         self.assertEqual(self.first.requests_in_flight, 1)
 
     def test_the_end_of_any_is_the_end_of_all(self) -> None:
         for which in range(3):
             self.setUp()
             connections = self.join(2)
-            answers = [self.bundle.write(0, b"x") for _ in range(3)]
+            answers = [self.bundle.write(b"x", 0) for _ in range(3)]
             connections[which].end(ConnectionGone("lost") if which else None)
             for answer in answers:
                 self.failureResultOf(answer, ConnectionGone)
@@ -235,5 +235,5 @@ class LifeTests(BundleCase):
         connections[1].end(None)
         connections[2].end(ConnectionGone("a reset"))
         self.assertIsNone(self.first.failure)
-        self.bundle.write(0, b"x")
+        self.bundle.write(b"x", 0)
         self.assertEqual(self.first.requests_in_flight, 1)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import struct
+from typing import Any
 
 from twisted.internet.defer import Deferred
 from twisted.trial.unittest import SynchronousTestCase
@@ -43,8 +44,8 @@ class Headers(SynchronousTestCase):
             for make, expected in (
                 (lambda c: c.read(512, 1024), (READ, 0, 512, 1024)),
                 (lambda c: c.read(0, 5, unfragmented=True), (READ, DF, 0, 5)),
-                (lambda c: c.write(7, b"abc"), (WRITE, payload, 7, 3)),
-                (lambda c: c.write(7, b"abc", fua=True), (WRITE, payload | FUA, 7, 3)),
+                (lambda c: c.write(b"abc", 7), (WRITE, payload, 7, 3)),
+                (lambda c: c.write(b"abc", 7, fua=True), (WRITE, payload | FUA, 7, 3)),
                 (lambda c: c.zero(1, 2), (WRITE_ZEROES, 0, 1, 2)),
                 (
                     lambda c: c.zero(1, 2, punch=False, fast=True, fua=True),
@@ -136,12 +137,23 @@ class FileOfBytes:
         return self.data[offset : offset + length]
 
 
+class OldOrder(SynchronousTestCase):
+    def test_of_a_write_works_and_is_warned_of(self) -> None:
+        served = ServedClient(wish=COMPACT)
+        old: Any = served.client
+        old.write(7, b"abc")
+        self.assertEqual(asked(served), (WRITE, 0, 7, 3))
+        warned = self.flushWarnings([self.test_of_a_write_works_and_is_warned_of])
+        self.assertEqual([each["category"] for each in warned], [DeprecationWarning])
+        self.assertIn("write(data, offset)", warned[0]["message"])
+
+
 class Writing(SynchronousTestCase):
     def test_sends_the_data_behind_the_header(self) -> None:
         for wish in (COMPACT, ClientOptions()):
             served = ServedClient(wish=wish)
             for data in (b"abc", bytearray(b"abc"), memoryview(b"abc"), memoryview(b"xabc")[1:]):
-                writing = served.client.write(9, data)
+                writing = served.client.write(data, 9)
                 request = served.request()
                 self.assertEqual(request.payload, b"abc")
                 served.ok(request)
@@ -162,7 +174,7 @@ class Writing(SynchronousTestCase):
         served = ServedClient(block_sizes=(1, 512, 512))
         served.transport.producer.pauseProducing()
         sent: list[Request] = []
-        writing = served.client.write(0, b"x" * 1500)
+        writing = served.client.write(b"x" * 1500, 0)
         self.assertEqual(served.client.requests_in_flight, 1)
         while len(sent) < 3:
             served.transport.producer.resumeProducing()
@@ -177,7 +189,7 @@ class Writing(SynchronousTestCase):
     def test_of_a_lot_ends_with_the_connection(self) -> None:
         served = ServedClient(block_sizes=(1, 512, 512))
         served.transport.producer.pauseProducing()
-        writing = served.client.write(0, b"x" * 1500)
+        writing = served.client.write(b"x" * 1500, 0)
         served.lose()
         self.failureResultOf(writing, ConnectionGone)
 
@@ -286,7 +298,7 @@ class MistakesOfOurs(SynchronousTestCase):
         client = served.client
         return [
             client.read(offset, length),
-            client.write(offset, bytes(max(length, 0))),
+            client.write(bytes(max(length, 0)), offset),
             client.write_from(FileOfBytes(b""), offset, length),
             client.zero(offset, length),
             client.trim(offset, length),
@@ -330,7 +342,7 @@ class MistakesOfOurs(SynchronousTestCase):
                 client.trim(0, 512),
                 client.zero(0, 512),
                 client.cache(0, 512),
-                client.write(0, b"x", fua=True),
+                client.write(b"x", 0, fua=True),
                 client.read(0, 1, unfragmented=True),
                 client.block_status(0, 512),
             ],
@@ -339,7 +351,7 @@ class MistakesOfOurs(SynchronousTestCase):
     def test_on_a_read_only_export_never_reach_it(self) -> None:
         served = ServedClient(flags=ALL_FLAGS | TransmissionFlag.READ_ONLY)
         client = served.client
-        self.refused(served, [client.write(0, b"x"), client.trim(0, 1), client.zero(0, 1)])
+        self.refused(served, [client.write(b"x", 0), client.trim(0, 1), client.zero(0, 1)])
 
     def test_do_reach_it_without_the_check(self) -> None:
         served = ServedClient(size=MIB, strict=False, flags=TransmissionFlag.HAS_FLAGS)

@@ -110,7 +110,7 @@ class Model:
 
     async def write(self, offset: int, length: int) -> None:
         data = self.random.randbytes(length)
-        await self.client.write(offset, data, fua=self.fua and length == 512)
+        await self.client.write(data, offset, fua=self.fua and length == 512)
         self.bytes[offset : offset + length] = data
 
     async def zero(self, offset: int, length: int) -> None:
@@ -142,8 +142,8 @@ async def test_large_and_small_requests_are_in_flight_together(served: Served) -
     client = await served.connect()
     image = random.Random(2).randbytes(33 * MIB)
     sectors = {33 * MIB + at: bytes([at % 251]) * 512 for at in range(0, 65536, 512)}
-    small_writes = [client.write(at, sector) for at, sector in sectors.items()]
-    await all_of([client.write(0, image), *small_writes])
+    small_writes = [client.write(sector, at) for at, sector in sectors.items()]
+    await all_of([client.write(image, 0), *small_writes])
     large_reads = [client.read(at, MIB) for at in range(0, 33 * MIB, MIB)]
     small_reads = [client.read(at, 512) for at in sectors]
     large, small = await all_of([all_of(large_reads), all_of(small_reads)])
@@ -186,7 +186,7 @@ async def test_a_file_arrives_as_it_is(served: Served, tmp_path: Path) -> None:
 @every_peer
 async def test_advice_and_flush_are_taken(served: Served) -> None:
     client = await served.connect()
-    await client.write(0, b"x" * 65536)
+    await client.write(b"x" * 65536, 0)
     if served.can(client, TransmissionFlag.SEND_FLUSH):
         await client.flush()
     if served.can(client, TransmissionFlag.SEND_CACHE):
@@ -202,7 +202,7 @@ async def test_advice_and_flush_are_taken(served: Served) -> None:
 @every_peer
 async def test_block_status_tells_data_from_holes(served: Served) -> None:
     client = await served.connect()
-    await client.write(16 * MIB, b"x" * MIB)
+    await client.write(b"x" * MIB, 16 * MIB)
     if client.agreement.contexts:
         extents: list[tuple[int, int]] = []
         at = 0
@@ -222,7 +222,7 @@ async def test_block_status_tells_data_from_holes(served: Served) -> None:
 @every_peer
 async def test_a_mistake_that_is_let_through_fails_alone(served: Served) -> None:
     client = await served.connect(strict=False)
-    good = client.write(0, b"x" * 512)
+    good = client.write(b"x" * 512, 0)
     with pytest.raises(RequestFailed) as caught:
         await client.read(SIZE, 512)
     assert caught.value.errno in (22, 5)

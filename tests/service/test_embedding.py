@@ -91,7 +91,7 @@ class Devices(Embedded):
             self.assertEqual(await client.read(0, len(content)), content)
             for offset, length in ((0, 512), (4096, 4096), (512, 3 * MIB)):
                 data = random.Random(length).randbytes(length)
-                await client.write(offset, data, fua=True)
+                await client.write(data, offset, fua=True)
                 content[offset : offset + length] = data
             await client.zero(MIB, MIB)
             content[MIB : 2 * MIB] = bytes(MIB)
@@ -102,7 +102,7 @@ class Devices(Embedded):
     async def test_its_errors_cost_a_request_and_no_connection(self) -> None:
         service = await self.served({"": BrokenDevice(bytes(MIB))})
         client = await self.client(service)
-        failure = await self.assertFailure(client.write(0, b"x" * 512), RequestFailed)
+        failure = await self.assertFailure(client.write(b"x" * 512, 0), RequestFailed)
         self.assertEqual(failure.errno, errno.ENOSPC)
         for length in (512, MIB):
             failure = await self.assertFailure(client.read(0, length), RequestFailed)
@@ -184,7 +184,7 @@ class Migrations(Embedded):
             assert isinstance(address, Address)
             begun = source.migrate(MirrorRequest(address, max_bps=8 * MIB), self.raise_an_error)
             migration = await begun
-            await client.write(4096, b"new" * 512)
+            await client.write(b"new" * 512, 4096)
             content[4096 : 4096 + 1536] = b"new" * 512
             for wrong in ("5", -1, 2**64, 1.5, None):
                 with self.assertRaisesRegex(ValueError, "^bytes_per_second="):

@@ -123,9 +123,9 @@ class HastySender(Stranger):
         """Send an image, then other sectors of it with PREPARE right behind them; return whether
         that was done.
         """
-        await client.write(0, self._draw.randbytes(self._size))
+        await client.write(self._draw.randbytes(self._size), 0)
         writing = gatherResults(
-            (client.write(at, self._draw.randbytes(SECTOR)) for at in range(0, self._size, SECTOR)),
+            (client.write(self._draw.randbytes(SECTOR), at) for at in range(0, self._size, SECTOR)),
             consumeErrors=True,
         )
         outcome = parse_outcome(await client.private(PrivateCommand.PREPARE))
@@ -199,7 +199,7 @@ class Speaker(Stranger):
         client = await self.open(opening)
         try:
             with suppress(FlexmigrateError):
-                await client.write(0, self._draw.randbytes(self._size))
+                await client.write(self._draw.randbytes(self._size), 0)
             with suppress(FlexmigrateError):
                 await client.private(PrivateCommand.COMMIT, payload=self._guess())
         finally:

@@ -288,7 +288,7 @@ class Copier:
             else:
                 # What such a server holds there is unknown.
                 zeroes = memoryview(_ZEROES)[:length]
-                self._launch(self._client.write(offset, zeroes), offset, length)
+                self._launch(self._client.write(zeroes, offset), offset, length)
 
     def _send_data(self, offset: int, length: int) -> Deferred[None]:
         ready = self._storage.ready(offset, length, whole=True)

@@ -81,7 +81,7 @@ class RecordedClient:
             self.answer()
         return asked.answer
 
-    def write(self, offset: int, data: Any) -> Deferred[None]:
+    def write(self, data: Any, offset: int) -> Deferred[None]:
         return self._ask(Asked("write", offset, len(data), bytes(data)))
 
     def write_from(self, image: Image, offset: int, length: int) -> Deferred[None]:
