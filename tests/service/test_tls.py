@@ -526,6 +526,8 @@ class TestMigration:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             servers.send_to(*listening.getsockname())
             with peer.serve(listening, target):
-                servers.start_mirroring(*tls(pki.ours), "--remote-export", peer.export)
+                servers.start_mirroring(
+                    *tls(pki.ours), "--remote-export", peer.export, "--handover", "plain"
+                )
                 source.expect_exit(0)
         assert_same(servers.image, target)
