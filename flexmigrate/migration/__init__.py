@@ -1,1 +1,1 @@
-"""Moving an image to another server: what to send, in which order, and who owns the image when."""
+"""Migration of an image to another server: the transfer, the handover, and the ownership."""

@@ -1,4 +1,4 @@
-"""Which blocks of an image were changed since they were last sent. No I/O, no clock, no threads.
+"""The dirty map: the blocks of an image that were changed since they were last sent. No I/O.
 
 One byte a block, because ``find`` and ``count`` of a bytearray run at the speed of memory, where
 bits would be a loop in Python. Rewriting a block costs nothing more, and the size never changes,
@@ -26,11 +26,11 @@ _MANY_MARKS = memoryview(bytes((_DIRTY,)) * 65536)
 
 
 class DirtyMap:
-    """The marks for an image of *size* bytes; at first, none.
+    """The dirty map of an image of *size* bytes; at first all blocks are clean.
 
     :param block_size: bytes, a power of two; None for the smallest that keeps the map within
         ``MAX_MAP``, and at least ``MIN_BLOCK``.
-    :ivar count: how many blocks are marked, exactly.
+    :ivar count: the exact number of marked blocks.
     """
 
     __slots__ = ("_beyond", "_marks", "_shift", "_taken", "block_size", "count", "size")

@@ -1,6 +1,6 @@
 """The migration lock: the start and the end of a migration, and SIGTERM, exclude one another.
 
-A lock knows its owner. Releasing what one doesn't hold is a bug of the caller, and raises: an
+A lock knows its owner. To release a lock without holding it is a bug, and raises: an
 error path can only ever free what its own task took.
 """
 
@@ -12,13 +12,13 @@ from twisted.internet.defer import Deferred, succeed
 
 
 class NotTheOwner(RuntimeError):
-    """Somebody released a lock that they don't hold."""
+    """A lock was released by a task that doesn't hold it."""
 
 
 class OwnedLock:
-    """A lock for one owner at a time; who waits gets it in the order of asking.
+    """A lock for one owner at a time; others get it in the order of their requests.
 
-    :ivar owner: who holds it, or None.
+    :ivar owner: the object that holds it, or None.
     """
 
     def __init__(self) -> None:

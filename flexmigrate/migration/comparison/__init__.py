@@ -1,1 +1,1 @@
-"""Comparing two copies of an image by digests."""
+"""Comparison of two copies of an image by digests."""

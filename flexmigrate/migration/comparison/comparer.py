@@ -1,4 +1,4 @@
-"""Judges at the destination whether its image holds what the source claims."""
+"""The destination's side of a comparison: it checks the source's claims against its own image."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Digests of what an image holds: by which two copies are compared without sending either.
+"""Digests of an image's content, by which two copies are compared without sending either.
 
 BLAKE3 with 32 bytes and no key: cryptographic, so that copies which have the same are the same, and
-several times as fast as a disk or a link. Nothing here knows of a network or of Twisted; whatever
-reads an image belongs into a thread, and leaves the interpreter to others while it hashes.
+several times as fast as a disk or a link. Nothing here knows of a network or of Twisted; functions
+that read an image belong into a thread, and release the interpreter's lock while they hash.
 
 An image is compared in ranges. Those that aren't changed later on are *chunks*: ranges of
 ``chunk_size`` that begin at a multiple of it. `ImageDigest` makes one digest of them all.
@@ -111,7 +111,7 @@ def digests_of(image: BlockingReads, ranges: Iterable[tuple[int, int]]) -> list[
 
 
 class ImageDigest:
-    """One digest of a whole image, made of what was found to be equal in two copies of it.
+    """One digest of a whole image, made from the ranges that were found equal in two copies.
 
     Both sides tell theirs the same ranges in the same order, and so have the same digest. Each
     chunk has a value. It is the chunk's digest, if all of it was compared at once. When a part of

@@ -1,7 +1,7 @@
-"""Proving that the destination has what the source has: the source makes claims about ranges of its
-image, by their digests, and the destination says which of them are true of its own.
+"""Verification that the destination's copy equals the source's: the source sends claims, the
+digests of ranges of its image, and the destination answers which of them are true of its own.
 
-The law of this file: each block of the image is at any time dirty (it will be sent), unverified (it
+At any time, each block of the image is dirty (it will be sent), unverified (it
 will be compared), being sent or compared, or was found equal and not sent since. A block becomes
 unverified when it is taken to be sent. Its mark is cleared *before* it is read to be compared, and
 its verdict counts only if it isn't dirty when that comes: what a client changed meanwhile has
@@ -13,8 +13,8 @@ won't come back there, and whatever clients change meanwhile stays dirty until t
 The same walk compares what an earlier attempt has left at the destination. Nothing that is known
 of that attempt is trusted; a block that is equal need not be sent, however it came there.
 
-A destination counts what *it* found to be equal as covered. It compares what it reads, which is
-what its clients would read: whether the disk keeps that is the flush's affair.
+A destination counts ranges that *it* found to be equal as covered. It compares what it reads, which
+is what its clients would read; the flush makes sure that the disk has it.
 """
 
 from __future__ import annotations
@@ -95,16 +95,16 @@ class Asked(Protocol):
 
 
 class Verifier:
-    """A source's side, in one attempt.
+    """The source's side of a verification, in one attempt.
 
-    :param readable: what is hashed: ``storage.blocking``.
-    :param dirty: what is still to be sent; what turns out to differ is marked there.
-    :param clients_turns: tells how often clients have had a turn.
-    :param everything: whether all of the image is unverified in the beginning, or nothing.
+    :param readable: the storage's blocking interface, whose bytes are hashed.
+    :param dirty: the map of blocks to send; blocks that differ are marked in it.
+    :param clients_turns: returns the number of turns that clients have had.
+    :param everything: whether at first all of the image is unverified, or nothing.
     :param about: the migration, for logs.
-    :ivar unverified: what was sent, or never looked at, and not found equal since.
-    :ivar digest: made of what was found equal.
-    :ivar repaired: bytes that were marked dirty here.
+    :ivar unverified: the blocks that were sent or never compared, and not found equal since.
+    :ivar digest: the digest of the ranges that were found equal.
+    :ivar repaired: the number of bytes that were found to differ, and marked dirty.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
-"""Which bytes of an image an attempt has brought: what decides whether it was a whole one.
+"""The coverage of an image by an attempt, which decides whether the attempt was complete.
 
 Errs to one side only: "not complete" may be wrong, for an attempt that leaves tens of thousands of
 blocks half covered, and costs another attempt; "complete" is never wrong, for it lets a destination
 own the image.
 
-A bit for each block says that all of it is covered. What covers a block in part stands beside it,
-until the block is whole: that is the exception, since filesystems allocate whole blocks.
+A bit for each block says that all of it is covered. Partly covered blocks have a list of ranges
+until they are complete: they are rare, since filesystems allocate whole blocks.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Coverage:
     """The bytes of an image of *size* bytes that were written, zeroed or trimmed; at first none.
 
     :param block_size: bytes, a power of two; None for the smallest that keeps within ``MAX_BITS``.
-    :ivar block_size: what it came to.
+    :ivar block_size: the size that is used.
     :ivar covered: bytes known to be covered, each counted once.
     :ivar writes: requests that were done.
     :ivar spoiled: the first request that failed, in words; None as long as none did.

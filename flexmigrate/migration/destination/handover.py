@@ -1,7 +1,7 @@
-"""The last step of a migration, as the destination takes it: the image becomes its own, or doesn't.
+"""The handover at the destination: the image becomes its own, or doesn't.
 
-The rules, and what is written where, are ``ownership``'s; the source's part is ``handover``. Which
-message may come when is decided by the state machine, ``destination``.
+``ownership`` has the rules, and writes the records; ``source.handover`` is the source's part. The
+order of messages is decided by the state machine, ``machine``.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ class DiscVerdict(Enum):
 
 
 class DestinationHandover:
-    """The steps of a destination.
+    """The steps of a handover at the destination.
 
-    :ivar listens_at: tells the addresses at which sources are listened for.
+    :ivar listens_at: returns the addresses at which the server listens for sources.
     :ivar by_session: whether it came by a session, whose source may ask again.
     :ivar unrecorded: why the last sender could not be recorded; None if it could, or could be now.
-    :ivar lost: called with the reason once what was received has no name any more, and nothing of
+    :ivar lost: called with the reason once the received file has no name any more, and nothing of
         it can be kept.
-    :ivar read_only: whether clients may not change the image, whatever they might at its source.
+    :ivar read_only: whether clients may not change the image, even if they could at its source.
     """
 
     def __init__(

@@ -1,10 +1,10 @@
-"""The destination of a migration, as a state machine: one sender at a time, until one has brought
+"""The destination of a migration, as a state machine: one sender at a time, until one has sent
 everything.
 
 The rule: only ``_goodbye``, the DISC of the plain sender that is being received, and ``_commit``, a
 session's COMMIT after it was prepared, lead to the question who owns the image; ``handover``
 answers it. A connection that ends in any other way leads back to ``waiting``. What it brought
-counts for nothing then, unless the journal says that it was prepared.
+is discarded then, unless the journal says that it was prepared.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ FIRST_REQUEST_SECONDS = 10.0
 class Sender(Protocol):
     """A connection to a destination.
 
-    :ivar address: where it comes from, in words.
+    :ivar address: its address, for people.
     """
 
     address: str
@@ -57,7 +57,7 @@ class Sender(Protocol):
 
 
 class Destination(Protocol):
-    """Inputs."""
+    """The inputs of the state machine."""
 
     def sender_connected(self, sender: Sender) -> None:
         """A sender was let in."""
@@ -107,11 +107,11 @@ class DestinationCore:
     """The data that all states share.
 
     :ivar state: of the machine; set by ``enter`` only.
-    :ivar logger: for what is about the sender, or the last one there was.
+    :ivar logger: the logger for events about the sender, or the last one.
     :ivar since: when the sender came, for people.
-    :ivar coverage: what the attempt has brought.
+    :ivar coverage: the coverage by the attempt.
     :ivar digest: made of what was compared with the source's and equal.
-    :ivar is_believed: whether what an attempt finds here is what the disk has.
+    :ivar is_believed: whether reads of the image return the disk's content.
     :ivar complete: fires once the image is ours. ``confirm`` is to be called when its new owner is
         ready: the close of the connection is what tells the sender.
     """

@@ -1,9 +1,9 @@
 """The policy of a destination: what a connection may do while an image is received
 (``server.factory.Session``).
 
-One sender at a time. A plain one gives the image by its DISC, a session's by COMMIT; and a source
-that committed before, and was not answered, is let in to ask again. Servers that have their images
-follow ``ownership.policy``; which answer is right, ``ownership`` decides.
+There is one sender at a time. A plain one hands the image over by DISC, one with a session by
+COMMIT. A source that committed before, and got no answer, may ask again. Servers that have their
+images follow ``ownership.policy``; ``ownership`` decides on the answers.
 """
 
 from __future__ import annotations
@@ -59,10 +59,10 @@ JUDGED_AT_ONCE = 4
 
 
 class ReceivingSession(OpenSession):
-    """See the module.
+    """The policy; see the module.
 
-    :param name: of this side, for people.
-    :param instance: tells this server from every other; NO_ID: it sends nothing itself.
+    :param name: the name of this side, for people.
+    :param instance: a random id of this server; NO_ID: it sends nothing itself.
     """
 
     def __init__(

@@ -1,11 +1,11 @@
 """The journal beside an image, ``IMAGE.handover``: one record of who owns it, kept durably.
 
-What the record means, and which may follow which, is ``ownership``'s affair. Here is how it is
+``ownership`` defines the meaning of records and their order. This module defines how they are
 kept: written so that a crash leaves the old record or the new one (``image.disk``), and read so
-that whatever isn't a whole record of a version that is known is an error, and never guessed at.
+that anything but a complete record of a known version is an error.
 Twisted is not imported: the command line reads journals, too.
 
-The file is JSON, for people to read. Who changes it by hand is found out by its checksum:
+The file is JSON, for people to read. A checksum detects changes by hand:
 ``flexmigrate take`` and ``release`` are there for that.
 """
 

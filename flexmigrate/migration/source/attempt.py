@@ -1,8 +1,8 @@
 """One connection from source to destination: its steps, each a coroutine that the source's state
 machine runs.
 
-A step knows what to do, not what comes after it. Whatever it does to the server, it first says how
-that is undone. ``abandon`` undoes it all, the last first, at any point before the handover is
+A step doesn't know what comes after it. Before it does something to the server, it registers how
+that is undone. ``abandon`` undoes everything, the last first, at any point before the handover is
 settled: clients go on, and nothing of the attempt remains.
 """
 

@@ -15,7 +15,7 @@ MOST = 60.0
 
 
 class Backoff:
-    """Grows from `FIRST` to `MOST`: doubled for each failure but the first `AT_FIRST`.
+    """A delay that grows from `FIRST` to `MOST`: doubled for each failure but the first `AT_FIRST`.
 
     :ivar failures: since the last reset.
     """

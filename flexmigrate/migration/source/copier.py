@@ -1,10 +1,10 @@
-"""Sending an image: holes first, then what is dirty, with many requests in flight.
+"""Transfer of an image: holes first, then dirty blocks, with many requests in flight.
 
-The law of this file: a block's mark is cleared *before* it is read for sending, and two requests
+A block's mark is cleared *before* it is read for sending, and two requests
 that are in flight together never touch the same bytes, since a server may carry them out in any
 order. So each walk over the image ends with waiting for all its answers before another begins.
 
-Nothing is known here of attempts, of clients, or of when enough was sent.
+Attempts, clients, and the end of the transfer are managed elsewhere.
 """
 
 from __future__ import annotations
@@ -119,12 +119,12 @@ class Holes:
 
 
 class Copier:
-    """Sends one image over one connection.
+    """The transfer of one image over one connection.
 
-    :param drop_cache: whether what was sent is dropped from the page cache.
-    :param clients_turns: tells how often clients have had a turn; while that doesn't change, nobody
-        waits for one.
-    :ivar dirty: what is still to be sent, or sent again.
+    :param drop_cache: whether sent data is dropped from the page cache.
+    :param clients_turns: returns the number of turns that clients have had; while it doesn't
+        change, nobody waits for one.
+    :ivar dirty: the map of blocks to send, or to send again.
     :ivar sending: called with each (offset, length) of dirty blocks that is taken to be sent.
     :ivar advanced: called at each answer: ``reached`` may have moved.
     """

@@ -39,10 +39,10 @@ class Stalled(FlexmigrateError):
 class Timeouts:
     """The time that a destination may take for each step.
 
-    :ivar hello_seconds: until the destination has said hello.
-    :ivar request_seconds: without any progress while requests are in flight.
-    :ivar connections: how many to use, where the destination takes more than one.
-    :ivar drop_cache: whether the source's page cache loses what was sent.
+    :ivar hello_seconds: the time until the negotiation with the destination is over.
+    :ivar request_seconds: the time without any progress while requests are in flight.
+    :ivar connections: the number of connections to use, if the destination takes several.
+    :ivar drop_cache: whether sent data is dropped from the source's page cache.
     """
 
     hello_seconds: float = 5.0

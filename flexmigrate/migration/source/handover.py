@@ -1,7 +1,7 @@
-"""The last step of a migration, as the source takes it: the image is given away.
+"""The handover at the source: the image is given away.
 
-The rules, and what is written where, are ``ownership``'s; the destination's part is
-``destination.handover``. Here are the source's steps in their order, and what each failure means:
+``ownership`` has the rules, and writes the records; the destination's part is
+``destination.handover``. The source's steps, in their order, and the meaning of failures:
 
 * *Session*, between two flexmigrates: PREPARE, until the destination has all, durably; then
   ``committed`` in the source's journal, from where no way leads back; then COMMIT, as often as it
@@ -13,7 +13,7 @@ The rules, and what is written where, are ``ownership``'s; the destination's par
   there is a gap that no further message would close; an error in it is :class:`HandoverUncertain`,
   and a matter for a human.
 
-When which step comes is decided by the state machines, ``source`` and ``destination``.
+The state machines of both ends decide on the order of the steps.
 """
 
 from __future__ import annotations
@@ -92,11 +92,11 @@ class HandoverTerms:
 
     :ivar mirror: the lines of the mirror command, for the journal.
     :ivar verify: what is compared, where the destination can.
-    :ivar name: of this side, for people.
-    :ivar address: of the destination, for people.
-    :ivar session: drawn at random.
-    :ivar secret: what the keys of the session's attempts are derived of; drawn at random.
-    :ivar instance: tells this server from every other.
+    :ivar name: the name of this side, for people.
+    :ivar address: the address of the destination, for people.
+    :ivar session: the session's id, drawn at random.
+    :ivar secret: the secret from which the keys of attempts are derived; drawn at random.
+    :ivar instance: a random id of this server.
     :ivar read_only: whether clients may not change the image.
     :ivar old_peers: whether a session may be had with a destination that knows of no keys.
     :ivar had_session: whether the session was agreed on in an attempt, perhaps an earlier one. From
@@ -281,7 +281,7 @@ def settling(record: Record, name: str) -> Opening:
 
 
 class SourceHandover:
-    """The steps of a source, in one attempt.
+    """The steps of a handover at the source, in one attempt.
 
     :param about: the migration, for logs.
     :ivar is_session: whether a session was agreed on.

@@ -44,7 +44,7 @@ were parked in vain, see `Backoff`."""
 
 
 class Source(Protocol):
-    """Inputs: those for the operator, then those by which the steps tell their ends."""
+    """The inputs of the state machine: those of the operator, then the results of steps."""
 
     def start(self) -> None:
         """Begin. Once."""
@@ -102,8 +102,8 @@ class Source(Protocol):
 class Core:
     """The data that all states share.
 
-    :ivar migration_id: tells migrations apart, in logs of one server and of several.
-    :ivar logger: for what is about this migration.
+    :ivar migration_id: a random id of the migration, for logs.
+    :ivar logger: the logger for events about this migration.
     :ivar started: fires when the destination agreed to the first attempt, or fails as that did.
     :ivar finished: fires with how the migration has ended, if it had started; never fails.
     :ivar state: of the machine; set by ``enter`` only.

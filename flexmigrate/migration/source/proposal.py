@@ -1,8 +1,8 @@
 """A source's proposal to a destination in the negotiation, and its reaction to the answer.
 
 Three kinds of peers answer: a flexmigrate that waits for the image, and agrees or declines; one
-that doesn't, which declines; and a server that says nothing of itself. All that the last one has
-would be overwritten, so it is written to only where that was asked for.
+that doesn't, which declines; and a server that knows no sessions. The image of the last one
+would be overwritten, so it is written to only if the operator asked for that.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ from flexmigrate.wire.keys import NO_KEY
 
 
 class Declined(MigrationError):
-    """The destination is another flexmigrate, and declines; the text says who, and why."""
+    """The destination is a flexmigrate, and declines; the text has its name and its reason."""
 
 
 class Proposal:
     """The proposal of one negotiation.
 
-    :param opening: what is said first.
-    :ivar answer: what the destination said last; None where it said nothing.
+    :param opening: the first opening that is sent.
+    :ivar answer: the destination's last answer; None if there was none.
     """
 
     def __init__(self, opening: Opening) -> None:
@@ -88,9 +88,9 @@ class Proposal:
 class MigrationProposal(Proposal):
     """The proposal at the beginning of an attempt.
 
-    :param terms: what is given, and how.
+    :param terms: the terms of the handover.
     :param attempt: its number.
-    :param session: whether a session is wished for.
+    :param session: whether a session is wanted.
     """
 
     def __init__(self, terms: HandoverTerms, attempt: int, *, session: bool) -> None:

@@ -1,4 +1,4 @@
-"""When to send, and how fast it goes: arithmetic, without a clock of its own.
+"""Rate limit and measurement of rates: arithmetic, without a clock of its own.
 
 All times are in seconds, all amounts in bytes, all rates in bytes a second.
 """
@@ -18,9 +18,9 @@ GRAIN = 4096
 
 
 class RateLimit:
-    """A limit on what is sent, changeable while it runs: by setting ``bytes_per_second``.
+    """A limit of the transfer rate, which may be changed by setting ``bytes_per_second``.
 
-    It is kept to over any stretch of time, but for ``BURST_SECONDS`` and one request: what may be
+    It is kept over any period, except for ``BURST_SECONDS`` and one request: what may be
     sent now is paid for before the next may.
 
     :ivar bytes_per_second: the limit; 0 for none.
