@@ -1,4 +1,4 @@
-"""The interface between what holds an image's bytes and whoever serves or migrates them.
+"""The interface between the storage of an image and the servers and migrations that use it.
 
 A :class:`Storage` has two paths. ``fast`` does at once, on the reactor's thread, what needs no
 waiting. Everything else is a method that returns a Deferred. A file (``file_storage.py``) and a
@@ -28,13 +28,13 @@ _P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 Outcome: TypeAlias = bytes | OSError | None
-"""Of a short read: its bytes, None for a hole, or why they can't be read."""
+"""The result of a short read: its bytes, None for a hole, or the error."""
 
 Answer: TypeAlias = Callable[[list[tuple[Wanted, Outcome]]], object]
 """Called with the outcomes of some short reads."""
 
 Sendable: TypeAlias = tuple[FileSource, list[Extent]]
-"""What a range can be sent from without waiting, and the range's extents."""
+"""A source that a range can be sent from without waiting, and the range's extents."""
 
 
 class NotBegun(OSError):
@@ -45,7 +45,7 @@ class NotBegun(OSError):
 
 
 class FastPath(Protocol):
-    """What a storage does at once: none of it waits, and all of it is called often.
+    """The operations of a storage that never wait; they are called often.
 
     :ivar pace: told how long writes take; it decides whether ``may_block_write`` holds.
     """
@@ -83,7 +83,7 @@ class FastPath(Protocol):
 
 
 class BlockingReads(Protocol):
-    """What a thread reads from, and waits for: see ``file.Image``, whose methods these are."""
+    """The reads of a storage that may wait, in a thread: the methods of ``file.Image``."""
 
     @property
     def size(self) -> int: ...
