@@ -25,7 +25,7 @@ from flexmigrate.image.pace import SLOW
 from flexmigrate.image.storage import NotBegun, Outcome, Sendable
 from flexmigrate.server import contexts
 from flexmigrate.server.export import DIRTY_CONTEXT, Export
-from flexmigrate.server.holds import Holds
+from flexmigrate.server.holds import Holdable, Holds
 from flexmigrate.wire.constants import (
     BASE_ALLOCATION,
     MAX_PAYLOAD,
@@ -54,14 +54,8 @@ MOST_HELD = MAX_PAYLOAD
 _FUA = int(CommandFlag.FUA)
 
 
-class Requests(Protocol):
+class Requests(Holdable, Protocol):
     """The transmission whose commands these are."""
-
-    def hold(self, reason: int) -> None:
-        """Take no more requests."""
-
-    def release(self, reason: int) -> None:
-        """Go on taking requests."""
 
     def changed(self, length: int) -> None:
         """Note that a change of so many bytes is done."""

@@ -210,11 +210,7 @@ class NBDServerProtocol(Protocol):
             return
         assert self._transmission is not None
         self._transmission.hold(Holds.SESSION)
-        recorded.addCallbacks(lambda _: self._release(Holds.SESSION), self._not_recorded)
-
-    def _release(self, reason: int) -> None:
-        if self._transmission is not None:
-            self._transmission.release(reason)
+        recorded.addCallbacks(lambda _: self.release(Holds.SESSION), self._not_recorded)
 
     def _not_recorded(self, failure: Failure) -> None:
         failures.tell(self.log, "cannot keep to what was negotiated", failure)
@@ -319,6 +315,16 @@ class NBDServerProtocol(Protocol):
 
     # Holding: the transmission decides, the transport does it
 
+    def hold(self, reason: int) -> None:
+        """See ``holds.Holdable``; while it negotiates, there is no request to be held."""
+        if self._transmission is not None:
+            self._transmission.hold(reason)
+
+    def release(self, reason: int) -> None:
+        """See ``holds.Holdable``."""
+        if self._transmission is not None:
+            self._transmission.release(reason)
+
     def pause(self) -> None:
         """See ``transmission.TransmissionHost``; while requests are served, ``_serve`` sees to it
         itself.
@@ -345,7 +351,7 @@ class NBDServerProtocol(Protocol):
 
     def turn_over(self) -> None:
         """See ``transmission.TransmissionHost``."""
-        self.factory.reactor.callLater(0, self._release, Holds.TURN)
+        self.factory.reactor.callLater(0, self.release, Holds.TURN)
 
     def _apply_holds(self, holds: int) -> None:
         # TLS ends when each side has told the other, and so has to read to the end.
@@ -375,16 +381,6 @@ class NBDServerProtocol(Protocol):
 
     def stopProducing(self) -> None:
         """Do nothing: the transport is gone, and ``connectionLost`` follows."""
-
-    def park(self) -> None:
-        """See ``export.Gated``."""
-        if self._transmission is not None:
-            self._transmission.hold(Holds.PARKED)
-
-    def unpark(self) -> None:
-        """See ``export.Gated``."""
-        if self._transmission is not None:
-            self._transmission.release(Holds.PARKED)
 
     @property
     def backlog(self) -> int:
@@ -417,16 +413,6 @@ class NBDServerProtocol(Protocol):
     def _drop_backlog(self) -> None:
         self._left = b""
         self._behind = memoryview(b"")
-
-    def wait_for_orphans(self) -> None:
-        """See ``export.Gated``."""
-        if self._transmission is not None:
-            self._transmission.hold(Holds.ORPHANS)
-
-    def orphans_gone(self) -> None:
-        """See ``export.Gated``."""
-        if self._transmission is not None:
-            self._transmission.release(Holds.ORPHANS)
 
     def private(
         self, command: int, offset: int, length: int, payload: bytes
@@ -488,16 +474,6 @@ class NBDServerProtocol(Protocol):
         assert self.export is not None
         if self.export.throttle is not None and self._connected:
             self.export.throttle.charge(self)
-
-    def slow_down(self) -> None:
-        """See ``throttle.Payer``."""
-        if self._transmission is not None:
-            self._transmission.hold(Holds.THROTTLED)
-
-    def go_on(self) -> None:
-        """See ``throttle.Payer``."""
-        if self._transmission is not None:
-            self._transmission.release(Holds.THROTTLED)
 
     def tick(self) -> int:
         """Return for how many ticks its current request has been incomplete through the client's

@@ -15,7 +15,8 @@ from twisted.internet.interfaces import IReactorTime
 
 from flexmigrate.image.storage import Storage
 from flexmigrate.net.hang_ups import HangUps
-from flexmigrate.server.throttle import Payer, Throttle
+from flexmigrate.server.holds import Holdable, Holds
+from flexmigrate.server.throttle import Throttle
 from flexmigrate.wire.constants import BASE_ALLOCATION, TransmissionFlag
 from flexmigrate.wire.handshake import ExportInfo
 
@@ -58,19 +59,13 @@ class ChangeObserver(Protocol):
         """
 
 
-class Gated(Payer, Protocol):
+class Gated(Holdable, Protocol):
     """A connection, as an export sees it.
 
     :ivar transport: its transport, which shows whether its peer has hung up.
     """
 
     transport: Any
-
-    def park(self) -> None:
-        """Take no further request."""
-
-    def unpark(self) -> None:
-        """Go on with waiting requests."""
 
     @property
     def backlog(self) -> int:
@@ -85,12 +80,6 @@ class Gated(Payer, Protocol):
         """End, since the peer has hung up and others are here: begin nothing more, tell
         ``orphaned`` of the changes that are in progress.
         """
-
-    def wait_for_orphans(self) -> None:
-        """Hold the first request."""
-
-    def orphans_gone(self) -> None:
-        """Go on."""
 
 
 class Export:
@@ -161,7 +150,7 @@ class Export:
         self._connections[connection] = None
         self._hang_ups.add(connection, connection.transport)
         if self.parked:
-            connection.park()
+            connection.hold(Holds.PARKED)
 
     def begin(self, connection: Gated) -> None:
         """Prepare for *connection*'s first request. Its client may be one that comes back
@@ -177,7 +166,7 @@ class Export:
         if self._orphans:
             # Not for those of others that are lost later: there might always be some.
             self._behind_orphans[connection] = set(self._orphans)
-            connection.wait_for_orphans()
+            connection.hold(Holds.ORPHANS)
 
     def _stale(self, served: Gated | None = None) -> list[Gated]:
         """Return the connections whose peer has hung up, and that stand in the way of *served*, or
@@ -246,7 +235,7 @@ class Export:
             awaited.discard(whose)
             if not awaited:
                 del self._behind_orphans[connection]
-                connection.orphans_gone()
+                connection.release(Holds.ORPHANS)
 
     def idle(self) -> Deferred[None]:
         """Fire when no request is with a thread, which may be now."""
@@ -281,7 +270,7 @@ class Export:
         """
         self.parked = True
         for connection in list(self._connections):
-            connection.park()
+            connection.hold(Holds.PARKED)
         return self.idle()
 
     def unpark(self) -> None:
@@ -293,7 +282,7 @@ class Export:
             for connection in self._stale():
                 connection.abandon()
             for connection in list(self._connections):
-                connection.unpark()
+                connection.release(Holds.PARKED)
 
 
 def _nothing() -> None:

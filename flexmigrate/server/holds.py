@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Protocol
+
 
 class Holds:
     """Reasons, as bits: a connection goes on when none is left."""
@@ -17,3 +19,13 @@ class Holds:
     AHEAD = 512  # it is only looked whether its client is still there
     TURN = 1024  # others are to have their turn
     ORPHANS = 64  # changes that a lost connection asked for are still under way
+
+
+class Holdable(Protocol):
+    """A connection that waits while there is a reason for it."""
+
+    def hold(self, reason: int) -> None:
+        """Take no further request for *reason*, one of `Holds`."""
+
+    def release(self, reason: int) -> None:
+        """End *reason*; where it was the last, requests are taken again, perhaps at once."""

@@ -17,9 +17,10 @@ for whoever chooses it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Protocol
 
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
+
+from flexmigrate.server.holds import Holdable, Holds
 
 # Less than this, in seconds, isn't waited for but paid with the next write: timers aren't finer.
 SHORTEST_WAIT = 0.001
@@ -31,16 +32,6 @@ MAX_CHARGE = 1024 * 1024
 # What goes unused for so long, in seconds, may be used after that: a timer that came late, or a
 # client that needed a moment for its next request, costs no throughput.
 LATENESS = 0.01
-
-
-class Payer(Protocol):
-    """A connection that may have to wait."""
-
-    def slow_down(self) -> None:
-        """Take no further request."""
-
-    def go_on(self) -> None:
-        """Take requests again; may charge at once."""
 
 
 class Throttle:
@@ -59,8 +50,8 @@ class Throttle:
         self._metered = meter()
         self._paid_until = clock.seconds()  # the time up to which everybody has paid
         self._granted = 0.0  # what each debtor has paid so far, since there were none: its clock
-        self._debts: dict[Payer, float] = {}  # where that clock stands when all is paid
-        self._waiting: dict[Payer, float] = {}  # since when
+        self._debts: dict[Holdable, float] = {}  # where that clock stands when all is paid
+        self._waiting: dict[Holdable, float] = {}  # since when
         self._timer: IDelayedCall | None = None
         self.longest_wait = 0.0
 
@@ -76,7 +67,7 @@ class Throttle:
         self.longest_wait = 0.0
         self._release(released)
 
-    def charge(self, payer: Payer) -> None:
+    def charge(self, payer: Holdable) -> None:
         """*payer* has changed something, and whoever did so before was charged: it may have to slow
         down.
         """
@@ -90,10 +81,10 @@ class Throttle:
         debt = self._debts.get(payer, self._granted) - self._granted
         if debt * len(self._debts) > SHORTEST_WAIT * self._rate and payer not in self._waiting:
             self._waiting[payer] = self._clock.seconds()
-            payer.slow_down()
+            payer.hold(Holds.THROTTLED)
         self._release(released)
 
-    def leave(self, payer: Payer) -> None:
+    def leave(self, payer: Holdable) -> None:
         """*payer* is gone, and its debt with it."""
         released = self._pay()
         self._debts.pop(payer, None)
@@ -105,10 +96,10 @@ class Throttle:
         self._debts.clear()
         self._release(list(self._waiting))
 
-    def _pay(self) -> list[Payer]:
+    def _pay(self) -> list[Holdable]:
         """Pay for the time that has passed, debtor by debtor; return who need wait no longer."""
         now = self._clock.seconds()
-        released: list[Payer] = []
+        released: list[Holdable] = []
         while self._debts:
             payer, due = min(self._debts.items(), key=lambda debt: debt[1])
             needed = (due - self._granted) * len(self._debts) / self._rate
@@ -125,14 +116,14 @@ class Throttle:
         self._paid_until = max(self._paid_until, now - LATENESS)
         return released
 
-    def _release(self, released: list[Payer]) -> None:
+    def _release(self, released: list[Holdable]) -> None:
         """Let them go on, and see to it that the others will be."""
         now = self._clock.seconds()
         for payer in released:
             self.longest_wait = max(self.longest_wait, now - self._waiting.pop(payer, now))
         self._set_timer()
         for payer in released:
-            payer.go_on()
+            payer.release(Holds.THROTTLED)
 
     def _set_timer(self) -> None:
         """Look again when the next debt is paid, if nothing else changes; a wait may begin then."""

@@ -6,6 +6,7 @@ import os
 
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.server.holds import Holds
 from flexmigrate.wire.constants import Command
 from support.feeds import PlainFeed, StreamFeed
 from support.serving import Served
@@ -52,10 +53,10 @@ class Sharing:
             self.assertTrue(found == expected, block)
 
     def test_who_is_let_go_on_in_the_midst_of_another_s_requests_waits_for_their_end(self):
-        self.meddler.then = [self.other_connection.slow_down]
+        self.meddler.then = [lambda: self.other_connection.hold(Holds.THROTTLED)]
         written = self.send_writes(self.other, range(8))
         self.assertEqual(self.meddler.then, [])
-        self.meddler.then = [self.other_connection.go_on]
+        self.meddler.then = [lambda: self.other_connection.release(Holds.THROTTLED)]
         written |= self.send_writes(self.mine, range(20, 24))
         self.assertEqual(self.meddler.then, [])
         self.assert_written(written)

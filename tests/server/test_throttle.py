@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from twisted.internet.task import Clock
 from twisted.trial.unittest import SynchronousTestCase
 
+from flexmigrate.server.holds import Holds
 from flexmigrate.server.throttle import LATENESS, MAX_CHARGE, SHORTEST_WAIT, Throttle
 
 KIB = 1024
@@ -37,11 +38,13 @@ class Writer:
         self.held = False
         self.done: list[tuple[float, int]] = []
 
-    def slow_down(self) -> None:
+    def hold(self, reason: int) -> None:
+        assert reason == Holds.THROTTLED
         assert not self.held
         self.held = True
 
-    def go_on(self) -> None:
+    def release(self, reason: int) -> None:
+        assert reason == Holds.THROTTLED
         assert self.held
         self.held = False
         if self.busy:
@@ -216,7 +219,7 @@ class ThrottleTests(SynchronousTestCase):
         throttle = Throttle(self.clock, 1_000, self.meter)
 
         class Jealous(Writer):
-            def go_on(self) -> None:
+            def release(self, reason: int) -> None:
                 throttle.leave(second)
 
         jealous = Jealous(self.clock, 100, busy=False)
