@@ -25,11 +25,11 @@ from typing import Any, Final
 
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.export import Export
+from flexmigrate.server.observed_replies import ObservedReplies
 from flexmigrate.server.request_log import LoggedTransmission
 from flexmigrate.server.transmission import Scratch, Transmission, TransmissionHost
 from flexmigrate.wire.agreement import Agreement
 from flexmigrate.wire.constants import Command, ErrorCode, name_of
-from flexmigrate.wire.replies import Descriptors, ReplyStyle
 
 MEASURED: Final = (
     Command.READ,
@@ -129,11 +129,14 @@ class MeasuredTransmission(Transmission):
         super().__init__(export, agreement, outlet, scratch, host)
 
     def _new_commands(self, context_names: dict[int, str]) -> Commands:
-        self._measured = _MeasuredStyle(self._style, self._meter)
+        self._measured = _Measurements(self._meter)
+        style = ObservedReplies(self._style, self._measured)
         host, outlet = self._host, self._outlet
-        return _MeasuredCommands(
-            self._export, self._measured, self._terms, context_names, outlet, self, host
+        commands = _MeasuredCommands(
+            self._export, style, self._terms, context_names, outlet, self, host
         )
+        commands.measured = self._measured
+        return commands
 
     def serve(self, at: int, end: int) -> int:
         began = self._measured.now = perf_counter()
@@ -159,81 +162,46 @@ class _LoggedAndMeasured(MeasuredTransmission, LoggedTransmission):
 class _MeasuredCommands(Commands):
     """Commands that note what the path of a request leaves to them."""
 
-    _style: _MeasuredStyle
+    measured: _Measurements
 
     def read_cold(self, cookie: int, offset: int, length: int) -> None:
-        self._style.taken(Command.READ, cookie, length)
+        self.measured.taken(Command.READ, cookie, length)
         super().read_cold(cookie, offset, length)
 
     def write_later(self, cookie: int, offset: int, data: bytes) -> None:
-        self._style.taken(Command.WRITE, cookie, len(data))
+        self.measured.taken(Command.WRITE, cookie, len(data))
         super().write_later(cookie, offset, data)
 
 
-class _MeasuredStyle(ReplyStyle):
-    """A reply style that counts the replies which it passes on to *style*.
+class _Measurements:
+    """Counts each reply (``ReplyObserver``) to the requests of one connection that are answered by
+    themselves.
 
     :ivar now: when the batch began whose requests are taken, by ``perf_counter``.
     """
 
-    def __init__(self, style: ReplyStyle, meter: ExportMeter) -> None:
-        self._style = style
+    def __init__(self, meter: ExportMeter) -> None:
         self._meter = meter
         # The command, time and length of each that isn't answered, by its cookie: as many as a
         # connection may have under way. A client may give several the same cookie.
         self._taken: dict[int, list[tuple[int, float, int]]] = {}
         self.now = 0.0
-        self.request = style.request
-        self.request_magic = style.request_magic
-        self.data_prefix = style.data_prefix
-        self.extended = style.extended
-        self.fragments = style.fragments
 
     def taken(self, command: int, cookie: int, length: int) -> None:
         """A request was taken, and is answered by itself."""
         if command in self._meter.commands:
             self._taken.setdefault(cookie, []).append((command, self.now, length))
 
-    def _replied(self, cookie: int, *, well: bool = True) -> None:
+    def replied(self, cookie: int, code: int, *, is_private: bool = False) -> None:
+        """Count a reply."""
+        if is_private:
+            return
+        if code:
+            self._meter.errors[name_of(ErrorCode, code)] += 1
         taken = self._taken.get(cookie)
         if not taken:
-            return  # it is counted with its batch, or is a command of our own
+            return  # it is counted with its batch
         command, began, length = taken.pop(0)
         if not taken:
             del self._taken[cookie]
-        self._meter.commands[command].add(perf_counter() - began, length if well else 0)
-
-    # The face of a reply style
-
-    def pack_read(self, out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
-        self._replied(cookie)
-        self._style.pack_read(out, at, cookie, offset, length)
-
-    def read_opening(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        return self._style.read_opening(cookie, request, offset, length)
-
-    def read_closing(self, cookie: int, offset: int) -> bytes:
-        self._replied(cookie)
-        return self._style.read_closing(cookie, offset)
-
-    def hole(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        return self._style.hole(cookie, request, offset, length)
-
-    def ok(self, cookie: int, offset: int) -> bytes:
-        self._replied(cookie)
-        return self._style.ok(cookie, offset)
-
-    def error(self, cookie: int, offset: int, code: int, text: str) -> bytes:
-        self._replied(cookie, well=False)
-        self._meter.errors[name_of(ErrorCode, code)] += 1
-        return self._style.error(cookie, offset, code, text)
-
-    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
-        return self._style.private(cookie, offset, payload)
-
-    def status(
-        self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
-    ) -> bytes:
-        if last:
-            self._replied(cookie)
-        return self._style.status(cookie, offset, context, descriptors, last)
+        self._meter.commands[command].add(perf_counter() - began, 0 if code else length)

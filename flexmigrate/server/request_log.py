@@ -17,10 +17,11 @@ from typing import Any, cast
 
 from twisted.logger import Logger
 
+from flexmigrate.server.observed_replies import ObservedReplies
 from flexmigrate.server.transmission import Transmission
 from flexmigrate.wire.agreement import Agreement
 from flexmigrate.wire.constants import Command, CommandFlag, ErrorCode, name_of
-from flexmigrate.wire.replies import Descriptors, ReplyStyle
+from flexmigrate.wire.replies import ReplyStyle
 
 
 class LoggedTransmission(Transmission):
@@ -28,8 +29,12 @@ class LoggedTransmission(Transmission):
 
     def _chosen_style(self, agreement: Agreement) -> ReplyStyle:
         log = Logger(source=self._host)
-        self._logged = _LoggedStyle(super()._chosen_style(agreement), log, time.monotonic)
-        return self._logged
+        style = super()._chosen_style(agreement)
+        self._logged = _RequestLog(style, log, time.monotonic)
+        observed = ObservedReplies(style, self._logged)
+        # It has the two attributes that are used of a Struct.
+        observed.request = cast("Struct", _Header(style.request.size, self._logged.take))
+        return observed
 
     def serve(self, at: int, end: int) -> int:
         self._logged.begin_batch(at)
@@ -38,11 +43,14 @@ class LoggedTransmission(Transmission):
         return left
 
 
-class _LoggedStyle(ReplyStyle):
-    """A reply style that logs what it passes on to *style*."""
+class _RequestLog:
+    """Logs each request whose header is unpacked, and each reply (``ReplyObserver``).
+
+    :param style: of the connection.
+    :param seconds: the clock.
+    """
 
     def __init__(self, style: ReplyStyle, log: Logger, seconds: Callable[[], float]) -> None:
-        self._style = style
         self._log = log
         self._seconds = seconds
         self._unpack = style.request.unpack_from
@@ -51,12 +59,7 @@ class _LoggedStyle(ReplyStyle):
         self._again = False
         # When each request was taken; a client may give several the same cookie.
         self._taken: dict[int, list[float]] = {}
-        # It has the two attributes that are used of a Struct.
-        self.request = cast("Struct", _Header(style.request.size, self._take))
-        self.request_magic = style.request_magic
-        self.data_prefix = style.data_prefix
-        self.extended = style.extended
-        self.fragments = style.fragments
+        self._magic = style.request_magic
 
     def begin_batch(self, at: int) -> None:
         """A buffer with other bytes, unless its first header was left over."""
@@ -66,12 +69,13 @@ class _LoggedStyle(ReplyStyle):
         """Forget the requests from *at* on: they will be seen again."""
         self._again = at == self._seen_at
 
-    def _take(self, buffer: Any, at: int) -> tuple[Any, ...]:
+    def take(self, buffer: Any, at: int) -> tuple[Any, ...]:
+        """Unpack a header, and log it, once."""
         header = self._unpack(buffer, at)
         magic, flags, command, cookie, offset, length = header
         # One is looked at again where the replies before it had to be sent first, at once or, if
         # that made the connection wait for its client, in the next batch.
-        if magic == self.request_magic and at != self._seen_at:
+        if magic == self._magic and at != self._seen_at:
             self._seen_at = at
             self._log.info(
                 "request {cookie:#x}: {command}, {length} bytes at {offset}, flags {flags}",
@@ -86,7 +90,8 @@ class _LoggedStyle(ReplyStyle):
                 self._taken.setdefault(cookie, []).append(self._seconds())
         return header
 
-    def _replied(self, cookie: int, code: int = 0) -> None:
+    def replied(self, cookie: int, code: int, *, is_private: bool = False) -> None:
+        """Log a reply."""
         times = self._taken.get(cookie)
         if not times:
             return  # the header was no request, or its reply was told of when it was opened
@@ -100,41 +105,6 @@ class _LoggedStyle(ReplyStyle):
             milliseconds=milliseconds,
             log_every=True,
         )
-
-    # The face of a reply style
-
-    def pack_read(self, out: bytearray, at: int, cookie: int, offset: int, length: int) -> None:
-        self._replied(cookie)
-        self._style.pack_read(out, at, cookie, offset, length)
-
-    def read_opening(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        return self._style.read_opening(cookie, request, offset, length)
-
-    def read_closing(self, cookie: int, offset: int) -> bytes:
-        self._replied(cookie)
-        return self._style.read_closing(cookie, offset)
-
-    def hole(self, cookie: int, request: int, offset: int, length: int) -> bytes:
-        return self._style.hole(cookie, request, offset, length)
-
-    def ok(self, cookie: int, offset: int) -> bytes:
-        self._replied(cookie)
-        return self._style.ok(cookie, offset)
-
-    def error(self, cookie: int, offset: int, code: int, text: str) -> bytes:
-        self._replied(cookie, code)
-        return self._style.error(cookie, offset, code, text)
-
-    def private(self, cookie: int, offset: int, payload: bytes) -> bytes:
-        self._replied(cookie)
-        return self._style.private(cookie, offset, payload)
-
-    def status(
-        self, cookie: int, offset: int, context: int, descriptors: Descriptors, last: bool
-    ) -> bytes:
-        if last:
-            self._replied(cookie)
-        return self._style.status(cookie, offset, context, descriptors, last)
 
 
 class _Header:
