@@ -20,6 +20,7 @@ from flexmigrate.client.bundle import Carrier
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.storage import Sendable, Storage
 from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.source.cache_advice import CacheAdvice
 from flexmigrate.migration.source.progress import Progress, _nobody_looks
 from flexmigrate.migration.source.rate import RateLimit
 from flexmigrate.wire.constants import TransmissionFlag
@@ -35,14 +36,8 @@ IN_FLIGHT = 64
 MOST_IN_FLIGHT = 2048
 
 # What isn't in memory is read by so many threads at once: clients whose reads wait for the disk,
-# too, need the others. With small pieces the disk is kept busy by being told what comes next, so
-# many bytes of it at a time: as much as 1 GiB/s brings in 8 ms. (8192 pieces of 64 KiB take 1.4 s,
-# or 3.0 s without.)
+# too, need the others.
 MOST_READING = 4
-READ_AHEAD = 8 * 1024 * 1024
-
-# Where the page cache isn't to be filled with what was sent, so many bytes are dropped at once.
-DROP_BYTES = 16 * 1024 * 1024
 
 # What a request costs beside its bytes, in seconds: so many clean bytes between two dirty blocks as
 # the link takes in that time are sent with them, rather than sending two requests.
@@ -144,8 +139,7 @@ class Copier:
         self._clients_turns = clients_turns
         self._storage = storage
         self._drop_cache = drop_cache
-        self._to_drop: list[tuple[int, int]] = []
-        self._to_drop_bytes = 0
+        self._advice = CacheAdvice(storage, dirty, REQUEST_SIZE)
         self._client = client
         self.dirty = dirty
         self._limit = limit
@@ -157,7 +151,6 @@ class Copier:
         self._data = _NO_DATA
         self._bytes_in_flight = 0
         self._reading = 0
-        self._ahead = 0
         self._is_flushed = False
         self._slice_ends = 0.0
         self._failure: Failure | None = None
@@ -201,7 +194,7 @@ class Copier:
         """
         total = at = self._walked = 0
         self._data = _NO_DATA
-        self._ahead = 0
+        self._advice.begin_pass()
         bridge = self._bridge()
         # The last block may end behind the image: it isn't to be taken, and be in flight, twice.
         while at < self._storage.size:
@@ -219,7 +212,7 @@ class Copier:
                         await self._room(extent.length)
                     answer = self._send_data(extent.offset, extent.length)
                     if self._drop_cache:
-                        answer.addCallback(self._sent, extent.offset, extent.length)
+                        answer.addCallback(self._advice.sent, extent.offset, extent.length)
                     self._launch(answer, extent.offset, extent.length)
                 else:
                     await self._send_hole(extent)
@@ -227,7 +220,7 @@ class Copier:
             if enough():
                 break
         await self._all_answered()
-        self._drop()
+        self._advice.drop()
         return total
 
     def _bridge(self) -> int:
@@ -292,9 +285,9 @@ class Copier:
 
     def _send_data(self, offset: int, length: int) -> Deferred[None]:
         ready = self._storage.ready(offset, length, whole=True)
-        if ready is None or self._ahead:
+        if ready is None or self._advice.told:
             # From the first that isn't on: the disk has to be busy while what it brought is sent.
-            self._look_ahead(offset + length)
+            self._advice.look_ahead(offset + length)
         if ready is not None:
             return self._client.write_from(ready[0], offset, length)
         self._reading += 1
@@ -312,43 +305,6 @@ class Copier:
             answer = self._client.write_from(result[0], offset, length)
         self._wake()
         return answer
-
-    def _sent(self, _: None, offset: int, length: int) -> None:
-        """The destination has it: what is in the page cache was put there for this, mostly."""
-        self._to_drop.append((offset, length))
-        self._to_drop_bytes += length
-        if self._to_drop_bytes >= DROP_BYTES:
-            self._drop()
-
-    def _drop(self) -> None:
-        if self._to_drop:
-            ranges, self._to_drop = self._to_drop, []
-            self._to_drop_bytes = 0
-            if self._storage.flush_failure is None:  # else it may be all that there is
-                self._storage.drop_cached(ranges)
-
-    def _look_ahead(self, position: int) -> None:
-        """Have the disk read what is sent next, while this is waited for.
-
-        But for what is as long as a request: the kernel reads ahead by itself, and nothing was
-        gained by telling it.
-        """
-        if position + READ_AHEAD // 2 <= self._ahead:
-            return
-        position = max(position, self._ahead)
-        runs: list[tuple[int, int]] = []
-        left = READ_AHEAD
-        for offset, length in self.dirty.runs(position, self._storage.size - position):
-            if length < REQUEST_SIZE:
-                runs.append((offset, length))
-            self._ahead = offset + min(length, left)
-            left -= length
-            if left <= 0:
-                break
-        else:
-            self._ahead = self._storage.size
-        if runs:
-            self._storage.will_need(runs)
 
     # Many requests: what is done for each is plain calls, since a coroutine and its Deferreds would
     # cost as much as all the rest.

@@ -19,12 +19,11 @@ from flexmigrate.image.file import Image
 from flexmigrate.image.file_storage import FileStorage
 from flexmigrate.image.storage import Sendable
 from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.source.cache_advice import DROP_BYTES, READ_AHEAD
 from flexmigrate.migration.source.copier import (
-    DROP_BYTES,
     IN_FLIGHT,
     MOST_IN_FLIGHT,
     MOST_READING,
-    READ_AHEAD,
     RECHECK_SECONDS,
     REQUEST_SIZE,
     SLICE_SECONDS,
