@@ -143,7 +143,7 @@ class TestMigrating:
         nbdkit = servers.children.start(path, *place, "file", str(servers.copy))
         wait_until_it_listens(nbdkit, port)
         servers.send_to("127.0.0.1", port)
-        servers.start_mirroring()
+        servers.start_mirroring("--handover", "plain")
         source.expect_exit(0)
         assert_same(servers.image, servers.copy)
 

@@ -119,6 +119,7 @@ class TestTheStatus:
                 "num_clients": "0",
                 "is_mirroring": "false",
                 "listening_phase": "waiting",
+                "listening_state": "waiting",
                 "covered_bytes": "0",
                 "compared_bytes": "0",
             }
