@@ -455,8 +455,8 @@ class Attempt:
         assert record is not None, "it is committed"
         client = await self._dial(Proposal(settling(record, self._terms.name)))
         if client.session is None:
-            client.leave(ConnectionGone("it knows no sessions"))
-            raise NotConfirmed("whoever listens there now knows no sessions")
+            client.leave(ConnectionGone("it doesn't support sessions"))
+            raise NotConfirmed("the server that listens there now doesn't support sessions")
         self._client = client
         return await confirm(self._reactor, client, self._terms.ownership)
 

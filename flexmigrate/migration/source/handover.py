@@ -126,7 +126,7 @@ class HandoverTerms:
         """
         cause = "as was asked for"
         if wished:
-            cause = f"{self.address} knows no sessions"
+            cause = f"{self.address} doesn't support sessions"
         elif self.rule is not HandoverRule.PLAIN or self.action is Action.NOTHING:
             return None
         if agreed:
@@ -312,9 +312,11 @@ class SourceHandover:
         """
         terms = self._terms
         if terms.rule is HandoverRule.SESSION and not self.is_session:
-            raise MigrationError("the destination knows no sessions, and --handover says session")
+            raise MigrationError(
+                "the destination doesn't support sessions, and --handover says session"
+            )
         if terms.had_session and not self.is_session:
-            raise MigrationError("the destination knows no sessions any more")
+            raise MigrationError("the destination supports no sessions any more")
         terms.had_session = self.is_session
         if not self._keeps_journal:
             return
