@@ -12,7 +12,7 @@ from flexmigrate.wire.replies import Descriptors, ReplyStyle
 
 
 class ReplyObserver(Protocol):
-    """Whoever observes the replies of one connection."""
+    """An observer of the replies of one connection."""
 
     def replied(self, cookie: int, code: int, *, is_private: bool = False) -> None:
         """The reply to a request was begun; *code* is its error, 0 for success.
