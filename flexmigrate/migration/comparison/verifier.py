@@ -28,7 +28,6 @@ from twisted.logger import Logger
 
 from flexmigrate.client.splitting import all_of
 from flexmigrate.errors import MigrationError, RequestFailed
-from flexmigrate.image.extents import Extent
 from flexmigrate.image.storage import BlockingReads, Storage
 from flexmigrate.migration.comparison.digests import (
     ImageDigest,
@@ -36,6 +35,7 @@ from flexmigrate.migration.comparison.digests import (
     digests_of,
 )
 from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.extent_lookup import ExtentLookup
 from flexmigrate.migration.request import VerifyRule
 from flexmigrate.migration.source.progress import Progress
 from flexmigrate.server.export import Export
@@ -81,8 +81,6 @@ MOST_WALKS = 4
 
 MOST_REPAIRS = 3
 """How often in a row something may differ, and be sent again, before the attempt is given up."""
-
-_NO_DATA = Extent(0, 0, data=True)
 
 
 class Asked(Protocol):
@@ -130,7 +128,7 @@ class Verifier:
         self._progress = progress
         self._log = Logger(source=about)
         self._chunk = chunk_size(self._size)
-        self._data = _NO_DATA
+        self._lookup = ExtentLookup(storage.fast)
         self._at = 0
         self._reached: Callable[[], int] | None = None
         self._is_following = False
@@ -234,7 +232,7 @@ class Verifier:
 
     async def _walk(self, batches: int = BATCHES) -> None:
         self._at = 0
-        self._data = _NO_DATA
+        self._lookup.forget()
         await all_of([Deferred.fromCoroutine(self._work()) for _ in range(batches)])
 
     async def _work(self) -> None:
@@ -294,7 +292,7 @@ class Verifier:
         end = min(offset + length, offset - offset % self._chunk + self._chunk)
         if end < offset + length:
             self.unverified.mark(end, offset + length - end)
-        extent = self._extent(offset)
+        extent = self._lookup.at(offset)
         is_hole = not extent.data and extent.end >= end
         if is_hole:
             end = self._whole_hole(end, min(extent.end, offset + MOST_ZEROES, limit))
@@ -329,15 +327,6 @@ class Verifier:
                 return offset, begin - offset
             at = past
         return None
-
-    def _extent(self, position: int) -> Extent:
-        """Tell data from holes; see ``copying.Copier`` for why where data ends is remembered."""
-        if not self._data.offset <= position < self._data.end:
-            extent = self._storage.fast.extent_at(position)
-            if not extent.data:
-                return extent
-            self._data = extent
-        return self._data
 
     # Comparing
 

@@ -20,6 +20,7 @@ from flexmigrate.client.bundle import Carrier
 from flexmigrate.image.extents import Extent
 from flexmigrate.image.storage import Sendable, Storage
 from flexmigrate.migration.dirty_map import DirtyMap
+from flexmigrate.migration.extent_lookup import ExtentLookup
 from flexmigrate.migration.source.cache_advice import CacheAdvice
 from flexmigrate.migration.source.progress import Progress, _nobody_looks
 from flexmigrate.migration.source.rate import RateLimit
@@ -73,8 +74,6 @@ EXTENTS_AT_ONCE = 4096
 RECHECK_SECONDS = 0.5
 
 _ZEROES = bytes(REQUEST_SIZE)
-
-_NO_DATA = Extent(0, 0, data=True)
 
 
 def _nobody_asks(offset: int, length: int) -> None:
@@ -148,7 +147,7 @@ class Copier:
         self.advanced: Callable[[], object] = _nobody_looks
         self._walked = 0
         self._unanswered: dict[int, None] = {}  # where they begin, in the order of the walk
-        self._data = _NO_DATA
+        self._lookup = ExtentLookup(storage.fast)
         self._bytes_in_flight = 0
         self._reading = 0
         self._is_flushed = False
@@ -193,7 +192,7 @@ class Copier:
         :param enough: asked after each piece; True ends the walk where it is.
         """
         total = at = self._walked = 0
-        self._data = _NO_DATA
+        self._lookup.forget()
         self._advice.begin_pass()
         bridge = self._bridge()
         # The last block may end behind the image: it isn't to be taken, and be in flight, twice.
@@ -206,7 +205,7 @@ class Copier:
             at = offset + length
             total += length
             self.sending(offset, length)
-            for extent in self._extents(offset, offset + length):
+            for extent in self._lookup.within(offset, offset + length):
                 if extent.data:
                     if not self._is_room(extent.length):
                         await self._room(extent.length)
@@ -230,25 +229,6 @@ class Copier:
         if limit and rate >= AT_THE_LIMIT * limit:
             return 0  # a byte more is one that isn't sent, and there is time for requests
         return int(rate * REQUEST_SECONDS)
-
-    def _extents(self, position: int, end: int) -> Iterator[Extent]:
-        """Tell data from holes, and remember how far the data reaches.
-
-        To find the next hole, a filesystem may look through all that lies before it: tmpfs does, so
-        that asking anew for each request would take a time that grows with the square of the size.
-        What has become a hole since then is sent as the zeroes that it reads as, and is marked for
-        the next walk. A hole isn't remembered: what was written into it has to be sent.
-        """
-        while position < end:
-            if not self._data.offset <= position < self._data.end:
-                extent = self._storage.fast.extent_at(position)
-                if extent.data:
-                    self._data = extent
-            else:
-                extent = self._data
-            stop = min(end, extent.end)
-            yield Extent(position, stop - position, extent.data)
-            position = stop
 
     async def flush(self, *, again: bool = False) -> bool:
         """Have all that was sent put on stable storage, where the destination knows how to; return
