@@ -44,6 +44,10 @@ SHORTEST_PARK = 0.1
 """The lowest ``max-park``, in seconds: to park for less would give up every handover that takes a
 round trip to a far host."""
 
+SHORTEST_RETRY = 1.0
+"""The lowest ``retry-interval``, in seconds: an attempt costs both ends a connection, and a
+comparison of what was sent before."""
+
 MAX_NAME = 4096
 """Bytes that the name of an export may have (proto.md, "Values")."""
 
@@ -162,6 +166,8 @@ class MirrorRequest:
     :ivar connections: how many to use, where the destination takes more than one; 1 to
         `MAX_CONNECTIONS`.
     :ivar drop_cache: whether what was sent is dropped from the source's page cache.
+    :ivar retry_interval: seconds from an attempt that failed to the next, from
+        `SHORTEST_RETRY`; longer where handovers fail again and again.
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
     :ivar verify: see `VerifyRule`.
@@ -181,6 +187,7 @@ class MirrorRequest:
     converge: ConvergeConfig = USUAL_CONVERGENCE
     connections: int = USUAL_CONNECTIONS
     drop_cache: bool = False
+    retry_interval: float = SHORTEST_RETRY
     report: str | None = None
     handover: HandoverRule = HandoverRule.AUTO
     verify: VerifyRule = VerifyRule.FULL
@@ -349,6 +356,11 @@ def parse_max_park(text: str) -> float:
     return parse_seconds(text, SHORTEST_PARK)
 
 
+def parse_retry_interval(text: str) -> float:
+    """As `parse_seconds`, from `SHORTEST_RETRY`."""
+    return parse_seconds(text, SHORTEST_RETRY)
+
+
 def _member_of(kind: type[_E]) -> Callable[[str], _E]:
     """Return a parser of the values of *kind*."""
 
@@ -460,6 +472,14 @@ SETTINGS = (
         " what others use (default: keep it)",
         parse_yes,
         format_yes,
+    ),
+    Setting(
+        "retry_interval",
+        "retry-interval",
+        "TIME",
+        "begin the next attempt TIME after one that failed, at least 1s (default: 1s)",
+        parse_retry_interval,
+        format_seconds,
     ),
     Setting(
         "handover",

@@ -252,7 +252,10 @@ class MigratingExport:
                 old_peers=request.allow_old_peers,
             ),
             timeouts=replace(
-                timeouts(), connections=request.connections, drop_cache=request.drop_cache
+                timeouts(),
+                connections=request.connections,
+                retry_seconds=request.retry_interval,
+                drop_cache=request.drop_cache,
             ),
             limit=limit,
             convergence=Convergence(request.converge, limit, now),

@@ -42,12 +42,14 @@ class Timeouts:
     :ivar hello_seconds: the time until the negotiation with the destination is over.
     :ivar request_seconds: the time without any progress while requests are in flight.
     :ivar connections: the number of connections to use, if the destination takes several.
+    :ivar retry_seconds: the least time from a failed attempt to the next.
     :ivar drop_cache: whether sent data is dropped from the source's page cache.
     """
 
     hello_seconds: float = 5.0
     request_seconds: float = 60.0
     connections: int = 1
+    retry_seconds: float = 1.0
     drop_cache: bool = False
 
 

@@ -385,7 +385,9 @@ def _again(source: Source, core: Core, failure: Failure) -> IDelayedCall:
     core.last_error = failures.reason(failure)
     core.enter(SourceState.WAITING)
     core.progress.restart(core.reactor.seconds())
-    seconds = core.in_vain.failed() if core.current.has_parked else RETRY_SECONDS
+    seconds = core.timeouts.retry_seconds
+    if core.current.has_parked:
+        seconds = max(seconds, core.in_vain.failed())
     text = "attempt {number} failed as the {times} before: the next is in {seconds:.0f} s"
     if core.failed.is_news(core.last_error):
         text = "attempt {number} failed: {error}; the next is in {seconds:.0f} s"

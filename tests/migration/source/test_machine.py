@@ -358,6 +358,17 @@ class FirstAttemptTests(SynchronousTestCase):
             self.assertEqual(scene.log, ["dial", "abandon: no luck"])
             self.assertEqual(scene.clock.getDelayedCalls(), [])
 
+    def test_the_next_attempt_comes_when_it_was_asked_for(self) -> None:
+        for step in UNDONE:
+            scene = Scene()
+            scene.core.timeouts = Timeouts(retry_seconds=90.0)
+            scene.until(step).fail()
+            self.assertEqual(scene.state, "waiting")
+            scene.clock.advance(89.9)
+            self.assertEqual(scene.core.attempts, 1)
+            scene.clock.advance(0.2)
+            self.assertEqual((scene.state, scene.core.attempts), ("redialling", 2))
+
     def test_once_agreed_later_failures_are_retried(self) -> None:
         for step in UNDONE:
             scene = Scene().until(step).fail()
