@@ -269,7 +269,7 @@ class BufferedTests(WithSockets):
     def test_a_protocol_that_starts_tls_is_not_looked_at_for_more(self):
         protocol = Buffered()
         client = self.connect(protocol)
-        protocol.poller = Poller(1.0)
+        protocol.poller = Poller(0.01)
         for number in range(1, 30):
             if number == 20:
                 protocol.buffer_updated = lambda size: protocol.transport.startTLS(context())
@@ -320,7 +320,7 @@ class BufferedTests(WithSockets):
         real, transport.socket = transport.socket, Socket()
         self.addCleanup(setattr, transport, "socket", real)
         poller = Poller()
-        while not poller._nap():
+        while not poller._coalesce():
             pass
         self.assertEqual(poller.look(transport._receive), 4)
         self.assertEqual(poller.look(transport._receive), -2)  # and not 0, the end
