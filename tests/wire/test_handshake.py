@@ -117,7 +117,7 @@ class ClientFlags(SynchronousTestCase):
 class ExportName(SynchronousTestCase):
     def test_it_enters_transmission_however_it_is_cut(self) -> None:
         data = struct.pack(">QH", 3 << 30, TOLD)
-        agreement = Agreement(replace(DISK, flags=TOLD), oldstyle=True)
+        agreement = Agreement(replace(DISK, flags=TOLD))
         expected = [Send(data), Ready(agreement)]
         check_feeds(greeted, option(EXPORT_NAME, b"disk"), expected)
 
@@ -159,7 +159,7 @@ class ExportName(SynchronousTestCase):
 
 class InfoAndGo(SynchronousTestCase):
     def test_go_enters_transmission_however_it_is_cut(self) -> None:
-        agreement = Agreement(replace(DISK, flags=TOLD), oldstyle=True)
+        agreement = Agreement(replace(DISK, flags=TOLD))
         expected = [Send(told(GO, 3 << 30, TOLD)), Ready(agreement)]
         check_feeds(greeted, option(GO, wanted(b"disk")), expected)
 
