@@ -10,6 +10,7 @@ The invariants:
 * A source ends with status 0 only if the destination is prepared or owner; a destination that
   received, only if it is the owner.
 * A source that isn't committed can be served again.
+* A destination's image that has changed has a marker or a record.
 * When everybody is back, the migration comes to its end.
 * A source that unlinks its file does so only once its journal says ``done``: as long as that says
   ``committed``, whoever serves the file asks the destination to take it.
@@ -52,7 +53,7 @@ from simulation.remains import (
 )
 from simulation.schedules import RETURNS, SIDES, Ending, Schedule
 from simulation.sides import Side, Violation
-from simulation.stage import SETTLED_SECONDS, SIZE, Stage
+from simulation.stage import GARBAGE, SETTLED_SECONDS, SIZE, Stage
 
 PATIENCE = 400.0
 """Seconds in which a migration ends once everybody is back."""
@@ -307,7 +308,11 @@ class Trial(Stage):
         return [_End("process", (now, failed)), _End("machine", (failed,))]
 
     def _judge_views(self, left: Sequence[View], fates: Sequence[str]) -> None:
-        canonical = judge(Beside.of(left[0]), Beside.of(left[1]), self.plain)
+        source, destination = map(Beside.of, left)
+        is_marked = destination.marker or destination.image_state.record is not None
+        if not is_marked and left[1].image not in (None, GARBAGE):
+            raise Violation("the destination's image was changed, and nothing beside it says so")
+        canonical = judge(source, destination, self.plain)
         at = SIDES.index(canonical)
         image = left[at].image
         if image is None:

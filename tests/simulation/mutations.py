@@ -421,6 +421,11 @@ MUTATIONS = (
         lie=speakers,
     ),
     Mutation(
+        "a destination sets no marker before the first byte",
+        (Change(Ownership.expect, "self._set_marker()", "pass"),),
+        plain=True,
+    ),
+    Mutation(
         "clients are parked until it is a time of day",
         (
             Change(

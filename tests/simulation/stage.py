@@ -80,13 +80,13 @@ FUSE_MAGIC = 0x65735546
 _OPENING = b"IHAVEOPT" + SESSION_OPTION.to_bytes(4, "big")
 
 _CONTENT = random.Random(3).randbytes(BLOCK) + bytes(SIZE - BLOCK)
-_GARBAGE = random.Random(7).randbytes(SIZE)
+GARBAGE = random.Random(7).randbytes(SIZE)
 
 
 def _beginning(options: frozenset[str]) -> Remains:
     """Return what there is before anything has happened."""
     sides = {}
-    for name, role, content in (("source", "serve", _CONTENT), ("destination", "listen", _GARBAGE)):
+    for name, role, content in (("source", "serve", _CONTENT), ("destination", "listen", GARBAGE)):
         disk = SimulatedDisk()
         if "hidden" in options:
             disk.filesystem, disk.hides_dirty = Filesystem("fuse", FUSE_MAGIC), True
@@ -539,7 +539,7 @@ class Stage:
         if self._can_meddle(fault):
             disk = self.sides[fault.where].disk
             disk.move(IMAGE, OTHER)
-            disk.put(IMAGE, _GARBAGE)
+            disk.put(IMAGE, GARBAGE)
 
     def _befall_remove(self, fault: Fault) -> None:
         if self._can_meddle(fault):
