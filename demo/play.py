@@ -32,7 +32,7 @@ _PATIENCE = 300.0
 
 # What `serve` logs at the end of a migration; see docs/operators.rst.
 _SUMMARY = re.compile(
-    r"migration complete: (?P<sent>\d+) bytes in (?P<passes>\d+) passes, .*?(?P<rate>\d+) MiB/s; "
+    r"migration complete: (?P<sent>\d+) bytes in (?P<passes>\d+) pass\w*, .*?(?P<rate>\d+) MiB/s; "
     r"clients were parked for (?P<parked>[\d.]+) s"
 )
 _TALLY = re.compile(

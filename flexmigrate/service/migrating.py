@@ -47,6 +47,7 @@ from flexmigrate.service.report_file import Keeper, check_report
 from flexmigrate.service.watch import Look, Watch
 from flexmigrate.telemetry.history import Summary, Tally, Verdict
 from flexmigrate.telemetry.report.subject import Subject
+from flexmigrate.telemetry.units import count_text
 
 log = Logger()
 
@@ -408,15 +409,17 @@ class MigratingExport:
     def _log_summary(self, summary: Summary) -> None:
         assert self.migration is not None
         self.migration.logger.info(
-            "migration {result}: {sent} bytes in {passes} passes, {seconds:.2f} s, "
-            "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts} attempts",
+            "migration {result}: {sent} bytes in {passes_text}, {seconds:.2f} s, "
+            "{rate:.0f} MiB/s; clients were parked for {parked:.3f} s; {attempts_text}",
             result=summary.verdict,
             sent=summary.bytes_sent,
             passes=summary.passes,
+            passes_text=count_text(summary.passes, "pass", "passes"),
             seconds=summary.duration,
             rate=summary.speed / 2**20,
             parked=summary.parked,
             attempts=summary.attempts,
+            attempts_text=count_text(summary.attempts, "attempt"),
         )
         self.migration.logger.info(
             "verified: {verified}, {compared} bytes were compared and equal, {digest}",

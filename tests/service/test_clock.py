@@ -47,7 +47,7 @@ def started(servers: Servers, clock: WallClock, twistd: bool = False) -> tuple[C
 
 def is_as_long_as_it_was(source: Child, began: float) -> None:
     """Check what the source tells of a migration that is over and was begun at *began*."""
-    told = source.wait_for(r"migration complete: \d+ bytes in \d+ passes, ([\d.]+) s")
+    told = source.wait_for(r"migration complete: \d+ bytes in \d+ pass(?:es)?, ([\d.]+) s")
     assert 0 <= float(told[1]) <= time.monotonic() - began
     assert not [line for line in source.lines if re.search(r"(?<![\w.:-])-\d+(\.\d+)? ?s\b", line)]
 
