@@ -17,7 +17,7 @@ def sample(core: Core, now: float) -> Sample:
         pass_number=pass_number(core),
         bytes_sent=core.progress.sent,
         bytes_left=core.dirty.bytes if core.dirty is not None else None,
-        bytes_dirtied=core.attempt.dirtied if core.attempt is not None else None,
+        bytes_dirtied=core.attempt.passes.dirtied if core.attempt is not None else None,
         write_limit=write_limit(core),
         speed_limit=core.limit.bytes_per_second or None,
         error=shortened(core.last_error) if core.state is SourceState.WAITING else None,
@@ -45,9 +45,9 @@ def summary(
         passes=pass_number(core),
         attempts=core.attempts,
         parked=parked,
-        verified=attempt.verification if attempt is not None else None,
+        verified=attempt.passes.verification if attempt is not None else None,
         bytes_compared=core.progress.compared or None,
-        digest=attempt.digest if attempt is not None else None,
+        digest=attempt.passes.digest if attempt is not None else None,
         flush_failed=flush_failure(core.export),
     )
 
@@ -60,7 +60,7 @@ def flush_failure(export: Export) -> str | None:
 
 def pass_number(core: Core) -> int:
     """Return which pass is sent, from 1 in each attempt; 0 before the first."""
-    return core.attempt.passes if core.attempt else 0
+    return core.attempt.passes.number if core.attempt else 0
 
 
 def write_limit(core: Core) -> int | None:

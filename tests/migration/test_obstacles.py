@@ -123,7 +123,7 @@ class SlowFlushTests(ObstacleCase):
         self.obstacle(scene)
         scene.world.advance(300)
         migration = scene.migrating.migration
-        scene.world.run_until(lambda: migration.attempt._retry is not None, 100)
+        scene.world.run_until(lambda: migration.attempt._switchover._retry is not None, 100)
         scene.migrations[0].cut()
         scene.world.run_until(lambda: migration.attempts == 2, 3)
 

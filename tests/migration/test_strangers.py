@@ -170,7 +170,7 @@ class CommitTests(StrangerCase):
         scene = self.scene()
         scene.reach("copying")
         stranger = Stranger(scene)
-        client = scene.migrating.migration.attempt._client
+        client = scene.migrating.migration.attempt._connection.client
         self.assertIn(
             "receiving", stranger.say(client, PrivateCommand.COMMIT, stranger.key(COMMIT))
         )
@@ -184,7 +184,7 @@ class CommitTests(StrangerCase):
         scene.reach("settling")
         scene.world.run_until(lambda: self.state(scene) is State.PREPARED)
         stranger = Stranger(scene)
-        client = scene.migrating.migration.attempt._client
+        client = scene.migrating.migration.attempt._connection.client
         # All at once, since the source goes on with the right one.
         answers = [
             client.private(PrivateCommand.COMMIT, payload=key) for key in stranger.wrong_keys()

@@ -227,7 +227,7 @@ class SummaryTests(SceneCase):
             scene.reach(phase)
             scene.migrations[0].freeze()
             if phase == "settling":
-                assert scene.migrating.migration.attempt.digest is not None
+                assert scene.migrating.migration.attempt.passes.digest is not None
             scene.migrating.break_mirror()
             self.assertEqual(self.told(scene), ("broken", None, None))
             scene.migrations[0].server.lose(ConnectionLost())

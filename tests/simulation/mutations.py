@@ -30,6 +30,7 @@ from flexmigrate.migration.source import handover
 from flexmigrate.migration.source.attempt import Attempt
 from flexmigrate.migration.source.copier import Copier
 from flexmigrate.migration.source.handover import HandoverTerms, SourceHandover
+from flexmigrate.migration.source.parking import Parking
 from flexmigrate.server.commands import Commands
 from flexmigrate.server.connection import NBDServerProtocol
 from flexmigrate.server.export import Export
@@ -192,7 +193,7 @@ _LET_GO = (
     "    # Their connections end in the reactor's next turn: "
     "before that nothing else keeps it busy.\n"
     "    await deferLater(self._reactor, 0)\n"
-    "    await self._handing_over.finish(self._client)\n"
+    "    await self._handing_over.finish(self._connection.client)\n"
 )
 
 _FORGOTTEN = Change(
@@ -267,7 +268,7 @@ MUTATIONS = (
     _one(
         "the destination is not asked to prepare",
         Attempt._make_way,
-        "await self._handing_over.prepare(self.digest)",
+        "await self._handing_over.prepare(self.passes.digest)",
     ),
     _one(
         "COMMIT is said before 'committed' is recorded",
@@ -305,7 +306,7 @@ MUTATIONS = (
             Change(
                 Attempt.finish_giving,
                 _LET_GO,
-                "    await self._handing_over.finish(self._client)\n"
+                "    await self._handing_over.finish(self._connection.client)\n"
                 "    self._environment.dismiss()\n",
             ),
         ),
@@ -429,7 +430,7 @@ MUTATIONS = (
         "clients are parked until it is a time of day",
         (
             Change(
-                Attempt._while_parked,
+                Parking.within,
                 "addTimeout(left, self._reactor)",
                 "addTimeout(left, __import__('simulation.mutations').mutations.ByTimeOfDay("
                 "self._reactor))",

@@ -186,7 +186,7 @@ class Core:
         """
         self.convergence.change(change, self.reactor.seconds())
         if self.attempt is not None:
-            self.attempt.adjust()
+            self.attempt.passes.adjust()
         self.hurry()
 
     def hurry(self) -> None:
@@ -217,12 +217,12 @@ class Core:
     @property
     def dirty(self) -> DirtyMap | None:
         """Return what is still to be sent, once that is known."""
-        return self.attempt.dirty if self.attempt else None
+        return self.attempt.passes.dirty if self.attempt else None
 
     @property
     def unverified(self) -> DirtyMap | None:
         """The ranges that are still to be compared; None if nothing will be."""
-        return self.attempt.unverified if self.attempt else None
+        return self.attempt.passes.unverified if self.attempt else None
 
     def abandon(self, reason: str) -> None:
         """End the attempt, if there is one; clients go on."""

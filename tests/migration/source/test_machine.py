@@ -40,11 +40,22 @@ STATES = {
 }
 
 
+class RecordedPasses:
+    """Passes of which none is ever sent."""
+
+    number = 0
+    dirty = unverified = dirtied = None
+
+    def __init__(self, log: list[str]) -> None:
+        self.log = log
+
+    def adjust(self) -> None:
+        self.log.append("adjust")
+
+
 class RecordedAttempt:
     """An attempt that only tells what it was asked for; its steps end as the test says."""
 
-    passes = 0
-    dirty = None
     has_parked = False
     obstacle = None
 
@@ -52,6 +63,7 @@ class RecordedAttempt:
         self.log = log
         self.instant = instant
         self.plain = plain
+        self.passes = RecordedPasses(log)
         self.step: tuple[str, Deferred[None]] | None = None
 
     async def _begin(self, name: str) -> None:
@@ -92,9 +104,6 @@ class RecordedAttempt:
 
     async def finish_giving(self) -> None:
         await self._begin("finish_giving")
-
-    def adjust(self) -> None:
-        self.log.append("adjust")
 
     def hurry(self) -> None:
         self.log.append("hurry")
