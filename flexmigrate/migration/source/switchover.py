@@ -17,7 +17,7 @@ from flexmigrate.migration.source.passes import Passes
 from flexmigrate.server.export import Export
 
 LOOK_SECONDS = 5.0
-"""The time for which a check that the handover could be recorded is valid: it takes a few writes."""
+"""Validity, in seconds, of a check that the handover could be recorded; it takes some writes."""
 
 
 class Switchover:
