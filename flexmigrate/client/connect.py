@@ -13,7 +13,7 @@ import warnings
 from typing import Any
 
 from twisted.internet.defer import Deferred
-from twisted.internet.endpoints import HostnameEndpoint, TCP6ClientEndpoint, UNIXClientEndpoint
+from twisted.internet.endpoints import HostnameEndpoint, UNIXClientEndpoint
 from twisted.internet.error import ConnectError
 from twisted.internet.interfaces import IReactorTime, IStreamClientEndpoint
 from twisted.internet.protocol import Factory
@@ -22,6 +22,7 @@ from flexmigrate.client.asker import Asker
 from flexmigrate.client.connection import NBDClientProtocol
 from flexmigrate.client.uri import NBDURI, parse_uri
 from flexmigrate.errors import ConnectFailed, NoHello
+from flexmigrate.net.endpoints import IPv6ClientEndpoint
 from flexmigrate.net.streaming import streaming
 from flexmigrate.wire.client_handshake import ClientOptions
 
@@ -163,5 +164,5 @@ def _endpoint(reactor: Any, uri: NBDURI, timeout: float) -> IStreamClientEndpoin
         return endpoint
     if ":" in uri.host:
         # HostnameEndpoint would lose the link of a link-local address.
-        return TCP6ClientEndpoint(reactor, uri.host, uri.port, timeout=timeout)
+        return IPv6ClientEndpoint(reactor, uri.host, uri.port, timeout=timeout)
     return HostnameEndpoint(reactor, uri.host, uri.port, timeout=timeout)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import socket
 from typing import Any
 
+from twisted.internet.defer import fail
 from twisted.internet.endpoints import (
     AdoptedStreamServerEndpoint,
     TCP4ClientEndpoint,
@@ -21,6 +24,35 @@ from flexmigrate.errors import UsageError
 from flexmigrate.net.address import Address
 from flexmigrate.net.streaming import streaming
 from flexmigrate.net.unix_socket import SOCKET_MODE, remove_stale_socket
+
+
+class IPv6ClientEndpoint(TCP6ClientEndpoint):
+    """An endpoint that names the network interface of a link-local address if it doesn't exist.
+    The resolver would only say that the name or service is not known.
+    """
+
+    def __init__(self, reactor: Any, host: str, port: int, *arguments: Any, **options: Any) -> None:
+        inherited: Any = super()  # its methods have no types
+        inherited.__init__(reactor, host, port, *arguments, **options)
+        self._interface = host.partition("%")[2]
+
+    def connect(self, protocolFactory: Any) -> Any:  # noqa: N803  # Twisted calls it so
+        """Connect, as `TCP6ClientEndpoint` does; fail with OSError without the interface."""
+        if self._interface and not self._interface.isdigit():
+            try:
+                socket.if_nametoindex(self._interface)
+            except OSError:
+                text = f"there is no network interface {self._interface!r}"
+                return fail(MissingInterface(errno.ENODEV, text))
+        inherited: Any = super()
+        return inherited.connect(protocolFactory)
+
+
+class MissingInterface(OSError):
+    """The network interface of a link-local address doesn't exist."""
+
+    def __str__(self) -> str:
+        return str(self.strerror)
 
 
 def server_endpoint(reactor: Any, address: Address | str) -> IStreamServerEndpoint:
@@ -75,7 +107,7 @@ def client_endpoint(
     if address.is_unix:
         endpoint = UNIXClientEndpoint(streaming(reactor), address.path, timeout=timeout)
     else:
-        kind = TCP6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
+        kind = IPv6ClientEndpoint if ":" in address.host else TCP4ClientEndpoint
         local = (bind, 0) if bind else None
         endpoint = kind(streaming(reactor), address.host, address.port, timeout, local)
     result: IStreamClientEndpoint = endpoint

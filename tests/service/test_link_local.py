@@ -70,3 +70,13 @@ def test_an_image_is_served_and_moved_between_them(
     source.expect_exit(0)
     destination.expect_exit(0)
     assert_same(image, copy)
+
+
+def test_an_interface_that_does_not_exist_is_named() -> None:
+    for words in (("nbd://[fe80::1%25nosuch]/",), ("--addr", "fe80::1%nosuch", "--port", "10809")):
+        argv = [script("flexmigrate"), "read", "--from", "0", "--size", "512", *words]
+        ended = subprocess.run(argv, check=False, capture_output=True)
+        assert (ended.returncode, ended.stderr) == (
+            1,
+            b"flexmigrate: no connection to the server: there is no network interface 'nosuch'\n",
+        )
