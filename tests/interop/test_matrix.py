@@ -171,7 +171,7 @@ CLIENTS: dict[str, Callable[[Programs, Offer, Path], None]] = {
 
 _NO_LIST = "The oldstyle handshake has no list of exports."
 _NO_EXTENTS = "The oldstyle handshake has no way to ask for extents."
-_FIO = "fio's engine does not let a URI name a folder of certificates."
+_FIO = "fio's engine doesn't accept a folder of certificates in a URI."
 
 WITH_US = Matrix(
     "clients",
