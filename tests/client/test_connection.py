@@ -143,7 +143,7 @@ class OldOrder(SynchronousTestCase):
         old: Any = served.client
         old.write(7, b"abc")
         self.assertEqual(asked(served), (WRITE, 0, 7, 3))
-        warned = self.flushWarnings([self.test_of_a_write_works_and_is_warned_of])
+        warned = self.flushWarnings()
         self.assertEqual([each["category"] for each in warned], [DeprecationWarning])
         self.assertIn("write(data, offset)", warned[0]["message"])
 
