@@ -34,15 +34,15 @@ class IPv6ClientEndpoint(TCP6ClientEndpoint):
     def __init__(self, reactor: Any, host: str, port: int, *arguments: Any, **options: Any) -> None:
         inherited: Any = super()  # its methods have no types
         inherited.__init__(reactor, host, port, *arguments, **options)
-        self._interface = host.partition("%")[2]
+        self._interface_name = host.partition("%")[2]
 
     def connect(self, protocolFactory: Any) -> Any:  # noqa: N803  # Twisted calls it so
         """Connect, as `TCP6ClientEndpoint` does; fail with OSError without the interface."""
-        if self._interface and not self._interface.isdigit():
+        if self._interface_name and not self._interface_name.isdigit():
             try:
-                socket.if_nametoindex(self._interface)
+                socket.if_nametoindex(self._interface_name)
             except OSError:
-                text = f"there is no network interface {self._interface!r}"
+                text = f"there is no network interface {self._interface_name!r}"
                 return fail(MissingInterface(errno.ENODEV, text))
         inherited: Any = super()
         return inherited.connect(protocolFactory)
