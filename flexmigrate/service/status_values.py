@@ -52,10 +52,8 @@ def serving_status(serving: ServingFront, about: MigratingExport, now: float) ->
         return _with_migration(status, about.migration, watch, now)
     if about.migration is None or watch is None:
         return status
-    over = about.migration.state
-    return replace(
-        status, migration_phase=over.phase, migration_state=over.label, summary=watch.summary
-    )
+    # The other fields of a migration are there only while it runs, as programs know them.
+    return replace(status, migration_state=about.migration.state.label, summary=watch.summary)
 
 
 def _with_storage(status: Status, export: Export) -> Status:

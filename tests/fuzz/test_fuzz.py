@@ -365,7 +365,7 @@ def calls(rng, client):
         if what == "read":
             answers.append(client.read(offset, length, unfragmented=rng.random() < 0.1))
         elif what == "write":
-            answers.append(client.write(offset, rng.randbytes(length)))
+            answers.append(client.write(rng.randbytes(length), offset))
         elif what == "zero":
             answers.append(client.zero(offset, length))
         elif what == "flush":
