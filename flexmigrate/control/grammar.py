@@ -22,7 +22,6 @@ from flexmigrate.migration.request import (
     CONVERGE_SETTINGS,
     MAX_BPS,
     SETTINGS,
-    UNSAID_HANDOVER,
     Action,
     ConvergeChange,
     MirrorRequest,
@@ -120,8 +119,7 @@ def parse_export(arguments: list[str]) -> tuple[list[str], str | None]:
 def parse_mirror(arguments: list[str]) -> MirrorRequest:
     """Parse ``ADDR PORT [exit|unlink|nothing [BIND [MAX_BPS]]]`` and the settings after it.
 
-    The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none. Without
-    ``handover=``, the rule is `UNSAID_HANDOVER`.
+    The port of a UNIX socket is 0. A BIND of ``0.0.0.0`` or ``::`` means none.
 
     :raises CommandError: with the answer.
     """
@@ -133,7 +131,7 @@ def parse_mirror(arguments: list[str]) -> MirrorRequest:
     try:
         return MirrorRequest.of(
             parse_address(addr, port, lowest_port=0 if addr.startswith("/") else 1),
-            {"handover": UNSAID_HANDOVER, **_read_settings(said, SETTINGS)},
+            _read_settings(said, SETTINGS),
             action=_parse_action(action),
             bind=None if bind in WILDCARDS else parse_host(bind),
             max_bps=parse_max_bps([max_bps]),

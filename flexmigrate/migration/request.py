@@ -63,18 +63,11 @@ class Action(enum.Enum):
 class HandoverRule(enum.Enum):
     """The way in which source and destination decide who owns the image."""
 
-    #: by a session, with a journal at each end, where the destination knows it; only to a server
-    #: that says that it waits for a migration
+    #: by a session, with a journal at each end, where the destination knows it; plainly where it
+    #: says nothing of itself; not at all where it says that it serves an image
     AUTO = "auto"
     SESSION = "session"  #: by a session, or not at all
     PLAIN = "plain"  #: as every NBD server understands it, to any that doesn't say that it serves
-    #: as auto, and plainly to a server with the oldstyle handshake that says nothing of itself, as
-    #: flexnbd's ``listen``
-    FLEXNBD = "flexnbd"
-
-
-UNSAID_HANDOVER = HandoverRule.FLEXNBD
-"""The rule of a ``mirror`` on the operator's socket that says none: flexnbd's callers can't."""
 
 
 class VerifyRule(enum.Enum):
@@ -171,8 +164,7 @@ class MirrorRequest:
     :ivar report: absolute path of the report that is written in the end, if there is to be one.
     :ivar handover: see `HandoverRule`.
     :ivar verify: see `VerifyRule`.
-    :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys,
-        and the image be sent to one that can't say that it waits for a migration.
+    :ivar allow_old_peers: whether a session may be had with a destination that knows of no keys.
     :raises UsageError: (a ValueError) a value is of another type or out of its range, or doesn't
         fit another; the text names it.
     """
@@ -235,7 +227,7 @@ class MirrorRequest:
 
     def setting_lines(self) -> list[str]:
         """Return the lines ``name=value`` of all settings that aren't as they are without one."""
-        usual = MirrorRequest(self.address, handover=UNSAID_HANDOVER)
+        usual = MirrorRequest(self.address)
         return [
             setting.line(value)
             for setting in SETTINGS
@@ -484,12 +476,11 @@ SETTINGS = (
     Setting(
         "handover",
         "handover",
-        "auto|session|plain|flexnbd",
+        "auto|session|plain",
         "how to settle who owns the image: by a session, with a journal at each end; plainly, as"
-        " every NBD server understands it, which overwrites whatever that has; auto, by a session"
-        " where the other server knows it, and only with one that says that it waits for a"
-        " migration; flexnbd, as auto, and plainly with an oldstyle server that doesn't say what it"
-        " does (default: auto)",
+        " every NBD server understands it; auto, by a session where the other server knows it, else"
+        " plainly, with a warning that whatever it has is overwritten. A server that says that it"
+        " serves an image is always refused (default: auto)",
         _member_of(HandoverRule),
         _value_of,
     ),
@@ -498,8 +489,7 @@ SETTINGS = (
         "allow-old-peers",
         "",
         "also accept older versions of flexmigrate, which have no keys: whoever can connect to the"
-        " destination can then take the image over in the source's name; with mirror, also those"
-        " servers that can't say that they wait for a migration (default: refuse them)",
+        " destination can then take the image over in the source's name (default: refuse them)",
         parse_yes,
         format_yes,
     ),

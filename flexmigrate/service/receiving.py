@@ -49,6 +49,7 @@ class Receiving:
         self.intake = intake
         self._core = intake.core
         self._successor: Role | None = None
+        self._has_listened = False
         self.ports = [
             ListeningPort(shell.reactor, place, intake.factory) for place in config.places
         ]
@@ -74,6 +75,7 @@ class Receiving:
         """Go on where an earlier process ended: the image may be ours, and its source may not
         know.
         """
+        self._has_listened = True
         if self._core.handover.owned:
             log.info("{path} is here already", path=self.intake.host.storage.path)
             self.intake.machine.resume()
@@ -189,6 +191,13 @@ class Receiving:
             return await self._successor.terminate(reason)
         return 0 if self._core.handover.owned else 1
 
+    def _take_the_marker_back(self) -> None:
+        """Leave the image of a start that was in vain as it was found. A server that has listened
+        leaves the marker, until the image is complete.
+        """
+        if not self._has_listened:
+            self._core.handover.stop_expecting()
+
     def closing(self) -> list[Step]:
         """Return the steps that disconnect the source, and remove the marker of a start that
         was in vain.
@@ -197,7 +206,7 @@ class Receiving:
             self._stop_looking,
             self._close_ports,
             lambda: self.intake.factory.close_clients("this server ends"),
-            self._core.handover.stop_expecting,
+            self._take_the_marker_back,
         ]
 
     def concluded(self) -> Deferred[None]:

@@ -109,7 +109,7 @@ class CallTests(CliTestCase):
         sock, heard = self.answering(b"0: Mirror started\n")
         ended = self.run_main(f"mirror -l 10.0.0.2 -p 10809 -s {sock}")
         self.assertEqual(ended, (0, "Mirror started\n", ""))
-        self.assertEqual(heard, [b"mirror\n10.0.0.2\n10809\nexit\nhandover=auto\n\n"])
+        self.assertEqual(heard, [b"mirror\n10.0.0.2\n10809\nexit\n\n"])
 
     def test_a_refusal_goes_to_standard_error(self) -> None:
         for code in (1, 10):

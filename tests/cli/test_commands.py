@@ -356,10 +356,11 @@ class MirrorTests(CommandLineTestCase):
         self.assertEqual((config.sock, config.lines[0]), ("/run/s", "mirror"))
         return parse_mirror(list(config.lines[1:]))
 
-    def test_what_flexnbd_sends(self) -> None:
-        least = ("mirror", "10.0.0.2", "10809", "exit")
-        for words, lines in (("", (*least, "handover=auto")), ("--handover flexnbd", least)):
-            self.assertEqual(said(f"mirror {THERE} -s /run/s {words}"), CallConfig("/run/s", lines))
+    def test_the_least_is_what_flexnbd_sends(self) -> None:
+        self.assertEqual(
+            said(f"mirror {THERE} -s /run/s"),
+            CallConfig("/run/s", ("mirror", "10.0.0.2", "10809", "exit")),
+        )
 
     def test_unlink(self) -> None:
         self.assertEqual(self.request(f"{THERE} -u").action.value, "unlink")
@@ -497,7 +498,7 @@ class CallTests(CommandLineTestCase):
     def test_wait(self) -> None:
         self.assertEqual(said("wait -s /s"), WaitConfig("/s"))
         self.assertEqual(said("wait -s /s --export vm7"), WaitConfig("/s", export="vm7"))
-        mirror = ("mirror", "10.0.0.2", "10809", "exit", "export=vm7", "handover=auto")
+        mirror = ("mirror", "10.0.0.2", "10809", "exit", "export=vm7")
         self.assertEqual(
             said(f"mirror {THERE} -s /s --export vm7 --wait"), WaitConfig("/s", (mirror,), "vm7")
         )

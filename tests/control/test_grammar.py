@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Any
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +27,6 @@ from flexmigrate.migration.request import (
     Action,
     ConvergeConfig,
     ConvergeRule,
-    HandoverRule,
     MirrorRequest,
     TLSConfig,
 )
@@ -121,17 +119,12 @@ class EncodeCommandTests(SynchronousTestCase):
                 encode_command(lines)
 
 
-def unsaid(*arguments: Any, **more: Any) -> MirrorRequest:
-    """Return the request that flexnbd's lines ask for, which can't say how it is handed over."""
-    return MirrorRequest(*arguments, handover=HandoverRule.FLEXNBD, **more)
-
-
 NAMES = st.text(st.characters(exclude_characters="\0", exclude_categories=["Cs"]))
 
 
 class MirrorTests(SynchronousTestCase):
     def test_what_is_left_out(self) -> None:
-        self.assertEqual(parse_mirror(["10.0.0.2", "10809"]), unsaid(DESTINATION))
+        self.assertEqual(parse_mirror(["10.0.0.2", "10809"]), MirrorRequest(DESTINATION))
 
     def test_each_action(self) -> None:
         for word, action in (
@@ -140,32 +133,31 @@ class MirrorTests(SynchronousTestCase):
             ("nothing", Action.NOTHING),
         ):
             request = parse_mirror(["10.0.0.2", "10809", word])
-            self.assertEqual(request, unsaid(DESTINATION, action))
+            self.assertEqual(request, MirrorRequest(DESTINATION, action))
 
     def test_everything(self) -> None:
         self.assertEqual(
             parse_mirror(["10.0.0.2", "10809", "unlink", "10.0.0.1", "1000"]),
-            unsaid(DESTINATION, Action.UNLINK, bind="10.0.0.1", max_bps=1000),
+            MirrorRequest(DESTINATION, Action.UNLINK, bind="10.0.0.1", max_bps=1000),
         )
 
     def test_a_unix_socket(self) -> None:
         self.assertEqual(
-            parse_mirror(["/run/dest", "0", "exit"]), unsaid(Address.unix("/run/dest"))
+            parse_mirror(["/run/dest", "0", "exit"]), MirrorRequest(Address.unix("/run/dest"))
         )
 
     def test_binding_to_any_address_is_not_binding(self) -> None:
         for wildcard in ("0.0.0.0", "::"):
             request = parse_mirror(["10.0.0.2", "10809", "exit", wildcard, "5"])
-            self.assertEqual(request, unsaid(DESTINATION, max_bps=5))
+            self.assertEqual(request, MirrorRequest(DESTINATION, max_bps=5))
 
     def test_the_lines_are_those_of_flexnbd(self) -> None:
         self.assertEqual(
-            mirror_command(unsaid(DESTINATION)), ["mirror", "10.0.0.2", "10809", "exit"]
+            mirror_command(MirrorRequest(DESTINATION)), ["mirror", "10.0.0.2", "10809", "exit"]
         )
-        self.assertEqual(mirror_command(MirrorRequest(DESTINATION))[4:], ["handover=auto"])
-        bound = unsaid(DESTINATION, bind="10.0.0.1")
+        bound = MirrorRequest(DESTINATION, bind="10.0.0.1")
         self.assertEqual(mirror_command(bound)[4:], ["10.0.0.1"])
-        limited = unsaid(DESTINATION, max_bps=7)
+        limited = MirrorRequest(DESTINATION, max_bps=7)
         self.assertEqual(mirror_command(limited)[4:], ["0.0.0.0", "7"])
 
     def test_each_mistake_is_quoted(self) -> None:
@@ -206,7 +198,7 @@ class MirrorTests(SynchronousTestCase):
             "tls-hostname=d",
             "connections=7",
         ]
-        expected = unsaid(
+        expected = MirrorRequest(
             DESTINATION,
             export="a",
             remote_export="b",
@@ -239,7 +231,9 @@ class MirrorTests(SynchronousTestCase):
         lines = ["/run/a=b", "0", "export=c=d", "tls=require", "tls-certificates=/e=f/g=h"]
         self.assertEqual(
             parse_mirror(lines),
-            unsaid(Address.unix("/run/a=b"), export="c=d", tls=TLSConfig("require", "/e=f/g=h")),
+            MirrorRequest(
+                Address.unix("/run/a=b"), export="c=d", tls=TLSConfig("require", "/e=f/g=h")
+            ),
         )
 
     def test_an_empty_name_is_not_no_name(self) -> None:
@@ -275,7 +269,7 @@ class MirrorTests(SynchronousTestCase):
                 parse_mirror(["10.0.0.2", "10809", *settings])
 
     def test_what_flexnbd_does_not_know_is_only_sent_where_it_is_wanted(self) -> None:
-        request = unsaid(DESTINATION, max_bps=7, export="a", tls=TLSConfig("on", "/c"))
+        request = MirrorRequest(DESTINATION, max_bps=7, export="a", tls=TLSConfig("on", "/c"))
         self.assertEqual(
             mirror_command(request)[4:],
             ["0.0.0.0", "7", "export=a", "tls=on", "tls-certificates=/c"],
@@ -359,7 +353,7 @@ class SecondsTests(SynchronousTestCase):
 class ConvergeTests(SynchronousTestCase):
     def test_what_a_mirror_says_of_it(self) -> None:
         config = ConvergeConfig("force", max_downtime=0.05, max_park=2.0, timeout=30.0)
-        request = unsaid(DESTINATION, converge=config)
+        request = MirrorRequest(DESTINATION, converge=config)
         self.assertEqual(
             mirror_command(request)[4:],
             ["converge=force", "max-downtime=50ms", "max-park=2s", "converge-timeout=30s"],
@@ -367,7 +361,7 @@ class ConvergeTests(SynchronousTestCase):
         self.assertEqual(parse_mirror(mirror_command(request)[1:]), request)
 
     def test_the_usual_is_not_said(self) -> None:
-        self.assertEqual(len(mirror_command(unsaid(DESTINATION))), 4)
+        self.assertEqual(len(mirror_command(MirrorRequest(DESTINATION))), 4)
 
     @given(
         st.sampled_from(["throttle", "wait", "force"]),

@@ -22,7 +22,6 @@ from flexmigrate.errors import CommandError
 from flexmigrate.migration.request import (
     Action,
     ConvergeChange,
-    HandoverRule,
     MirrorRequest,
     TLSConfig,
 )
@@ -137,9 +136,7 @@ class ControlTests(SynchronousTestCase):
 
     def test_mirror_is_answered_once_it_is_known_how_it_went(self) -> None:
         self.say(b"mirror\n10.0.0.2\n10809\nunlink\n\n")
-        request = MirrorRequest(
-            Address.tcp("10.0.0.2", 10809), Action.UNLINK, handover=HandoverRule.FLEXNBD
-        )
+        request = MirrorRequest(Address.tcp("10.0.0.2", 10809), Action.UNLINK)
         self.assertEqual(self.operator.calls, [("mirror", request)])
         self.assertEqual(self.transport.value(), b"")
         self.operator.mirroring.callback("Mirror started")
@@ -197,7 +194,6 @@ class ControlTests(SynchronousTestCase):
             Address.tcp("10.0.0.2", 10809),
             export="vm7",
             tls=TLSConfig("on", "/pki"),
-            handover=HandoverRule.FLEXNBD,
         )
         self.assertEqual(self.operator.calls, [("mirror", request)])
 

@@ -294,7 +294,7 @@ class TestPlainly:
         servers.listen("--oldstyle")
         answer = servers.mirror("--handover", "session")
         assert answer.returncode == 1
-        assert b"knows no sessions" in answer.stderr
+        assert b"support sessions" in answer.stderr
         servers.start_mirroring()
 
     def test_the_journal_of_the_source_tells_of_it(self, servers: Servers) -> None:

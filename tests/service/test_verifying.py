@@ -116,5 +116,5 @@ class TestAfterALostConnection:
         again = servers.listen(port=port)
         ask(servers.source_sock, "mirror_max_bps", "0")
         servers.complete(source, again)
-        source.wait_for("that is compared")
+        source.wait_for("comparing it")
         assert journal(servers.copy)["digest"] == digest_of(servers.image)

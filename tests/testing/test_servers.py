@@ -17,7 +17,7 @@ class ServerTests(SceneCase):
     def test_serves_from_its_start_to_its_exit_status(self) -> None:
         scene = self.scene()
         client = scene.world.result_of(connect_to(scene.destination_machine, SERVING))
-        scene.world.result_of(client.write(0, b"x" * SECTOR))
+        scene.world.result_of(client.write(b"x" * SECTOR, 0))
         self.assertEqual(scene.source_image.read_bytes()[:SECTOR], b"x" * SECTOR)
         self.assertIsNone(scene.source.status)
         scene.source.signal()

@@ -114,24 +114,17 @@ class MigrationProposal(Proposal):
         return self.opening.encode()
 
     def check(self, client: NBDClientProtocol) -> str | None:
-        """Leave a server that serves its image, and one that doesn't say that it waits for one,
-        unless it was said that this is meant.
+        """Leave a server that says that it serves its image; return a warning for one that doesn't
+        say that it waits for one, as no server of another project can.
         """
         agreement = client.agreement
         if agreement.role is ServerRole.SERVING:
             raise Declined("it serves its image to clients, and waits for no migration")
         if agreement.role is ServerRole.RECEIVING or self.answer is not None:
             return None
-        terms = self._terms
-        if terms.rule is HandoverRule.SESSION:
+        if self._terms.rule is HandoverRule.SESSION:
             return None  # without a session it is left anyway
-        may = terms.rule is HandoverRule.PLAIN or terms.old_peers
-        if not may and not (terms.rule is HandoverRule.FLEXNBD and agreement.oldstyle):
-            raise Declined(
-                f"{terms.address} doesn't say that it waits for a migration, and all that it has "
-                "would be overwritten: if that is meant, say --handover plain"
-            )
         return (
-            f"{terms.address} doesn't say that it waits for a migration: all that it has is "
+            f"{self._terms.address} doesn't say that it waits for a migration: all that it has is "
             "overwritten"
         )
