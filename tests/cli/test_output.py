@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from flexmigrate.cli import output
 from support.operator import status
 from support.processes import PATIENCE, Child, Children, script
 from support.raw_nbd import RawClient
@@ -142,3 +143,27 @@ def wait_for(path: Path, server: Child) -> None:
 def twistd(request: pytest.FixtureRequest) -> bool:
     """Run the test under each runner; true for twistd."""
     return bool(request.param == "twistd")
+
+
+class TestAnInterrupt:
+    def test_between_a_write_and_its_return_repeats_nothing(
+        self, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        written: list[bytes] = []
+
+        def write(fd: int, data: bytes) -> int:
+            written.append(bytes(data))
+            raise KeyboardInterrupt
+
+        reading, writing = os.pipe()
+        stream = output._stream(output._Output(writing), None)
+        with monkeypatch.context() as patched:
+            patched.setattr(os, "write", write)
+            stream.write("a line\n")
+            with pytest.raises(KeyboardInterrupt):
+                stream.flush()
+        output.drop_rest(stream)
+        stream.close()
+        os.close(writing)
+        with open(reading, "rb") as rest:
+            assert (written, rest.read()) == ([b"a line\n"], b"")
