@@ -1,8 +1,8 @@
 """A source's proposal to a destination in the negotiation, and its reaction to the answer.
 
 Three kinds of peers answer: a flexmigrate that waits for the image, and agrees or declines; one
-that doesn't, which declines; and a server that knows no sessions. The image of the last one
-would be overwritten, so it is written to only if the operator asked for that.
+that doesn't, which declines; and a server that knows no sessions. The image of the last one is
+overwritten, so the operator is warned.
 """
 
 from __future__ import annotations
