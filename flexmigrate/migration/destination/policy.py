@@ -22,10 +22,10 @@ from flexmigrate.migration.lock import OwnedLock
 from flexmigrate.migration.ownership.offer import (
     OURSELVES,
     Replies,
-    _refused,
     answer,
     opening_in,
     opening_of,
+    refused,
 )
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
@@ -249,7 +249,7 @@ class ReceivingSession(OpenSession):
         if command == PrivateCommand.VERIFY:
             return self._verify(connection, payload)
         if offset or length:
-            return _refused("neither offset nor length belong there")
+            return refused("neither offset nor length belong there")
         if command == PrivateCommand.COMMIT:
             work = self._commit(connection, opening.as_committed(payload))
         elif command == PrivateCommand.PREPARE:
@@ -258,21 +258,21 @@ class ReceivingSession(OpenSession):
             try:
                 work = self._prepare(connection, parse_image_digest(payload))
             except RemoteProtocolError as error:
-                return _refused(str(error))
+                return refused(str(error))
         return Deferred.fromCoroutine(work).addCallback(Outcome.encode)
 
     def _verify(self, connection: NBDServerProtocol, payload: bytes) -> Deferred[bytes]:
         """Compare ranges with what their source says that they hold; what is equal is covered."""
         core = self._core
         if not core.is_from(connection) or core.state is not DestinationState.RECEIVING:
-            return _refused("nothing is being received that could be verified")
+            return refused("nothing is being received that could be verified")
         try:
             claims = parse_claims(payload)
         except RemoteProtocolError as error:
-            return _refused(str(error))
+            return refused(str(error))
         fault = fault_in(claims, core.export.size)
         if fault is not None:
-            return _refused(fault)
+            return refused(fault)
         coverage, digest = core.coverage, core.digest  # of this attempt, however long it takes
         # What this attempt has written is in the page cache, and on the disk once it is flushed.
         believed = [
@@ -289,7 +289,7 @@ class ReceivingSession(OpenSession):
 
         readable = core.export.storage.blocking
         if readable is None:
-            return _refused("storage that is no file can't be compared")
+            return refused("storage that is no file can't be compared")
         judging: Deferred[list[bool]] = self._judging.run(
             core.export.storage.run, judge, readable, claims
         )

@@ -79,7 +79,8 @@ def answer(
 OURSELVES = "it is the very server that the image is to be migrated from"
 
 
-def _refused(text: str) -> Deferred[bytes]:
+def refused(text: str) -> Deferred[bytes]:
+    """Return the failure that answers a private command as invalid, with the reason *text*."""
     failed: Deferred[bytes] = Deferred()
     failed.errback(Failure(RequestFailed(int(ErrorCode.EINVAL), text)))
     return failed

@@ -18,10 +18,10 @@ from flexmigrate.log import failures
 from flexmigrate.migration.ownership.offer import (
     OURSELVES,
     Replies,
-    _refused,
     answer,
     opening_in,
     opening_of,
+    refused,
 )
 from flexmigrate.migration.ownership.ownership import Ownership
 from flexmigrate.server.connection import NBDServerProtocol
@@ -125,7 +125,7 @@ class ServingSession(OpenSession):
         if held is None or opening is None or command != PrivateCommand.COMMIT:
             return None
         if offset or length:
-            return _refused("neither offset nor length belong there")
+            return refused("neither offset nor length belong there")
         refusal = held.ownership.refusal_to_confirm(opening.as_committed(payload))
         return succeed(Outcome(held.ownership.state, refusal or "").encode())
 

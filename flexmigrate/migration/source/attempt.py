@@ -130,7 +130,7 @@ class Attempt:
             raise SizeMismatch(client.size, self._export.size)
         if client.flags & TransmissionFlag.READ_ONLY:
             raise MigrationError("the destination's export is read-only")
-        self._connection.use()
+        self._connection.start_transfer()
         client.when_closed().addCallback(lambda _: self.hurry())
         handover = SourceHandover(
             self._reactor, self._terms, self._number, client, self._log.source
@@ -150,7 +150,7 @@ class Attempt:
         """
         answer = self._connection.answer if self._handing_over.is_session else None
         self._undo.callback(self.passes.stop_marking)
-        await self.passes.first(self._connection, answer, drop_cache=self._drop_cache)
+        await self.passes.send_all(self._connection, answer, drop_cache=self._drop_cache)
 
     async def converge(self) -> None:
         """Further passes, until clients may be parked for what is left, and nothing is known to be

@@ -69,7 +69,7 @@ class DestinationConnection:
             raise proposal.declined(error) from error
         return self.client
 
-    def use(self) -> None:
+    def start_transfer(self) -> None:
         """Add the connections that only carry data, and watch the destination from now on."""
         client = self.client
         assert client is not None

@@ -94,7 +94,7 @@ class Passes:
         """Return how many bytes are dirty; the first pass must have begun."""
         return self._copying.dirty.bytes
 
-    async def first(
+    async def send_all(
         self, connection: DestinationConnection, answer: Answer | None, *, drop_cache: bool
     ) -> None:
         """Send everything, once; but for what an earlier attempt has left there, and is the same.
