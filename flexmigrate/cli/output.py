@@ -56,17 +56,6 @@ def give_up() -> None:
     sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # for as long as the process lives
 
 
-def drop_rest(out: TextIO) -> None:
-    """Write nothing more to *out*, which was interrupted.
-
-    An interrupt may come after a write and before its return. The stream doesn't know then that it
-    has written, and would write the same again at its end.
-    """
-    raw = getattr(getattr(out, "buffer", None), "raw", None)
-    if isinstance(raw, _Output):
-        raw.is_over = True
-
-
 def _is_open(fd: int) -> bool:
     try:
         os.fstat(fd)
@@ -93,7 +82,7 @@ class _Output(io.RawIOBase):
     def __init__(self, fd: int, *, is_open: bool = True) -> None:
         self._fd = fd
         self._is_open = is_open
-        self.is_over = False
+        self._is_interrupted = False
 
     def fileno(self) -> int:
         return self._fd
@@ -105,7 +94,7 @@ class _Output(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        if self.is_over:
+        if self._is_interrupted:
             return len(data)
         if not self._is_open:
             raise OutputError(errno.EBADF)
@@ -118,6 +107,11 @@ class _Output(io.RawIOBase):
                 poll.poll()
             except OSError as error:
                 raise OutputError(error.errno or errno.EIO) from error
+            except KeyboardInterrupt:
+                # It may come after the write and before its return. The stream doesn't know then
+                # that it has written, and would write the same again at its end.
+                self._is_interrupted = True
+                raise
 
 
 class _Errors(_Output):

@@ -6,13 +6,13 @@ server or its migration; and they never import Twisted.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import time
 from collections.abc import Iterator, Mapping
 from typing import TextIO
 
-from flexmigrate.cli.output import drop_rest
 from flexmigrate.cli.requests import StatusConfig, WaitConfig
 from flexmigrate.control.caller import Conversation, NoAnswer, call
 from flexmigrate.control.grammar import OK, export_lines
@@ -142,10 +142,8 @@ def show_status(config: StatusConfig, out: TextIO) -> int:
     if not config.watch:
         out.write(_shown(_status_text(config), config))
         return 0
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         _watch_status(config, out)
-    except KeyboardInterrupt:
-        drop_rest(out)
     return 0
 
 
